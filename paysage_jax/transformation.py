@@ -1,0 +1,319 @@
+"""The (init, update) pair: what every optimizer and transform of this package is."""
+
+import dataclasses
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, ClassVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path
+
+Params = Any  # a pytree of floating arrays
+Updates = Any  # a pytree like Params
+State = Any
+
+
+# --- hyperparameters are pytree leaves ---------------------------------------------------------------
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A field of a `pytree_dataclass` that belongs to its structure (a flag), not to its leaves."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def absent_at_zero() -> Any:
+    """A numeric field whose default, the Python number 0, leaves the term it scales out altogether."""
+    return dataclasses.field(default=0.0, metadata={"absent_at_zero": True})
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a hyperparameter is the Python number 0, known to be so while tracing."""
+    return isinstance(value, int | float) and value == 0
+
+
+def _is_static(field: dataclasses.Field, value: Any) -> bool:
+    if "static" in field.metadata:
+        return True
+    if "absent_at_zero" in field.metadata and is_absent(value):
+        return True
+    # A plain function (an optax schedule, say) is no array: it belongs to the structure.
+    return any(callable(leaf) for leaf in jax.tree.leaves(value))
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static, absent_at_zero))
+def pytree_dataclass(cls):
+    """Make a class a frozen dataclass and a pytree whose numbers, arrays and schedules are children.
+
+    So an object of it can be closed over, passed through `jax.jit` (a new value does not retrace),
+    mapped by `jax.vmap` and differentiated. With float fields it hashes and compares by value, and pickles.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+
+    def flatten_with_keys(self):
+        children, fixed = [], []
+        for field in fields:
+            value = getattr(self, field.name)
+            (fixed if _is_static(field, value) else children).append((field.name, value))
+        names = tuple(name for name, _ in children)
+        return [(GetAttrKey(name), value) for name, value in children], (names, tuple(fixed))
+
+    def unflatten(structure, children):
+        names, fixed = structure
+        self = object.__new__(cls)  # not __init__: children may be tracers or placeholders
+        for name, value in (*zip(names, children, strict=True), *fixed):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    return cls
+
+
+def check_number(owner: str, name: str, value: Any, low: float, high: float, *, open_above: bool = False) -> None:
+    """Raise unless low <= value <= high (< high if open_above). What is not yet known (a tracer) passes."""
+    if isinstance(value, jax.Array):
+        return
+    interval = f"[{low}, {high}{')' if open_above else ']'}"
+    if not isinstance(value, int | float | np.number | np.ndarray):
+        raise TypeError(f"{owner}: {name} must be a number in {interval}, got {value!r}")
+    inside = (np.asarray(low) <= value) & ((value < high) if open_above else (value <= high))
+    if not np.all(inside):
+        raise ValueError(f"{owner}: {name} must be in {interval}, got {value}")
+
+
+def check_learning_rate(owner: str, name: str, value: Any) -> None:
+    """Raise unless value is a number >= 0, an array or a callable `step -> value`."""
+    if not callable(value):
+        check_number(owner, name, value, 0, np.inf, open_above=True)
+
+
+def accepted(function: Callable, extra: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments among `extra` that `function` takes."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return extra
+    return {name: value for name, value in extra.items() if name in parameters}
+
+
+def evaluate(name: str, value: Any, step: Any, **extra: Any) -> jax.Array:
+    """A number, or a schedule at `step`, as a scalar array of the default float dtype."""
+    if callable(value):
+        value = value(step, **accepted(value, extra))
+    value = jnp.asarray(value, dtype=float)
+    if value.shape != ():
+        raise ValueError(f"{name}: expected a scalar, got shape {value.shape}; use jax.vmap for many values")
+    return value
+
+
+# --- steps and leaves --------------------------------------------------------------------------------
+
+
+def next_step(step: jax.Array) -> jax.Array:
+    """step + 1, staying at the largest int32 instead of wrapping."""
+    return jnp.minimum(step, jnp.iinfo(step.dtype).max - 1) + 1
+
+
+def moment_dtype(dtype: Any) -> Any:
+    """The dtype in which a parameter's arithmetic is done and its moments are kept: at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _check_floating(tree_name: str, path: Any, leaf: Any) -> None:
+    dtype = jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{tree_name}{keystr(path)}: expected a floating dtype, got {dtype}")
+
+
+def zeros_like_moments(params: Params) -> Params:
+    """Zeros in the shape of every leaf and in its `moment_dtype`. Raises TypeError for a leaf that is not floating."""
+    check_floating("params", params)
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype(jnp.result_type(p))), params)
+
+
+def check_floating(name: str, tree: Any) -> None:
+    """Raise TypeError for the first leaf of `tree` that is not of a floating dtype."""
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        _check_floating(name, path, leaf)
+
+
+def check_same_tree(name: str, tree: Any, reference_name: str, reference: Any) -> None:
+    """Raise ValueError where `tree` has not the structure and the shapes of `reference`."""
+    got, got_structure = tree_flatten_with_path(tree)
+    expected, structure = tree_flatten_with_path(reference)
+    got_shapes = {keystr(path): jnp.shape(leaf) for path, leaf in got}
+    shapes = {keystr(path): jnp.shape(leaf) for path, leaf in expected}
+    for path in shapes.keys() - got_shapes.keys():
+        raise ValueError(f"{name}{path}: missing; {reference_name} has it, of shape {shapes[path]}")
+    for path in got_shapes.keys() - shapes.keys():
+        raise ValueError(f"{name}{path}: unexpected; {reference_name} has no such leaf")
+    if got_structure != structure:
+        raise ValueError(f"{name}: expected the tree structure of {reference_name}, {structure}, got {got_structure}")
+    for path, shape in shapes.items():
+        if got_shapes[path] != shape:
+            raise ValueError(f"{name}{path}: expected shape {shape} as in {reference_name}, got {got_shapes[path]}")
+
+
+def update_leaves(
+    rule: Callable[..., tuple[jax.Array, ...]],
+    scalars: dict[str, Any],
+    updates: Updates,
+    params: Params | None,
+    *moments: Params,
+) -> tuple[Any, ...]:
+    """(updates, *moments), leaf by leaf, from `rule(h, g, p, *m) -> (u, *m)`.
+
+    The rule sees gradient g, parameter p (None where `params` is) and moments in the moments' dtype, and
+    `scalars` as attributes of h in the same dtype. The update comes back in the parameter's dtype (the
+    gradient's where `params` is None). Raises ValueError or TypeError for a leaf that does not fit.
+    """
+    check_floating("updates", updates)
+    for tree in moments[:1]:
+        check_same_tree("updates", updates, "the state", tree)
+    if params is not None:
+        check_same_tree("updates", updates, "params", params)
+
+    @functools.cache
+    def scalars_in(dtype):
+        return SimpleNamespace(**{name: jnp.asarray(value, dtype) for name, value in scalars.items()})
+
+    def update(g, p, *m):
+        out_dtype = jnp.result_type(g if p is None else p)
+        dtype = m[0].dtype if m else moment_dtype(out_dtype)
+        g = jnp.asarray(g, dtype)
+        p = None if p is None else jnp.asarray(p, dtype)
+        u, *m = rule(scalars_in(dtype), g, p, *m)
+        return u.astype(out_dtype), *m
+
+    leaves, structure = jax.tree.flatten(updates)
+    columns = [[None] * len(leaves) if tree is None else jax.tree.leaves(tree) for tree in (params, *moments)]
+    rows = [update(*row) for row in zip(leaves, *columns, strict=True)]
+    outputs = zip(*rows, strict=True) if rows else [()] * (1 + len(moments))
+    return tuple(structure.unflatten(column) for column in outputs)
+
+
+# --- the pair ----------------------------------------------------------------------------------------
+
+
+class Transformation(ABC):
+    """A pure pair that turns gradients into updates; `init, update = transformation` unpacks it.
+
+    `init(params)` is the state before the first update, where `params` may also be abstract
+    (`jax.ShapeDtypeStruct`). `update(updates, state, params=None, **extra)` is `(updates, state)` after one
+    step. Updates are added to the parameters (`apply_updates`): an optimizer returns minus its step.
+    Both raise ValueError or TypeError, at trace time, naming the leaf that does not fit.
+    Subclasses are made pytrees by `pytree_dataclass`.
+    """
+
+    @abstractmethod
+    def init(self, params: Params) -> State: ...
+
+    @abstractmethod
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]: ...
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        return iter((self.init, self.update))
+
+    def to_optax(self) -> Any:
+        """The same pair as an `optax.GradientTransformationExtraArgs`.
+
+        `optax.chain` takes our objects as they are, but hands extra keyword arguments only to its own type.
+        """
+        import optax
+
+        return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+
+class Leafwise(Transformation):
+    """An optimizer that is one `rule`, applied to every leaf.
+
+    A subclass is a `pytree_dataclass` with a learning rate among its fields, names its state (a NamedTuple of
+    `step`, `learning_rate` and the moments, which start at zero) and writes the equation:
+    `rule(h, g, p, *moments) -> (u, *moments)`. There h holds every numeric field under its own name, the
+    learning rate at this step, t (the number of this step, from 1) and what `scalars` adds.
+    """
+
+    state_type: ClassVar[Callable[..., Any]]
+    moments: ClassVar[int] = 0
+    rate: ClassVar[str] = "learning_rate"
+
+    @abstractmethod
+    def rule(self, h: Any, g: jax.Array, p: jax.Array | None, *moments: jax.Array) -> tuple[jax.Array, ...]: ...
+
+    def scalars(self, t: jax.Array) -> dict[str, Any]:
+        """What the rule needs once per step, the same for every leaf."""
+        del t
+        return {}
+
+    def init(self, params):
+        step = jnp.zeros((), jnp.int32)
+        rate = evaluate(self.rate, getattr(self, self.rate), step, epoch=step)
+        return self.state_type(step, rate, *(zeros_like_moments(params) for _ in range(self.moments)))
+
+    def update(self, updates, state, params=None, **extra):
+        rate = evaluate(self.rate, getattr(self, self.rate), state.step, **extra)
+        t = next_step(state.step)
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if "static" not in f.metadata}
+        scalars = fields | {self.rate: rate, "t": t} | self.scalars(t)
+        updates, *moments = update_leaves(self.rule, scalars, updates, params, *state[2:])
+        return updates, self.state_type(t, rate, *moments)
+
+
+@pytree_dataclass
+class _Foreign(Transformation):
+    """Another library's (init, update) pair as a member of `chain`."""
+
+    pair: Any
+
+    def init(self, params):
+        return self.pair.init(params)
+
+    def update(self, updates, state, params=None, **extra):
+        return self.pair.update(updates, state, params, **accepted(self.pair.update, extra))
+
+
+@pytree_dataclass
+class chain(Transformation):
+    """`chain(a, b, ...)`: a, then b on the updates of a, and so on; the state is the tuple of their states.
+
+    Members are ours or optax's; extra keyword arguments reach the members that take them.
+    """
+
+    members: tuple[Transformation, ...]
+
+    def __init__(self, *members: Any):
+        for i, member in enumerate(members):
+            if not (hasattr(member, "init") and hasattr(member, "update")):
+                raise TypeError(f"chain: member {i} must have init and update, got {member!r}")
+        ours = tuple(m if isinstance(m, Transformation) else _Foreign(m) for m in members)
+        object.__setattr__(self, "members", ours)
+
+    def init(self, params):
+        return tuple(member.init(params) for member in self.members)
+
+    def update(self, updates, state, params=None, **extra):
+        if len(state) != len(self.members):
+            raise ValueError(f"chain: expected a state of {len(self.members)} members, got {len(state)}")
+        states = []
+        for member, member_state in zip(self.members, state, strict=True):
+            updates, member_state = member.update(updates, member_state, params, **extra)
+            states.append(member_state)
+        return updates, tuple(states)
+
+
+def apply_updates(params: Params, updates: Updates) -> Params:
+    """params + updates, in the parameters' dtypes. Raises ValueError where a leaf is missing or misshapen."""
+    check_same_tree("updates", updates, "params", params)
+
+    def add(p, u):
+        dtype = jnp.result_type(p)
+        wide = moment_dtype(dtype)
+        return (jnp.asarray(p, wide) + jnp.asarray(u, wide)).astype(dtype)
+
+    return jax.tree.map(add, params, updates)
