@@ -132,7 +132,7 @@ class adam(Leafwise):
     b1: Number = 0.9
     b2: Number = 0.999
     eps: Number = 1e-8
-    weight_decay: Number = absent_at_zero()
+    weight_decay: Number = absent_at_zero(default=0.0)
 
     state_type = AdamState
     moments = 2

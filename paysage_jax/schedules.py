@@ -26,8 +26,9 @@ def check_count(owner: str, name: str, value: Any) -> None:
 
 
 def _check_finite(owner: str, **numbers: Any) -> None:
+    largest = float(np.finfo(np.float32).max)
     for name, value in numbers.items():
-        check_number(owner, name, value, np.finfo(np.float32).min, np.finfo(np.float32).max)
+        check_number(owner, name, value, -largest, largest)
 
 
 def _epoch_of(step: Any, steps_per_epoch: Any) -> jax.Array:

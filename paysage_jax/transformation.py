@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, cast, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,9 @@ def static(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"static": True})
 
 
-def absent_at_zero() -> Any:
-    """A numeric field whose default, the Python number 0, leaves the term it scales out altogether."""
-    return dataclasses.field(default=0.0, metadata={"absent_at_zero": True})
+def absent_at_zero(default: Any = 0.0) -> Any:
+    """A numeric field whose value, if it is the Python number 0, leaves the term it scales out altogether."""
+    return dataclasses.field(default=default, metadata={"absent_at_zero": True})
 
 
 def is_absent(value: Any) -> bool:
@@ -123,22 +123,17 @@ def moment_dtype(dtype: Any) -> Any:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _check_floating(tree_name: str, path: Any, leaf: Any) -> None:
-    dtype = jnp.result_type(leaf)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{tree_name}{keystr(path)}: expected a floating dtype, got {dtype}")
-
-
 def zeros_like_moments(params: Params) -> Params:
-    """Zeros in the shape of every leaf and in its `moment_dtype`. Raises TypeError for a leaf that is not floating."""
-    check_floating("params", params)
+    """Zeros in the shape of every leaf and in its `moment_dtype`."""
     return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype(jnp.result_type(p))), params)
 
 
 def check_floating(name: str, tree: Any) -> None:
     """Raise TypeError for the first leaf of `tree` that is not of a floating dtype."""
     for path, leaf in tree_flatten_with_path(tree)[0]:
-        _check_floating(name, path, leaf)
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{name}{keystr(path)}: expected a floating dtype, got {dtype}")
 
 
 def check_same_tree(name: str, tree: Any, reference_name: str, reference: Any) -> None:
@@ -242,9 +237,7 @@ class Leafwise(Transformation):
     state_type: ClassVar[Callable[..., Any]]
     moments: ClassVar[int] = 0
     rate: ClassVar[str] = "learning_rate"
-
-    @abstractmethod
-    def rule(self, h: Any, g: jax.Array, p: jax.Array | None, *moments: jax.Array) -> tuple[jax.Array, ...]: ...
+    rule: Callable[..., tuple[jax.Array, ...]]
 
     def scalars(self, t: jax.Array) -> dict[str, Any]:
         """What the rule needs once per step, the same for every leaf."""
@@ -252,6 +245,7 @@ class Leafwise(Transformation):
         return {}
 
     def init(self, params):
+        check_floating("params", params)
         step = jnp.zeros((), jnp.int32)
         rate = evaluate(self.rate, getattr(self, self.rate), step, epoch=step)
         return self.state_type(step, rate, *(zeros_like_moments(params) for _ in range(self.moments)))
@@ -259,7 +253,9 @@ class Leafwise(Transformation):
     def update(self, updates, state, params=None, **extra):
         rate = evaluate(self.rate, getattr(self, self.rate), state.step, **extra)
         t = next_step(state.step)
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if "static" not in f.metadata}
+        fields = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self)) if "static" not in f.metadata
+        }
         scalars = fields | {self.rate: rate, "t": t} | self.scalars(t)
         updates, *moments = update_leaves(self.rule, scalars, updates, params, *state[2:])
         return updates, self.state_type(t, rate, *moments)
