@@ -22,6 +22,7 @@ from .transformation import (
     Updates,
     check_learning_rate,
     check_number,
+    norm,
     pytree_dataclass,
     update_leaves,
 )
@@ -171,13 +172,6 @@ def normalize(grad: Updates, mean_square: Params, mean_weight: Number = 0, mean_
 # --- magnitude ---------------------------------------------------------------------------------------
 
 
-def _norm(x):
-    """The Euclidean norm, scaled so that squares neither overflow nor vanish; NaN and inf come through."""
-    largest = jnp.max(jnp.abs(x), initial=0)
-    scale = jnp.where((largest > 0) & (largest < np.inf), largest, 1)
-    return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))
-
-
 def gradient_magnitude(tree: Any) -> jax.Array:
     """√(mean over leaves of ‖leaf‖² / len(leaf)), len being the size of the first dimension; a float32 scalar.
 
@@ -190,4 +184,4 @@ def gradient_magnitude(tree: Any) -> jax.Array:
         if jnp.ndim(leaf) == 0:
             raise TypeError(f"gradient_magnitude: leaf {keystr(path)} has no first dimension")
     arrays = [jnp.asarray(leaf, jnp.float32) for _, leaf in leaves]
-    return _norm(jnp.stack([_norm(x) / np.sqrt(np.float32(len(x))) for x in arrays])) / np.sqrt(np.float32(len(arrays)))
+    return norm(jnp.stack([norm(x) / np.sqrt(np.float32(len(x))) for x in arrays])) / np.sqrt(np.float32(len(arrays)))

@@ -191,6 +191,23 @@ def update_leaves(
     return tuple(structure.unflatten(column) for column in outputs)
 
 
+def norm(x: jax.Array) -> jax.Array:
+    """The Euclidean norm, scaled so that squares neither overflow nor vanish; NaN and inf come through."""
+    largest = jnp.max(jnp.abs(x), initial=0)
+    scale = jnp.where((largest > 0) & (largest < np.inf), largest, 1)
+    return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no element of any leaf is NaN or infinite; a bool scalar."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [jnp.array(True)]))
+
+
+def find_states(state: State, kind: type) -> list[Any]:
+    """The states of type `kind` anywhere in a chained or wrapped `state`."""
+    return [s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
+
+
 # --- the pair ----------------------------------------------------------------------------------------
 
 
@@ -263,7 +280,7 @@ class Leafwise(Transformation):
 
 @pytree_dataclass
 class _Foreign(Transformation):
-    """Another library's (init, update) pair as a member of `chain`."""
+    """Another library's (init, update) pair."""
 
     pair: Any
 
@@ -272,6 +289,15 @@ class _Foreign(Transformation):
 
     def update(self, updates, state, params=None, **extra):
         return self.pair.update(updates, state, params, **accepted(self.pair.update, extra))
+
+
+def as_transformation(pair: Any) -> Transformation:
+    """One of ours as it is, another library's pair so that it can stand where ours do."""
+    if isinstance(pair, Transformation):
+        return pair
+    if not (hasattr(pair, "init") and hasattr(pair, "update")):
+        raise TypeError(f"expected an optimizer or transformation, with init and update, got {pair!r}")
+    return _Foreign(pair)
 
 
 @pytree_dataclass
@@ -284,11 +310,7 @@ class chain(Transformation):
     members: tuple[Transformation, ...]
 
     def __init__(self, *members: Any):
-        for i, member in enumerate(members):
-            if not (hasattr(member, "init") and hasattr(member, "update")):
-                raise TypeError(f"chain: member {i} must have init and update, got {member!r}")
-        ours = tuple(m if isinstance(m, Transformation) else _Foreign(m) for m in members)
-        object.__setattr__(self, "members", ours)
+        object.__setattr__(self, "members", tuple(as_transformation(member) for member in members))
 
     def init(self, params):
         return tuple(member.init(params) for member in self.members)

@@ -1,0 +1,250 @@
+"""The jitted step, and whole runs inside one compiled program."""
+
+import time
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .convergence import ConvergenceState, converged
+from .phases import ChainState, Estimator, batch_size_of
+from .schedules import check_count
+from .transformation import Params, State, all_finite, apply_updates, as_transformation, find_states
+
+Metric = Callable[[Params, jax.Array], jax.Array]
+
+
+class Outcome(IntEnum):
+    """How a run ended."""
+
+    EPOCHS_EXHAUSTED = 0
+    CONVERGED = 1
+    NON_FINITE = 2
+
+
+class FitResult(NamedTuple):
+    """All that a run ends with, a pytree of arrays: save it, and `fit(..., resume=result)` goes on from it.
+
+    epochs_done: int32. outcome: int32, an `Outcome`. history: for each metric, and for "epoch" (the epochs done
+    when it was measured), an array with a row per measurement; rows never reached hold NaN (-1 for integers).
+    """
+
+    params: Params
+    optimizer_state: State
+    chain_state: ChainState
+    epochs_done: jax.Array
+    outcome: jax.Array
+    history: dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """What a step changes: `TrainState(params, optimizer.init(params), estimator.init(params, batch, key))`."""
+
+    params: Params
+    optimizer_state: State
+    chain_state: ChainState
+
+
+def _update(estimator, optimizer, state, batch, key, **extra):
+    gradient, chain_state, statistics = estimator.estimate(state.params, batch, state.chain_state, key)
+    updates, optimizer_state = optimizer.update(
+        gradient, state.optimizer_state, state.params, statistics=statistics, **extra
+    )
+    return TrainState(apply_updates(state.params, updates), optimizer_state, chain_state), statistics
+
+
+_jitted_update = jax.jit(_update, donate_argnames="state")
+
+
+def train_step(estimator: Estimator, optimizer: Any) -> Callable[..., tuple[TrainState, Any]]:
+    """One jitted step: `step(state, batch, key, **extra) -> (state, statistics)`.
+
+    `extra` (`epoch=`, say) goes to the optimizer. The state is donated: use the one that comes back. Another
+    learning rate does not compile again.
+    """
+    return partial(_jitted_update, estimator, as_transformation(optimizer))
+
+
+def fit(
+    params: Params,
+    optimizer: Any,
+    estimator: Estimator,
+    data: Any,
+    *,
+    epochs: int,
+    key: jax.Array,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    metrics: Mapping[str, Metric] | None = None,
+    metrics_every: int = 1,
+    progress: bool = False,
+    resume: FitResult | None = None,
+) -> FitResult:
+    """Train for `epochs` epochs, or until `track_convergence` in the optimizer has converged at the end of one.
+
+    data: an array, or a dict or tuple of arrays, with one leading axis, cut into batches of `batch_size` (the last
+    may be smaller), in a new order every epoch if `shuffle`: the whole run is one compiled program, which may be
+    mapped by `jax.vmap` over hyperparameters and keys. Or an iterable of batches that can be read anew every
+    epoch (a list, a loader): a jitted step per batch, the next one transferred while one is computed.
+    metrics: `name -> metric(params, key)`, each a scalar or an array, measured every `metrics_every` epochs.
+    progress: show a tqdm bar. resume: the result of an earlier call, to go on from (`params` is not used then);
+    with the same key, data and options it ends bit for bit as if never cut.
+    The optimizer's `update` gets the extra arguments `epoch` and `statistics`. No argument is modified.
+    """
+    check_count("fit", "epochs", epochs)
+    check_count("fit", "metrics_every", metrics_every)
+    if isinstance(key, int):
+        raise TypeError(f"fit: key must be a key, jax.random.key({key}), got {key}")
+    init_key, key = jax.random.split(key)
+    optimizer = as_transformation(optimizer)
+    measure = tuple((metrics or {}).items())
+    in_memory = isinstance(data, jax.Array | np.ndarray | dict | tuple)
+    if in_memory:
+        size = batch_size_of("data", data)
+        if batch_size is None or not 1 <= batch_size <= size:
+            raise ValueError(f"fit: batch_size must be from 1 to the {size} rows of data, got {batch_size}")
+        data = _own(data)
+    else:
+        if batch_size is not None:
+            raise ValueError("fit: batch_size does not go with an iterable, whose items are the batches")
+        if iter(data) is data:
+            raise ValueError("fit: data is an iterator, to be read once; give a list or a loader, read every epoch")
+
+    if resume is None:
+        first = jax.tree.map(lambda x: x[:batch_size], data) if in_memory else _own(next(iter(data)))
+        params = _own(params)
+        result = FitResult(
+            params,
+            optimizer.init(params),
+            estimator.init(params, first, init_key),
+            jnp.zeros((), jnp.int32),
+            jnp.array(Outcome.EPOCHS_EXHAUSTED, jnp.int32),
+            _history(params, key, measure, epochs // metrics_every),
+        )
+    else:
+        result = _own(resume)
+        fresh = _history(result.params, key, measure, epochs // metrics_every)
+        if fresh.keys() != result.history.keys():
+            raise ValueError(f"fit: expected the metrics {sorted(result.history)} of resume, got {sorted(fresh)}")
+        history = jax.tree.map(lambda old, new: jnp.concatenate([old, new[len(old) :]]), result.history, fresh)
+        result = result._replace(history=history)
+
+    recording = dict(measure=measure, every=metrics_every)
+    if in_memory:
+        run = partial(_run_epochs, optimizer, estimator, data, key, batch_size=batch_size, shuffle=shuffle, **recording)
+    else:
+        run = partial(_iterate_epochs, optimizer, estimator, data, key, **recording)
+    return _with_progress(run, result, epochs) if progress else run(result, np.int32(epochs))
+
+
+def _own(tree):
+    # A copy: JAX may alias a numpy buffer that its owner goes on writing to, and steps donate their arguments.
+    return jax.tree.map(jnp.array, tree)
+
+
+def _history(params, key, measure, rows):
+    """The empty history: a row per measurement to come."""
+    shapes = {"epoch": jax.ShapeDtypeStruct((), jnp.int32)}
+    shapes |= {name: jax.eval_shape(metric, params, key) for name, metric in measure}
+
+    def empty(shape):
+        missing = np.nan if jnp.issubdtype(shape.dtype, jnp.floating) else -1
+        return jnp.full((rows, *shape.shape), missing, shape.dtype)
+
+    return jax.tree.map(empty, shapes)
+
+
+def _keys(key, epoch):
+    """The keys of an epoch: for the order of the data, for its steps, for its metrics."""
+    return jax.random.split(jax.random.fold_in(key, epoch), 3)
+
+
+def _end_epoch(result, key, *, measure, every):
+    """One epoch more: measure if it is time, and say whether the run is over."""
+    epochs_done = result.epochs_done + 1
+
+    def record(history):
+        values = {"epoch": epochs_done} | {name: metric(result.params, key) for name, metric in measure}
+        row = epochs_done // every - 1
+        return jax.tree.map(lambda rows, value: rows.at[row].set(value), history, values)
+
+    history = result.history
+    if history["epoch"].size:
+        history = jax.lax.cond(epochs_done % every == 0, record, lambda history: history, history)
+    outcome = result.outcome
+    if find_states(result.optimizer_state, ConvergenceState):
+        outcome = jnp.where(converged(result.optimizer_state), jnp.int32(Outcome.CONVERGED), outcome)
+    outcome = jnp.where(all_finite(result.params), outcome, jnp.int32(Outcome.NON_FINITE))
+    return result._replace(epochs_done=epochs_done, outcome=outcome, history=history)
+
+
+@partial(jax.jit, static_argnames=("batch_size", "shuffle", "measure", "every"))
+def _run_epochs(optimizer, estimator, data, key, result, stop, *, batch_size, shuffle, measure, every):
+    """Epochs up to number `stop`, on data in memory."""
+    size = batch_size_of("data", data)
+    full = size // batch_size
+
+    def epoch(result):
+        order_key, steps_key, metric_key = _keys(key, result.epochs_done)
+        order = jax.random.permutation(order_key, size) if shuffle else jnp.arange(size)
+
+        def step(state, batch):
+            i, rows = batch
+            batch = jax.tree.map(lambda x: x[rows], data)
+            step_key = jax.random.fold_in(steps_key, i)
+            return _update(estimator, optimizer, state, batch, step_key, epoch=result.epochs_done)[0], None
+
+        whole, rest = order[: full * batch_size].reshape(full, batch_size), order[full * batch_size :]
+        state, _ = jax.lax.scan(step, TrainState(*result[:3]), (jnp.arange(full), whole))
+        if rest.size:
+            state, _ = step(state, (full, rest))
+        return _end_epoch(FitResult(*state, *result[3:]), metric_key, measure=measure, every=every)
+
+    def goes_on(result):
+        return (result.epochs_done < stop) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
+
+    return jax.lax.while_loop(goes_on, epoch, result)
+
+
+@partial(jax.jit, donate_argnames="state")
+def _numbered_step(optimizer, estimator, state, batch, key, i, epoch):
+    return _update(estimator, optimizer, state, batch, jax.random.fold_in(key, i), epoch=epoch)[0]
+
+
+_jitted_end_epoch = jax.jit(_end_epoch, static_argnames=("measure", "every"))
+
+
+def _iterate_epochs(optimizer, estimator, data, key, result, stop, *, measure, every):
+    """Epochs up to number `stop`, on an iterable of batches."""
+    while result.epochs_done < stop and result.outcome == Outcome.EPOCHS_EXHAUSTED:
+        _, step_key, metric_key = _keys(key, result.epochs_done)
+        state = TrainState(*result[:3])
+        i = -1
+        # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
+        for i, batch in enumerate(data):
+            state = _numbered_step(optimizer, estimator, state, _own(batch), step_key, np.int32(i), result.epochs_done)
+        if i < 0:
+            raise ValueError(f"fit: data yielded no batch in epoch {int(result.epochs_done)}")
+        result = _jitted_end_epoch(FitResult(*state, *result[3:]), metric_key, measure=measure, every=every)
+    return result
+
+
+def _with_progress(run, result, epochs):
+    """The same run in pieces of about a tenth of a second, between which a bar is drawn."""
+    from tqdm import tqdm
+
+    done = int(result.epochs_done)
+    piece = 1
+    with tqdm(total=epochs, initial=done, unit="epoch") as bar:
+        while done < epochs and result.outcome == Outcome.EPOCHS_EXHAUSTED:
+            start = time.perf_counter()
+            result = run(result, np.int32(min(done + piece, epochs)))
+            bar.update(int(result.epochs_done) - done)
+            done = int(result.epochs_done)
+            if time.perf_counter() - start < 0.1:
+                piece *= 2
+    return result
