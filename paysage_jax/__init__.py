@@ -23,6 +23,13 @@ from .optimizers import adam as adam
 from .optimizers import momentum as momentum
 from .optimizers import rmsprop as rmsprop
 from .optimizers import sgd as sgd
+from .packing import Packed as Packed
+from .packing import pack as pack
+from .packing import pack_all_like as pack_all_like
+from .packing import pack_like as pack_like
+from .packing import pack_moments as pack_moments
+from .packing import unpack as unpack
+from .packing import unpack_all as unpack_all
 from .phases import Estimator as Estimator
 from .phases import PhaseStatistics as PhaseStatistics
 from .phases import contrastive_divergence as contrastive_divergence

@@ -12,9 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path
+from jax.tree_util import Partial, keystr, tree_flatten_with_path
 
 from .optimizers import AdamState, MomentumState, RmspropState, SgdState
+from .packing import unpack_all
 from .schedules import Number, Schedule
 from .transformation import (
     Leafwise,
@@ -141,32 +142,34 @@ class adam(Leafwise):
 # --- the gradient memory: the moments on their own ---------------------------------------------------
 
 
+@Partial
+def _mean_rule(h, g, p, m):
+    return g, _mean(h.first == 1, h.w, m, g)
+
+
+@Partial
+def _mean_square_rule(h, g, p, v):
+    return g, _mean_square(h.first == 1, h.W, v, g)
+
+
+@Partial
+def _normalize_rule(h, g, p, v):
+    return _normalize(g, v, h.w, h.W), v
+
+
 def update_mean(mean: Params, grad: Updates, mean_weight: Number, first: Any = False) -> Params:
     """w mean + (1 - w) grad with w = mean_weight, and grad itself if `first` (a bool, may be traced)."""
-
-    def rule(h, g, p, m):
-        return g, _mean(first, h.w, m, g)
-
-    return update_leaves(rule, {"w": mean_weight}, grad, None, mean)[1]
+    return update_leaves(_mean_rule, {"w": mean_weight, "first": first}, grad, None, mean)[1]
 
 
 def update_mean_square(mean_square: Params, grad: Updates, mean_square_weight: Number, first: Any = False) -> Params:
     """W mean_square + (1 - W) grad² with W = mean_square_weight, and grad² if `first` (a bool, may be traced)."""
-
-    def rule(h, g, p, v):
-        return g, _mean_square(first, h.W, v, g)
-
-    return update_leaves(rule, {"W": mean_square_weight}, grad, None, mean_square)[1]
+    return update_leaves(_mean_square_rule, {"W": mean_square_weight, "first": first}, grad, None, mean_square)[1]
 
 
 def normalize(grad: Updates, mean_square: Params, mean_weight: Number = 0, mean_square_weight: Number = 0) -> Updates:
     """(grad / (1 - w)) / √(eps + mean_square / (1 - W)): paysage's unbiased form; biased with both weights 0."""
-
-    def rule(h, g, p, v):
-        return _normalize(g, v, h.w, h.W), v
-
-    scalars = {"w": mean_weight, "W": mean_square_weight}
-    return update_leaves(rule, scalars, grad, None, mean_square)[0]
+    return update_leaves(_normalize_rule, {"w": mean_weight, "W": mean_square_weight}, grad, None, mean_square)[0]
 
 
 # --- magnitude ---------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ def gradient_magnitude(tree: Any) -> jax.Array:
 
     Raises ZeroDivisionError for a tree without leaves and TypeError for a leaf without dimensions (paysage, 2017).
     """
-    leaves = tree_flatten_with_path(tree)[0]
+    leaves = tree_flatten_with_path(unpack_all(tree))[0]
     if not leaves:
         raise ZeroDivisionError("gradient_magnitude: the tree has no leaves")
     for path, leaf in leaves:

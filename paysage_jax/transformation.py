@@ -1,7 +1,6 @@
 """The (init, update) pair: what every optimizer and transform of this package is."""
 
 import dataclasses
-import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, cast, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path
+from jax.tree_util import GetAttrKey, Partial, keystr, tree_flatten_with_path
 
 Params = Any  # a pytree of floating arrays
 Updates = Any  # a pytree like Params
@@ -120,7 +119,7 @@ def next_step(step: jax.Array) -> jax.Array:
 
 def moment_dtype(dtype: Any) -> Any:
     """The dtype in which a parameter's arithmetic is done and its moments are kept: at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def zeros_like_moments(params: Params) -> Params:
@@ -167,28 +166,24 @@ def update_leaves(
     gradient's where `params` is None). Raises ValueError or TypeError for a leaf that does not fit.
     """
     check_floating("updates", updates)
-    for tree in moments[:1]:
-        check_same_tree("updates", updates, "the state", tree)
+    if moments:
+        check_same_tree("updates", updates, "the state", moments[0])
     if params is not None:
         check_same_tree("updates", updates, "params", params)
-
-    @functools.cache
-    def scalars_in(dtype):
-        return SimpleNamespace(**{name: jnp.asarray(value, dtype) for name, value in scalars.items()})
-
-    def update(g, p, *m):
-        out_dtype = jnp.result_type(g if p is None else p)
-        dtype = m[0].dtype if m else moment_dtype(out_dtype)
-        g = jnp.asarray(g, dtype)
-        p = None if p is None else jnp.asarray(p, dtype)
-        u, *m = rule(scalars_in(dtype), g, p, *m)
-        return u.astype(out_dtype), *m
-
     leaves, structure = jax.tree.flatten(updates)
     columns = [[None] * len(leaves) if tree is None else jax.tree.leaves(tree) for tree in (params, *moments)]
-    rows = [update(*row) for row in zip(leaves, *columns, strict=True)]
+    rows = [_update_leaf(rule, scalars, *row) for row in zip(leaves, *columns, strict=True)]
     outputs = zip(*rows, strict=True) if rows else [()] * (1 + len(moments))
     return tuple(structure.unflatten(column) for column in outputs)
+
+
+@jax.jit  # traced once for all leaves of one shape and dtype, and one call a leaf outside jit
+def _update_leaf(rule, scalars, g, p, *m):
+    out_dtype = g.dtype if p is None else p.dtype
+    dtype = m[0].dtype if m else moment_dtype(out_dtype)
+    h = SimpleNamespace(**{name: jnp.asarray(value, dtype) for name, value in scalars.items()})
+    u, *m = rule(h, g.astype(dtype), None if p is None else p.astype(dtype), *m)
+    return u.astype(out_dtype), *m
 
 
 def norm(x: jax.Array) -> jax.Array:
@@ -274,7 +269,7 @@ class Leafwise(Transformation):
             f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self)) if "static" not in f.metadata
         }
         scalars = fields | {self.rate: rate, "t": t} | self.scalars(t)
-        updates, *moments = update_leaves(self.rule, scalars, updates, params, *state[2:])
+        updates, *moments = update_leaves(Partial(type(self).rule, self), scalars, updates, params, *state[2:])
         return updates, self.state_type(t, rate, *moments)
 
 

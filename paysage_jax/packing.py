@@ -1,0 +1,163 @@
+"""Many small leaves as few contiguous buffers.
+
+A call on a tree of many small leaves spends its time handing over each array. A `Packed` hands over one buffer for
+each dtype and sharding, and to an optimizer it is a tree like any other. Two ways to use it, the faster first:
+
+- pack the parameters, and differentiate with respect to them: `loss(unpack(packed), batch)`;
+- keep parameters and gradients as trees and only the moments packed: `pack_moments(optimizer)`.
+
+Predicates on paths see the buffers of a `Packed`, not its leaves; `gradient_magnitude` sees the leaves.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from .transformation import (
+    Params,
+    Transformation,
+    as_transformation,
+    check_same_tree,
+    find_states,
+    moment_dtype,
+    pytree_dataclass,
+    static,
+)
+
+LARGEST = 8192  # elements: copying a larger leaf costs more than handing it over
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the leaves of a tree lie in the buffers of a `Packed`; hashable.
+
+    groups[i] numbers the leaves that lie in buffer i, one after the other; a leaf on its own keeps its shape.
+    """
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    groups: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self):
+        # Hashed at every jitted call: once is enough.
+        object.__setattr__(self, "_hash", hash((self.structure, self.shapes, self.groups)))
+
+    def __hash__(self):
+        return self._hash  # type: ignore[attr-defined]
+
+    def __reduce__(self):  # a hash of strings does not outlive its process
+        return Layout, (self.structure, self.shapes, self.groups)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["buffers"], meta_fields=["layout"])
+@dataclass(frozen=True)
+class Packed:
+    """A tree whose small leaves lie in common buffers: `unpack` gives it back."""
+
+    buffers: tuple[jax.Array, ...]
+    layout: Layout
+
+
+def _layout(tree: Any, largest: int) -> Layout:
+    leaves, structure = jax.tree.flatten(tree)
+    groups: dict[Any, list[int]] = {}
+    for number, leaf in enumerate(leaves):
+        sharding = leaf.sharding if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) else None
+        together = np.prod(jnp.shape(leaf)) <= largest and (sharding is None or sharding.is_fully_replicated)
+        key = (jnp.result_type(leaf), sharding) if together else number
+        groups.setdefault(key, []).append(number)
+    return Layout(structure, tuple(map(jnp.shape, leaves)), tuple(map(tuple, groups.values())))
+
+
+def _pack(tree: Any, layout: Layout) -> Packed:
+    leaves = jax.tree.leaves(tree)
+
+    def buffer(group: Sequence[int]) -> jax.Array:
+        together = [leaves[number] for number in group]
+        if len(together) == 1:
+            return together[0]
+        dtypes = {jnp.result_type(leaf) for leaf in together}
+        # Gradients of one dtype's parameters may have several.
+        dtype = dtypes.pop() if len(dtypes) == 1 else max(map(moment_dtype, dtypes), key=lambda d: jnp.finfo(d).bits)
+        return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, dtype)) for leaf in together])
+
+    return Packed(tuple(map(buffer, layout.groups)), layout)
+
+
+def pack(tree: Params, largest: int = LARGEST) -> Packed:
+    """The leaves of up to `largest` elements in one buffer for each dtype and sharding, the others as they are.
+
+    A leaf sharded over devices stays on its own; call it outside `jit`, where shardings are known.
+    """
+    return _pack(tree, _layout(tree, largest))
+
+
+def pack_like(tree: Params, packed: Packed) -> Packed:
+    """`tree` in the layout of `packed`. Raises ValueError naming the leaf where structure or shapes differ."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in packed.layout.shapes]
+    check_same_tree("tree", tree, "packed", packed.layout.structure.unflatten(shapes))
+    return _pack(tree, packed.layout)
+
+
+def unpack(packed: Packed) -> Params:
+    """The tree that was packed; differentiable."""
+    layout = packed.layout
+    leaves: list[Any] = [None] * len(layout.shapes)
+    for buffer, group in zip(packed.buffers, layout.groups, strict=True):
+        if len(group) == 1:
+            leaves[group[0]] = buffer
+            continue
+        sizes = [int(np.prod(layout.shapes[number])) for number in group]
+        for number, part in zip(group, jax.lax.split(buffer, sizes), strict=True):
+            leaves[number] = part.reshape(layout.shapes[number])
+    return layout.structure.unflatten(leaves)
+
+
+def unpack_all(tree: Any) -> Any:
+    """`tree` with every `Packed` in it unpacked: a state as it would be without packing."""
+    return jax.tree.map(lambda x: unpack(x) if _is_packed(x) else x, tree, is_leaf=_is_packed)
+
+
+def pack_all_like(tree: Any, like: Any) -> Any:
+    """`tree` packed wherever `like` is: the inverse of `unpack_all`, to restore a state saved without packing."""
+    return jax.tree.map(lambda p, x: pack_like(x, p) if _is_packed(p) else x, like, tree, is_leaf=_is_packed)
+
+
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, Packed)
+
+
+@pytree_dataclass
+class pack_moments(Transformation):
+    """An element-wise optimizer with its moments packed, on parameters and gradients that stay trees.
+
+    Its state is that of the optimizer on packed parameters; `unpack_all` and `pack_all_like` convert it from and
+    to the state of the optimizer alone.
+    """
+
+    optimizer: Transformation
+    largest: int = static(default=LARGEST)
+
+    def __post_init__(self):
+        object.__setattr__(self, "optimizer", as_transformation(self.optimizer))
+
+    def init(self, params):
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            return self.optimizer.init(jax.eval_shape(functools.partial(pack, largest=self.largest), params))
+        return self.optimizer.init(pack(params, self.largest))
+
+    def update(self, updates, state, params=None, **extra):
+        moments = find_states(state, Packed)
+        if not moments:
+            return self.optimizer.update(updates, state, params, **extra)
+        packed_params = None if params is None else pack_like(params, moments[0])
+        packed, state = self.optimizer.update(pack_like(updates, moments[0]), state, packed_params, **extra)
+        like = updates if params is None else params
+        new = jax.tree.map(lambda u, x: u.astype(jnp.result_type(x)), unpack(packed), like)
+        return new, state

@@ -1,0 +1,140 @@
+"""packing: pack and unpack are inverse, and an optimizer does the same on a packed tree."""
+
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import paysage_jax as pj
+from paysage_jax.packing import LARGEST
+
+
+def tree(seed=0):
+    key = jax.random.split(jax.random.key(seed), 6)
+    return {
+        "layers": [{"loc": jax.random.normal(key[0], (7,))}, {"loc": jax.random.normal(key[1], (5,))}],
+        "weights": [{"matrix": jax.random.normal(key[2], (7, 5))}],
+        "half": [jax.random.normal(key[3], (3, 2), jnp.bfloat16), jax.random.normal(key[4], (4,), jnp.bfloat16)],
+        "large": jax.random.normal(key[5], (100, 100)),
+        "none": None,
+        "empty": jnp.zeros((0, 3)),
+    }
+
+
+def test_unpack_inverts_pack():
+    packed = pj.pack(tree())
+    chex.assert_trees_all_equal(pj.unpack(packed), tree())
+    chex.assert_trees_all_equal_dtypes(pj.unpack(packed), tree())
+    # float32 small, bfloat16 small, and the large leaf with its own shape
+    assert sorted(b.shape for b in packed.buffers) == [(10,), (47,), (100, 100)]
+
+
+@given(st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=8), st.sampled_from([0, 3, 10_000]))
+def test_unpack_inverts_pack_for_any_shapes(shapes, largest):
+    numbers = iter(range(10**6))
+    original = [np.array([next(numbers) for _ in range(int(np.prod(s)))], np.float32).reshape(s) for s in shapes]
+    chex.assert_trees_all_equal(pj.unpack(pj.pack(original, largest)), original)
+
+
+def test_layout_is_static_hashable_and_pickles():
+    packed = pj.pack(tree())
+    again = pickle.loads(pickle.dumps(packed))
+    assert hash(again.layout) == hash(packed.layout)
+    assert again.layout == packed.layout
+    assert pj.pack(tree(1)).layout == packed.layout
+    step = jax.jit(chex.assert_max_traces(lambda p: jax.tree.map(jnp.square, p), n=1))
+    step(packed)
+    chex.assert_trees_all_close(pj.unpack(step(pj.pack(tree(1)))), jax.tree.map(jnp.square, tree(1)))
+
+
+def test_gradient_through_unpack_is_the_packed_gradient():
+    def loss(t):
+        return sum(jnp.sum(jnp.sin(x.astype(jnp.float32)) * (i + 1)) for i, x in enumerate(jax.tree.leaves(t)))
+
+    packed = pj.pack(tree())
+    expected = jax.grad(loss)(tree())
+    chex.assert_trees_all_close(pj.unpack(jax.grad(lambda p: loss(pj.unpack(p)))(packed)), expected, rtol=1e-6)
+
+
+OPTIMIZERS = {
+    "sgd": pj.sgd(0.1),
+    "momentum": pj.momentum(0.1),
+    "rmsprop": pj.rmsprop(0.01),
+    "adam": pj.adam(0.01),
+    "adamw": pj.adam(0.01, weight_decay=0.1),
+    "classic": pj.classic.adam(0.01),
+}
+
+
+def run(optimizer, params, gradients, steps=5):
+    optimizer = pj.chain(optimizer)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return pj.apply_updates(params, updates), state
+
+    for i in range(steps):
+        params, state = step(params, state, gradients(i))
+    return params, state
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_same_parameters_packed_or_not(name):
+    gradients = tree
+    plain, plain_state = run(OPTIMIZERS[name], tree(9), gradients)
+    packed, packed_state = run(OPTIMIZERS[name], pj.pack(tree(9)), lambda i: pj.pack(gradients(i)))
+    chex.assert_trees_all_close(pj.unpack(packed), plain, rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_close(pj.unpack_all(packed_state), plain_state, rtol=1e-6, atol=1e-7)
+    moments, moments_state = run(pj.pack_moments(OPTIMIZERS[name]), tree(9), gradients)
+    chex.assert_trees_all_close(moments, plain, rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_equal_dtypes(moments, plain)
+    chex.assert_trees_all_close(pj.unpack_all(moments_state), plain_state, rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_equal(pj.pack_all_like(pj.unpack_all(moments_state), moments_state), moments_state)
+
+
+def test_a_checkpoint_of_either_kind_goes_on_as_the_other():
+    params, gradient = tree(9), tree(1)
+    plain, packed = pj.adam(0.01), pj.pack_moments(pj.adam(0.01))
+    _, state = plain.update(gradient, plain.init(params), params)
+    restored = pj.pack_all_like(state, packed.init(params))
+    expected, _ = plain.update(gradient, state, params)
+    chex.assert_trees_all_close(packed.update(gradient, restored, params)[0], expected, rtol=1e-6)
+    packed_state = packed.update(gradient, packed.init(params), params)[1]
+    chex.assert_trees_all_close(plain.update(gradient, pj.unpack_all(packed_state), params)[0], expected, rtol=1e-6)
+
+
+def test_init_is_abstract_where_params_are():
+    optimizer = pj.pack_moments(pj.adam(0.01))
+    chex.assert_trees_all_equal_shapes_and_dtypes(optimizer.init(jax.eval_shape(tree)), optimizer.init(tree()))
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(optimizer.init, tree()), optimizer.init(tree()))
+
+
+def test_magnitude_of_a_packed_tree_is_that_of_the_tree():
+    original = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(4.0)}
+    expected = np.sqrt((55 / 2 + 14 / 4) / 2)
+    np.testing.assert_allclose(pj.gradient_magnitude(original), expected, rtol=1e-6)
+    np.testing.assert_allclose(pj.gradient_magnitude(pj.pack(original)), expected, rtol=1e-6)
+
+
+def test_errors_name_the_leaf():
+    packed = pj.pack(tree())
+    wrong = tree() | {"weights": [{"matrix": jnp.zeros((5, 7))}]}
+    with pytest.raises(ValueError, match=r"\['weights'\]\[0\]\['matrix'\]: expected shape \(7, 5\)"):
+        pj.pack_like(wrong, packed)
+    optimizer = pj.pack_moments(pj.adam(0.01))
+    with pytest.raises(ValueError, match=r"\['weights'\]\[0\]\['matrix'\]: expected shape \(7, 5\)"):
+        optimizer.update(wrong, optimizer.init(tree()))
+    with pytest.raises(TypeError, match="init and update"):
+        pj.pack_moments(0.01)
+
+
+def test_large_leaves_are_not_copied():
+    packed = pj.pack({"large": jnp.ones(LARGEST + 1), "limit": jnp.ones(LARGEST), "small": jnp.ones(3)})
+    assert sorted(b.size for b in packed.buffers) == [LARGEST + 1, LARGEST + 3]
