@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import classic
-from .transformation import zeros_like_moments
+from .transformation import check_same_tree, zeros_like_moments
 
 
 class Scheduler:
@@ -73,8 +73,8 @@ def _as_given(given, computed):
     """The computed tree in the array kinds of the given one."""
 
     def convert(g, x):
-        # np.array, not np.asarray: the view of a JAX array is read-only.
-        return np.array(x, dtype=g.dtype) if isinstance(g, np.ndarray) else x
+        # np.array, not np.asarray: the view of a JAX array is read-only. A float64 leaf gets float64 back.
+        return np.array(x, dtype=np.promote_types(g.dtype, x.dtype)) if isinstance(g, np.ndarray) else x
 
     return jax.tree.map(convert, given, computed)
 
@@ -161,12 +161,15 @@ class _ClassicOptimizer(Optimizer):
     def update(self, model, v_data, v_model, epoch):
         """One step on `model.gradient(v_data, v_model)`, at the scheduler's rate for `epoch`.
 
-        Raises ValueError naming the leaf if the gradient's tree or shapes are not those of the first update.
+        Raises ValueError naming the leaf if the gradient's tree or shapes are not those of the last one.
         """
         self.scheduler.increment(epoch)
         learning_rate = self._learning_rate()
         grad = model.gradient(v_data, v_model)
-        _check_paysage_tree(grad)
+        if self.delta:
+            check_same_tree("gradient", grad, "the last update", self.delta)
+        else:
+            _check_paysage_tree(grad)
         state = self._rule.init(grad) if self._state is None else self._state
         delta, self._state = _step(self._rule, learning_rate, grad, state)
         self.delta = _as_given(grad, delta)

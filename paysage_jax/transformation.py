@@ -135,16 +135,25 @@ def check_floating(name: str, tree: Any) -> None:
             raise TypeError(f"{name}{keystr(path)}: expected a floating dtype, got {dtype}")
 
 
+def _structure_and_shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jnp.shape(leaf) for leaf in leaves]
+
+
 def check_same_tree(name: str, tree: Any, reference_name: str, reference: Any) -> None:
     """Raise ValueError where `tree` has not the structure and the shapes of `reference`."""
+    if _structure_and_shapes(tree) == _structure_and_shapes(reference):
+        return
     got, got_structure = tree_flatten_with_path(tree)
     expected, structure = tree_flatten_with_path(reference)
     got_shapes = {keystr(path): jnp.shape(leaf) for path, leaf in got}
     shapes = {keystr(path): jnp.shape(leaf) for path, leaf in expected}
-    for path in shapes.keys() - got_shapes.keys():
-        raise ValueError(f"{name}{path}: missing; {reference_name} has it, of shape {shapes[path]}")
-    for path in got_shapes.keys() - shapes.keys():
-        raise ValueError(f"{name}{path}: unexpected; {reference_name} has no such leaf")
+    for path, shape in shapes.items():
+        if path not in got_shapes:
+            raise ValueError(f"{name}{path}: missing; {reference_name} has it, of shape {shape}")
+    for path in got_shapes:
+        if path not in shapes:
+            raise ValueError(f"{name}{path}: unexpected; {reference_name} has no such leaf")
     if got_structure != structure:
         raise ValueError(f"{name}: expected the tree structure of {reference_name}, {structure}, got {got_structure}")
     for path, shape in shapes.items():
