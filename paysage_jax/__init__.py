@@ -2,6 +2,8 @@
 
 from . import classic as classic
 from . import compat as compat
+from .centering import Join as Join
+from .centering import center as center
 from .classic import gradient_magnitude as gradient_magnitude
 from .compat import ADAM as ADAM
 from .compat import ExponentialDecay as ExponentialDecay
@@ -15,6 +17,8 @@ from .compat import StochasticGradientDescent as StochasticGradientDescent
 from .convergence import ConvergenceState as ConvergenceState
 from .convergence import converged as converged
 from .convergence import track_convergence as track_convergence
+from .hyperparameters import pytree_dataclass as pytree_dataclass
+from .hyperparameters import static as static
 from .optimizers import AdamState as AdamState
 from .optimizers import MomentumState as MomentumState
 from .optimizers import RmspropState as RmspropState
@@ -50,14 +54,10 @@ from .transformation import Leafwise as Leafwise
 from .transformation import Transformation as Transformation
 from .transformation import apply_updates as apply_updates
 from .transformation import chain as chain
-from .transformation import pytree_dataclass as pytree_dataclass
-from .transformation import static as static
-from .transforms import Join as Join
 from .transforms import add_decayed_weights as add_decayed_weights
 from .transforms import add_l1_decay as add_l1_decay
 from .transforms import average_parameters as average_parameters
 from .transforms import averaged_parameters as averaged_parameters
-from .transforms import center as center
 from .transforms import clip_by_global_norm as clip_by_global_norm
 from .transforms import freeze as freeze
 from .transforms import non_negative as non_negative

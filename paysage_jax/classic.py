@@ -14,19 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial, keystr, tree_flatten_with_path
 
+from .hyperparameters import Number, Schedule, check_learning_rate, check_number, pytree_dataclass
 from .optimizers import AdamState, MomentumState, RmspropState, SgdState
 from .packing import unpack_all
-from .schedules import Number, Schedule
-from .transformation import (
-    Leafwise,
-    Params,
-    Updates,
-    check_learning_rate,
-    check_number,
-    norm,
-    pytree_dataclass,
-    update_leaves,
-)
+from .transformation import Leafwise, Params, Updates, norm, update_leaves
 
 _EPSILON = 2.0**-23  # machine epsilon of float32, as in paysage
 

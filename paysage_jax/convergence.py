@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .classic import gradient_magnitude
-from .schedules import Count, Number, check_count
-from .transformation import State, Transformation, check_number, evaluate, find_states, pytree_dataclass, static
+from .hyperparameters import Count, Number, check_count, check_number, evaluate, pytree_dataclass, static
+from .transformation import State, Transformation, find_states
 
 
 class ConvergenceState(NamedTuple):

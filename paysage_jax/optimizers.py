@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .schedules import Number, Schedule
-from .transformation import (
-    Leafwise,
-    Params,
+from .hyperparameters import (
+    Number,
+    Schedule,
     absent_at_zero,
     check_learning_rate,
     check_number,
@@ -23,6 +22,7 @@ from .transformation import (
     pytree_dataclass,
     static,
 )
+from .transformation import Leafwise, Params
 
 
 class SgdState(NamedTuple):
@@ -152,7 +152,7 @@ class adam(Leafwise):
         v = h.b2 * v + (1 - h.b2) * g**2
         m_hat = m / h.sum_1
         v_hat = v / h.sum_2
-        direction = m_hat / (jnp.sqrt(v_hat) + h.eps)
+        direction = m_hat / (_root(v_hat) + h.eps)
         if not is_absent(self.weight_decay):
             if p is None:
                 raise ValueError("adam: weight_decay needs the parameters: update(updates, state, params)")
@@ -167,3 +167,16 @@ def _sum_of_weights(b: Number, t: jax.Array) -> jax.Array:
     """
     b = jnp.asarray(b, float)
     return -jnp.expm1(t.astype(float) * jnp.log(b))
+
+
+@jax.custom_jvp
+def _root(v: jax.Array) -> jax.Array:
+    """√v, with derivative 0 at 0: an element that never had a gradient must not spoil a derivative of the run."""
+    return jnp.sqrt(v)
+
+
+@_root.defjvp
+def _root_jvp(primals, tangents):
+    (v,), (dv,) = primals, tangents
+    root = jnp.sqrt(v)
+    return root, jnp.where(v > 0, dv / (2 * jnp.where(v > 0, root, 1)), 0)

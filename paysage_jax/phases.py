@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from .schedules import check_count
-from .transformation import Params, accepted, check_same_tree, pytree_dataclass, static
+from .hyperparameters import accepted, check_count, pytree_dataclass, static
+from .transformation import Params, check_same_tree
 
 Energy = Callable[[Params, Any], jax.Array]
 Transition = Callable[[Params, Any, jax.Array], Any]

@@ -4,25 +4,13 @@ Their numbers are leaves, so a jitted step is not traced again when they change.
 an integer array; the epoch is found by integer arithmetic, exact however large the step grows.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .transformation import check_number, evaluate, pytree_dataclass
-
-Schedule = Callable[..., Any]
-Number = float | jax.Array
-Count = int | jax.Array
-
-
-def check_count(owner: str, name: str, value: Any) -> None:
-    """Raise unless value is a whole number from 1 on. What is not yet known (a tracer) passes."""
-    if isinstance(value, float):
-        raise TypeError(f"{owner}: {name} must be a whole number, got {value!r}")
-    check_number(owner, name, value, 1, np.iinfo(np.int32).max)
+from .hyperparameters import Count, Number, Schedule, check_count, check_number, evaluate, pytree_dataclass
 
 
 def _check_finite(owner: str, **numbers: Any) -> None:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .convergence import ConvergenceState, converged
+from .hyperparameters import check_count
 from .phases import ChainState, Estimator, batch_size_of
-from .schedules import check_count
 from .transformation import Params, State, all_finite, apply_updates, as_transformation, find_states
 
 Metric = Callable[[Params, jax.Array], jax.Array]

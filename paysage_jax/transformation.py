@@ -1,112 +1,21 @@
 """The (init, update) pair: what every optimizer and transform of this package is."""
 
 import dataclasses
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, ClassVar, cast, dataclass_transform
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import GetAttrKey, Partial, keystr, tree_flatten_with_path
+from jax.tree_util import Partial, keystr, tree_flatten_with_path
+
+from .hyperparameters import accepted, evaluate, pytree_dataclass
 
 Params = Any  # a pytree of floating arrays
 Updates = Any  # a pytree like Params
 State = Any
-
-
-# --- hyperparameters are pytree leaves ---------------------------------------------------------------
-
-
-def static(default: Any = dataclasses.MISSING) -> Any:
-    """A field of a `pytree_dataclass` that belongs to its structure (a flag), not to its leaves."""
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
-def absent_at_zero(default: Any = 0.0) -> Any:
-    """A numeric field whose value, if it is the Python number 0, leaves the term it scales out altogether."""
-    return dataclasses.field(default=default, metadata={"absent_at_zero": True})
-
-
-def is_absent(value: Any) -> bool:
-    """Whether a hyperparameter is the Python number 0, known to be so while tracing."""
-    return isinstance(value, int | float) and value == 0
-
-
-def _is_static(field: dataclasses.Field, value: Any) -> bool:
-    if "static" in field.metadata:
-        return True
-    if "absent_at_zero" in field.metadata and is_absent(value):
-        return True
-    # A plain function (an optax schedule, say) is no array: it belongs to the structure.
-    return any(callable(leaf) for leaf in jax.tree.leaves(value))
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(static, absent_at_zero))
-def pytree_dataclass(cls):
-    """Make a class a frozen dataclass and a pytree whose numbers, arrays and schedules are children.
-
-    So an object of it can be closed over, passed through `jax.jit` (a new value does not retrace),
-    mapped by `jax.vmap` and differentiated. With float fields it hashes and compares by value, and pickles.
-    """
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)
-
-    def flatten_with_keys(self):
-        children, fixed = [], []
-        for field in fields:
-            value = getattr(self, field.name)
-            (fixed if _is_static(field, value) else children).append((field.name, value))
-        names = tuple(name for name, _ in children)
-        return [(GetAttrKey(name), value) for name, value in children], (names, tuple(fixed))
-
-    def unflatten(structure, children):
-        names, fixed = structure
-        self = object.__new__(cls)  # not __init__: children may be tracers or placeholders
-        for name, value in (*zip(names, children, strict=True), *fixed):
-            object.__setattr__(self, name, value)
-        return self
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
-    return cls
-
-
-def check_number(owner: str, name: str, value: Any, low: float, high: float, *, open_above: bool = False) -> None:
-    """Raise unless low <= value <= high (< high if open_above). What is not yet known (a tracer) passes."""
-    if isinstance(value, jax.Array):
-        return
-    interval = f"[{low}, {high}{')' if open_above else ']'}"
-    if not isinstance(value, int | float | np.number | np.ndarray):
-        raise TypeError(f"{owner}: {name} must be a number in {interval}, got {value!r}")
-    inside = (np.asarray(low) <= value) & ((value < high) if open_above else (value <= high))
-    if not np.all(inside):
-        raise ValueError(f"{owner}: {name} must be in {interval}, got {value}")
-
-
-def check_learning_rate(owner: str, name: str, value: Any) -> None:
-    """Raise unless value is a number >= 0, an array or a callable `step -> value`."""
-    if not callable(value):
-        check_number(owner, name, value, 0, np.inf, open_above=True)
-
-
-def accepted(function: Callable, extra: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments among `extra` that `function` takes."""
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return extra
-    return {name: value for name, value in extra.items() if name in parameters}
-
-
-def evaluate(name: str, value: Any, step: Any, **extra: Any) -> jax.Array:
-    """A number, or a schedule at `step`, as a scalar array of the default float dtype."""
-    if callable(value):
-        value = value(step, **accepted(value, extra))
-    value = jnp.asarray(value, dtype=float)
-    if value.shape != ():
-        raise ValueError(f"{name}: expected a scalar, got shape {value.shape}; use jax.vmap for many values")
-    return value
 
 
 # --- steps and leaves --------------------------------------------------------------------------------
@@ -125,6 +34,16 @@ def moment_dtype(dtype: Any) -> Any:
 def zeros_like_moments(params: Params) -> Params:
     """Zeros in the shape of every leaf and in its `moment_dtype`."""
     return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype(jnp.result_type(p))), params)
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """The paths of the leaves in their order, written "weights/0/matrix"."""
+    return [keystr(path, simple=True, separator="/") for path, _ in tree_flatten_with_path(tree)[0]]
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves under their paths."""
+    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
 def check_floating(name: str, tree: Any) -> None:

@@ -4,15 +4,14 @@
 Transforms that read the parameters raise ValueError where `update` is called without them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path
 
-from .schedules import Number
+from .hyperparameters import Number, check_number, pytree_dataclass, static
 from .transformation import (
     Params,
     State,
@@ -21,27 +20,16 @@ from .transformation import (
     all_finite,
     apply_updates,
     as_transformation,
-    check_number,
     check_same_tree,
     find_states,
+    leaf_paths,
     moment_dtype,
     next_step,
     norm,
-    pytree_dataclass,
-    static,
     zeros_like_moments,
 )
 
 Where = Callable[[str], bool]
-
-
-def leaf_paths(tree: Any) -> list[str]:
-    """The paths of the leaves in their order, written "weights/0/matrix"."""
-    return [keystr(path, simple=True, separator="/") for path, _ in tree_flatten_with_path(tree)[0]]
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
 def _selected(owner: str, where: Where | None, tree: Any) -> list[bool]:
@@ -142,102 +130,6 @@ class add_l1_decay(Transformation):
             return g + jnp.asarray(self.l1_decay, g.dtype) * jnp.sign(p)
 
         return _map_selected("add_l1_decay", self.where, rule, updates, params), state
-
-
-class Join(NamedTuple):
-    """A weight matrix (n, m) and the biases of the two layers it joins, (n,) and (m,), as leaf paths."""
-
-    weight: str
-    left: str
-    right: str
-
-
-class CenterState(NamedTuple):
-    """step: updates done; offsets: the running mean activation of each layer, under its bias's path."""
-
-    step: jax.Array
-    offsets: dict[str, jax.Array]
-
-
-@pytree_dataclass
-class center(Transformation):
-    """The centred gradient (Melchior, Fischer & Wiskott, JMLR 17(99), 2016), first in a chain.
-
-    With offsets μ and λ of two layers with biases b and c joined by W (n, m):
-    dW_c = dW - μ dcᵀ - db λᵀ,  db_c = db - dW_c λ,  dc_c = dc - dW_cᵀ μ
-    (a layer joined on both sides subtracts both terms). Offsets are running means of the activations,
-    μ = decay μ + (1 - decay) a, and a at the first step. The activations a are minus the derivatives of the
-    mean energy by the biases, which holds for energies with a term -b·v: on the data, or with `enhanced`
-    averaged over data and model (Cho, Raiko & Ilin, 2013, take that with decay = 0). They come with the
-    extra argument `statistics` of a two-phase estimator (`PhaseStatistics`).
-
-    joins: a sequence of (weight, left bias, right bias) paths; by default weights/i/matrix joins layers/i/loc
-    and layers/i+1/loc. Raises ValueError where a path or a shape does not fit.
-    """
-
-    decay: Number = 0.99
-    enhanced: bool = static(default=False)
-    joins: Sequence[Join] | None = static(default=None)
-
-    def __post_init__(self):
-        check_number("center", "decay", self.decay, 0, 1, open_above=True)
-        if self.joins is not None:
-            object.__setattr__(self, "joins", tuple(Join(*join) for join in self.joins))
-
-    def init(self, params):
-        leaves = _by_path(params)
-        biases = sorted({bias for join in self._joins(leaves) for bias in (join.left, join.right)})
-        return CenterState(jnp.zeros((), jnp.int32), zeros_like_moments({bias: leaves[bias] for bias in biases}))
-
-    def update(self, updates, state, params=None, *, statistics=None, **extra):
-        if not hasattr(statistics, "data_gradient"):
-            kind = type(statistics).__name__
-            raise ValueError(f"center: needs update(..., statistics=...) of a two-phase estimator, got {kind}")
-        d = {path: jnp.asarray(g, moment_dtype(jnp.result_type(g))) for path, g in _by_path(updates).items()}
-        joins = self._joins(d)
-        offsets = self._next_offsets(state, statistics)
-
-        centred = dict(d)
-        for weight, left, right in joins:
-            mu, lam = offsets[left], offsets[right]
-            centred[weight] = d[weight] - jnp.outer(mu, d[right]) - jnp.outer(d[left], lam)
-        for weight, left, right in joins:
-            mu, lam = offsets[left], offsets[right]
-            centred[left] = centred[left] - jnp.matmul(centred[weight], lam, precision="highest")
-            centred[right] = centred[right] - jnp.matmul(centred[weight].T, mu, precision="highest")
-
-        leaves, structure = jax.tree.flatten(updates)
-        new = [c.astype(jnp.result_type(g)) for c, g in zip(centred.values(), leaves, strict=True)]
-        return structure.unflatten(new), CenterState(next_step(state.step), offsets)
-
-    def _next_offsets(self, state, statistics):
-        on_data, on_model = _by_path(statistics.data_gradient), _by_path(statistics.model_gradient)
-
-        def running_mean(bias, offset):
-            activation = -(on_data[bias] + on_model[bias]) / 2 if self.enhanced else -on_data[bias]
-            activation, decay = jnp.asarray(activation, offset.dtype), jnp.asarray(self.decay, offset.dtype)
-            return jnp.where(state.step == 0, activation, decay * offset + (1 - decay) * activation)
-
-        return {bias: running_mean(bias, offset) for bias, offset in state.offsets.items()}
-
-    def _joins(self, leaves):
-        joins = self.joins
-        if joins is None:
-            count = sum(path.startswith("weights/") for path in leaves)
-            joins = [Join(f"weights/{i}/matrix", f"layers/{i}/loc", f"layers/{i + 1}/loc") for i in range(count)]
-        if not joins:
-            raise ValueError(f"center: no weights among the leaves {list(leaves)}; say which join which with joins=")
-        for join in joins:
-            for path in join:
-                if path not in leaves:
-                    raise ValueError(f"center: no leaf {path} among {list(leaves)}; say which join which with joins=")
-            expected = (*jnp.shape(leaves[join.left]), *jnp.shape(leaves[join.right]))
-            if jnp.shape(leaves[join.weight]) != expected or len(expected) != 2:
-                raise ValueError(
-                    f"center: {join.weight} of shape {jnp.shape(leaves[join.weight])} does not join "
-                    f"{join.left} and {join.right}, of shapes {expected}"
-                )
-        return joins
 
 
 # --- after an optimizer ------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""Hyperparameters: numbers, arrays and schedules that are the leaves of frozen dataclasses."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import GetAttrKey
+
+Number = float | jax.Array
+Count = int | jax.Array
+Schedule = Callable[..., Any]
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A field of a `pytree_dataclass` that belongs to its structure (a flag), not to its leaves."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def absent_at_zero(default: Any = 0.0) -> Any:
+    """A numeric field whose value, if it is the Python number 0, leaves the term it scales out altogether."""
+    return dataclasses.field(default=default, metadata={"absent_at_zero": True})
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a hyperparameter is the Python number 0, known to be so while tracing."""
+    return isinstance(value, int | float) and value == 0
+
+
+def _is_static(field: dataclasses.Field, value: Any) -> bool:
+    if "static" in field.metadata:
+        return True
+    if "absent_at_zero" in field.metadata and is_absent(value):
+        return True
+    # A plain function (an optax schedule, say) is no array: it belongs to the structure.
+    return any(callable(leaf) for leaf in jax.tree.leaves(value))
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static, absent_at_zero))
+def pytree_dataclass(cls):
+    """Make a class a frozen dataclass and a pytree whose numbers, arrays and schedules are children.
+
+    So an object of it can be closed over, passed through `jax.jit` (a new value does not retrace),
+    mapped by `jax.vmap` and differentiated. With float fields it hashes and compares by value, and pickles.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+
+    def flatten_with_keys(self):
+        children, fixed = [], []
+        for field in fields:
+            value = getattr(self, field.name)
+            (fixed if _is_static(field, value) else children).append((field.name, value))
+        names = tuple(name for name, _ in children)
+        return [(GetAttrKey(name), value) for name, value in children], (names, tuple(fixed))
+
+    def unflatten(structure, children):
+        names, fixed = structure
+        self = object.__new__(cls)  # not __init__: children may be tracers or placeholders
+        for name, value in (*zip(names, children, strict=True), *fixed):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    return cls
+
+
+def check_number(owner: str, name: str, value: Any, low: float, high: float, *, open_above: bool = False) -> None:
+    """Raise unless low <= value <= high (< high if open_above). What is not yet known (a tracer) passes."""
+    if isinstance(value, jax.Array):
+        return
+    interval = f"[{low}, {high}{')' if open_above else ']'}"
+    if not isinstance(value, int | float | np.number | np.ndarray):
+        raise TypeError(f"{owner}: {name} must be a number in {interval}, got {value!r}")
+    inside = (np.asarray(low) <= value) & ((value < high) if open_above else (value <= high))
+    if not np.all(inside):
+        raise ValueError(f"{owner}: {name} must be in {interval}, got {value}")
+
+
+def check_count(owner: str, name: str, value: Any) -> None:
+    """Raise unless value is a whole number from 1 on. What is not yet known (a tracer) passes."""
+    if isinstance(value, float):
+        raise TypeError(f"{owner}: {name} must be a whole number, got {value!r}")
+    check_number(owner, name, value, 1, np.iinfo(np.int32).max)
+
+
+def check_learning_rate(owner: str, name: str, value: Any) -> None:
+    """Raise unless value is a number >= 0, an array or a callable `step -> value`."""
+    if not callable(value):
+        check_number(owner, name, value, 0, np.inf, open_above=True)
+
+
+def accepted(function: Callable, extra: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments among `extra` that `function` takes."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return extra
+    return {name: value for name, value in extra.items() if name in parameters}
+
+
+def evaluate(name: str, value: Any, step: Any, **extra: Any) -> jax.Array:
+    """A number, or a schedule at `step`, as a scalar array of the default float dtype."""
+    if callable(value):
+        value = value(step, **accepted(value, extra))
+    value = jnp.asarray(value, dtype=float)
+    if value.shape != ():
+        raise ValueError(f"{name}: expected a scalar, got shape {value.shape}; use jax.vmap for many values")
+    return value
