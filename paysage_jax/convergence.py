@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .classic import gradient_magnitude
-from .hyperparameters import Count, Number, check_count, check_number, evaluate, pytree_dataclass, static
+from .hyperparameters import Count, Number, as_scalar, check_count, check_number, pytree_dataclass, static
 from .transformation import State, Transformation, find_states
 
 
@@ -39,7 +39,7 @@ class track_convergence(Transformation):
         return ConvergenceState(jnp.array(np.inf, float), jnp.zeros((), jnp.int32), jnp.array(False))
 
     def update(self, updates, state, params=None, **extra):
-        magnitude = evaluate("magnitude(updates)", self.magnitude(updates), step=None)
+        magnitude = as_scalar("magnitude(updates)", self.magnitude(updates))
         patience = jnp.asarray(self.patience, jnp.int32)
         below = magnitude <= jnp.asarray(self.tolerance, float)
         streak = jnp.where(below, jnp.minimum(state.streak, patience - 1) + 1, 0)

@@ -93,18 +93,25 @@ def check_learning_rate(owner: str, name: str, value: Any) -> None:
         check_number(owner, name, value, 0, np.inf, open_above=True)
 
 
-def accepted(function: Callable, extra: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments among `extra` that `function` takes."""
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return extra
-    return {name: value for name, value in extra.items() if name in parameters}
+def accepted(function: Callable, extra: dict[str, Any], positional: int = 0) -> dict[str, Any]:
+    """The keyword arguments among `extra` that `function` takes after its first `positional` arguments."""
+    parameters = list(inspect.signature(function).parameters.values())
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        taken = {p.name for p in parameters[:positional]}
+        return {name: value for name, value in extra.items() if name not in taken}
+    names = {p.name for p in parameters[positional:]}
+    return {name: value for name, value in extra.items() if name in names}
 
 
-def evaluate(name: str, value: Any, step: Any, **extra: Any) -> jax.Array:
-    """A number, or a schedule at `step`, as a scalar array of the default float dtype."""
+def at_step(value: Any, step: Any, extra: dict[str, Any]) -> jax.Array:
+    """A number, or a schedule at `step`, in the default float dtype."""
     if callable(value):
-        value = value(step, **accepted(value, extra))
+        value = value(step, **accepted(value, extra, positional=1))
+    return jnp.asarray(value, dtype=float)
+
+
+def as_scalar(name: str, value: Any) -> jax.Array:
+    """`value` as a scalar array of the default float dtype."""
     value = jnp.asarray(value, dtype=float)
     if value.shape != ():
         raise ValueError(f"{name}: expected a scalar, got shape {value.shape}; use jax.vmap for many values")

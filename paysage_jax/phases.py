@@ -172,5 +172,5 @@ class loss_gradient(Estimator):
         return ()
 
     def estimate(self, params, batch, chain_state, key):
-        loss, gradient = jax.value_and_grad(self.loss)(params, batch, **accepted(self.loss, {"key": key}))
+        loss, gradient = jax.value_and_grad(self.loss)(params, batch, **accepted(self.loss, {"key": key}, positional=2))
         return gradient, chain_state, LossStatistics(loss)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .hyperparameters import Count, Number, Schedule, check_count, check_number, evaluate, pytree_dataclass
+from .hyperparameters import Count, Number, Schedule, at_step, check_count, check_number, pytree_dataclass
 
 
 def _check_finite(owner: str, **numbers: Any) -> None:
@@ -71,7 +71,8 @@ class exponential_decay:
     def __call__(self, step):
         init_value, lr_decay = jnp.asarray(self.init_value, float), jnp.asarray(self.lr_decay, float)
         epoch = _epoch_of(step, self.steps_per_epoch).astype(float)
-        return init_value * lr_decay**epoch
+        # 0⁰ = 1 has no derivative: epoch 0 does not depend on lr_decay.
+        return init_value * jnp.where(epoch == 0, 1, lr_decay ** jnp.maximum(epoch, 1))
 
 
 @pytree_dataclass
@@ -119,4 +120,4 @@ class warmup:
         steps = jnp.asarray(self.steps, step.dtype)
         # min before the addition: the largest step must not wrap.
         risen = (jnp.minimum(step, steps - 1) + 1).astype(float) / steps.astype(float)
-        return evaluate("warmup", self.schedule, step, **extra) * risen
+        return at_step(self.schedule, step, extra) * risen

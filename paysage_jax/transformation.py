@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial, keystr, tree_flatten_with_path
 
-from .hyperparameters import accepted, evaluate, pytree_dataclass
+from .hyperparameters import accepted, as_scalar, at_step, pytree_dataclass
 
 Params = Any  # a pytree of floating arrays
 Updates = Any  # a pytree like Params
@@ -174,7 +174,7 @@ class Leafwise(Transformation):
     learning rate at this step, t (the number of this step, from 1) and what `scalars` adds.
     """
 
-    state_type: ClassVar[Callable[..., Any]]
+    state_type: ClassVar[type[Any]]
     moments: ClassVar[int] = 0
     rate: ClassVar[str] = "learning_rate"
     rule: Callable[..., tuple[jax.Array, ...]]
@@ -187,11 +187,14 @@ class Leafwise(Transformation):
     def init(self, params):
         check_floating("params", params)
         step = jnp.zeros((), jnp.int32)
-        rate = evaluate(self.rate, getattr(self, self.rate), step, epoch=step)
+        rate = as_scalar(self.rate, at_step(getattr(self, self.rate), step, {"epoch": step}))
         return self.state_type(step, rate, *(zeros_like_moments(params) for _ in range(self.moments)))
 
     def update(self, updates, state, params=None, **extra):
-        rate = evaluate(self.rate, getattr(self, self.rate), state.step, **extra)
+        if not isinstance(state, self.state_type):
+            name, expected = type(self).__name__, self.state_type.__name__
+            raise TypeError(f"{name}: expected a state of type {expected}, got {type(state).__name__}")
+        rate = as_scalar(self.rate, at_step(getattr(self, self.rate), state.step, extra))
         t = next_step(state.step)
         fields = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self)) if "static" not in f.metadata
@@ -211,7 +214,7 @@ class _Foreign(Transformation):
         return self.pair.init(params)
 
     def update(self, updates, state, params=None, **extra):
-        return self.pair.update(updates, state, params, **accepted(self.pair.update, extra))
+        return self.pair.update(updates, state, params, **accepted(self.pair.update, extra, positional=3))
 
 
 def as_transformation(pair: Any) -> Transformation:

@@ -47,11 +47,14 @@ def _check_params(owner: str, updates: Updates, params: Params | None) -> None:
 
 
 def _map_selected(owner: str, where: Where | None, rule: Callable, updates: Updates, *trees: Any) -> Updates:
-    """rule(u, *leaves), in at least float32, at the leaves that `where` selects; u itself at the others."""
+    """rule(u, *leaves), in at least float32, at the leaves that `where` selects; u itself at the others.
+
+    It comes back in the dtype of the parameters if they are the first of the trees.
+    """
 
     def apply(u, *leaves):
-        wide = moment_dtype(jnp.result_type(u))
-        return rule(*(jnp.asarray(x, wide) for x in (u, *leaves))).astype(jnp.result_type(u))
+        dtype = jnp.result_type((leaves or [u])[0])
+        return rule(*(jnp.asarray(x, moment_dtype(dtype)) for x in (u, *leaves))).astype(dtype)
 
     leaves, structure = jax.tree.flatten(updates)
     rows = zip(_selected(owner, where, updates), leaves, *map(jax.tree.leaves, trees), strict=True)
