@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .convergence import ConvergenceState, converged
 from .hyperparameters import check_count
@@ -99,39 +100,38 @@ def fit(
     check_count("fit", "metrics_every", metrics_every)
     if isinstance(key, int):
         raise TypeError(f"fit: key must be a key, jax.random.key({key}), got {key}")
-    init_key, key = jax.random.split(key)
     optimizer = as_transformation(optimizer)
+    _check_leaves(optimizer=optimizer, estimator=estimator)
     measure = tuple((metrics or {}).items())
+    if "epoch" in dict(measure):
+        raise ValueError("fit: no metric may be called epoch: the history has the epoch itself under that name")
     in_memory = isinstance(data, jax.Array | np.ndarray | dict | tuple)
     if in_memory:
         size = batch_size_of("data", data)
-        if batch_size is None or not 1 <= batch_size <= size:
+        if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= size:
             raise ValueError(f"fit: batch_size must be from 1 to the {size} rows of data, got {batch_size}")
         data = _own(data)
+        first = jax.tree.map(lambda x: x[:batch_size], data)
     else:
         if batch_size is not None:
             raise ValueError("fit: batch_size does not go with an iterable, whose items are the batches")
-        if iter(data) is data:
-            raise ValueError("fit: data is an iterator, to be read once; give a list or a loader, read every epoch")
+        first = _first_batch(data)
 
+    init_key, key = jax.random.split(key)
+    rows = max(1, epochs // metrics_every)
     if resume is None:
-        first = jax.tree.map(lambda x: x[:batch_size], data) if in_memory else _own(next(iter(data)))
-        params = _own(params)
         result = FitResult(
             params,
             optimizer.init(params),
             estimator.init(params, first, init_key),
             jnp.zeros((), jnp.int32),
             jnp.array(Outcome.EPOCHS_EXHAUSTED, jnp.int32),
-            _history(params, key, measure, epochs // metrics_every),
+            _history(params, key, measure, rows),
         )
     else:
-        result = _own(resume)
-        fresh = _history(result.params, key, measure, epochs // metrics_every)
-        if fresh.keys() != result.history.keys():
-            raise ValueError(f"fit: expected the metrics {sorted(result.history)} of resume, got {sorted(fresh)}")
-        history = jax.tree.map(lambda old, new: jnp.concatenate([old, new[len(old) :]]), result.history, fresh)
-        result = result._replace(history=history)
+        fresh = _history(resume.params, key, measure, rows)
+        result = resume._replace(history=_continued(resume.history, fresh, metrics_every))
+    result = _own(result)
 
     recording = dict(measure=measure, every=metrics_every)
     if in_memory:
@@ -146,6 +146,26 @@ def _own(tree):
     return jax.tree.map(jnp.array, tree)
 
 
+def _check_leaves(**trees):
+    for name, tree in trees.items():
+        for leaf in jax.tree.leaves(tree):
+            if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
+                kind = type(leaf).__name__
+                raise TypeError(f"fit: {name}: {kind} is neither number nor array; make the class a pytree_dataclass")
+
+
+def _first_batch(data):
+    if not hasattr(data, "__iter__"):
+        kind = type(data).__name__
+        raise TypeError(f"fit: data must be arrays with a leading axis or an iterable of batches, got {kind}")
+    batches = iter(data)
+    if batches is data:
+        raise ValueError("fit: data is an iterator, to be read once; give a list or a loader, read every epoch")
+    for batch in batches:
+        return _own(batch)
+    raise ValueError("fit: data yielded no batch in epoch 0")
+
+
 def _history(params, key, measure, rows):
     """The empty history: a row per measurement to come."""
     shapes = {"epoch": jax.ShapeDtypeStruct((), jnp.int32)}
@@ -156,6 +176,20 @@ def _history(params, key, measure, rows):
         return jnp.full((rows, *shape.shape), missing, shape.dtype)
 
     return jax.tree.map(empty, shapes)
+
+
+def _continued(history, fresh, every):
+    """The rows of an earlier history, and after them those of a fresh one."""
+    if fresh.keys() != history.keys():
+        raise ValueError(f"fit: expected the metrics {sorted(history)} of resume, got {sorted(fresh)}")
+    for name, rows in history.items():
+        if rows.shape[1:] != fresh[name].shape[1:]:
+            raise ValueError(f"fit: expected metric {name} of shape {rows.shape[1:]}, got {fresh[name].shape[1:]}")
+    if not isinstance(history["epoch"], Tracer):
+        first = int(history["epoch"][0])
+        if first not in (-1, every):
+            raise ValueError(f"fit: expected metrics_every {first}, as in resume, got {every}")
+    return {name: jnp.concatenate([rows, fresh[name][len(rows) :]]) for name, rows in history.items()}
 
 
 def _keys(key, epoch):
@@ -172,9 +206,7 @@ def _end_epoch(result, key, *, measure, every):
         row = epochs_done // every - 1
         return jax.tree.map(lambda rows, value: rows.at[row].set(value), history, values)
 
-    history = result.history
-    if history["epoch"].size:
-        history = jax.lax.cond(epochs_done % every == 0, record, lambda history: history, history)
+    history = jax.lax.cond(epochs_done % every == 0, record, lambda history: history, result.history)
     outcome = result.outcome
     if find_states(result.optimizer_state, ConvergenceState):
         outcome = jnp.where(converged(result.optimizer_state), jnp.int32(Outcome.CONVERGED), outcome)
