@@ -1,0 +1,175 @@
+"""A restricted Boltzmann machine with binary hidden units h and binary or Gaussian visible units v.
+
+Binary v:    E(v, h) = -b·v - c·h - v·W h
+Gaussian v:  E(v, h) = Σ (v - b)² / (2 s²) - c·h - (v / s²)·W h, with s² = exp(log_var)
+
+p(v) = exp(-F(v)) / Z, where the free energy F(v) = -log Σ_h exp(-E(v, h)) has a closed form. The parameters are
+paysage's tree {"layers": [{"loc": b}, {"loc": c}], "weights": [{"matrix": W}]} with W of shape (visible, hidden);
+a "log_var" in the first layer makes the visible units Gaussian. States are floating arrays (batch, units).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid, softplus
+from jax.scipy.special import logit, logsumexp
+
+MOST_HIDDEN = 20  # the exact partition function is a sum over 2**hidden states
+
+_each_row = partial(jax.vmap, in_axes=(None, 0))  # the equations below are those of one state
+
+
+# --- parameters to start from ------------------------------------------------------------------------
+
+
+def init_bernoulli(data, hidden, key):
+    """Independent pixels with the means of the data, and weights of 0.01 to break the symmetry."""
+    smallest = 2.0**-23
+    mean = jnp.clip(jnp.mean(data, axis=0), smallest, 1 - smallest)
+    return _small_weights({"loc": logit(mean)}, hidden, key)
+
+
+def init_gaussian(data, hidden, key):
+    """Independent components with the means and variances of the data, none of them constant."""
+    variance = jnp.var(data, axis=0)
+    if not jnp.all(variance > 0):
+        raise ValueError(f"init_gaussian: data[:, {jnp.argmin(variance)}] is constant")
+    return _small_weights({"loc": jnp.mean(data, axis=0), "log_var": jnp.log(variance)}, hidden, key)
+
+
+def _small_weights(visible, hidden, key):
+    matrix = 0.01 * jax.random.normal(key, (len(visible["loc"]), hidden))
+    return {"layers": [visible, {"loc": jnp.zeros(hidden)}], "weights": [{"matrix": matrix}]}
+
+
+# --- the energy and its gradient ---------------------------------------------------------------------
+
+
+def _hidden_input(params, v):
+    visible, hidden = params["layers"]
+    if "log_var" in visible:
+        v = v / jnp.exp(visible["log_var"])
+    return hidden["loc"] + v @ params["weights"][0]["matrix"]
+
+
+def _visible_input(params, h):
+    return params["layers"][0]["loc"] + params["weights"][0]["matrix"] @ h
+
+
+@_each_row
+def free_energy(params, v):
+    """F(v) of every row of v."""
+    visible = params["layers"][0]
+    if "log_var" in visible:
+        energy = jnp.sum((v - visible["loc"]) ** 2 / (2 * jnp.exp(visible["log_var"])))
+    else:
+        energy = -visible["loc"] @ v
+    return energy - jnp.sum(softplus(_hidden_input(params, v)))
+
+
+@_each_row
+def hidden_free_energy(params, h):
+    """-log Σ_v exp(-E(v, h)) of every row of h; an integral over v if the visible units are Gaussian."""
+    visible, hidden = params["layers"]
+    x = _visible_input(params, h)
+    if "log_var" in visible:
+        variance = jnp.exp(visible["log_var"])
+        log_sums = (x**2 - visible["loc"] ** 2) / (2 * variance) + jnp.log(2 * jnp.pi * variance) / 2
+    else:
+        log_sums = softplus(x)
+    return -hidden["loc"] @ h - jnp.sum(log_sums)
+
+
+def gradient(params, v_data, v_model):
+    """The gradient of the mean free energy of the data minus that of the model's samples, to be descended."""
+    return jax.grad(lambda p: jnp.mean(free_energy(p, v_data)) - jnp.mean(free_energy(p, v_model)))(params)
+
+
+# --- sampling ----------------------------------------------------------------------------------------
+
+
+@_each_row
+def hidden_mean(params, v):
+    """E[h | v] of every row of v."""
+    return sigmoid(_hidden_input(params, v))
+
+
+@_each_row
+def visible_mean(params, h):
+    """E[v | h] of every row of h."""
+    x = _visible_input(params, h)
+    return x if "log_var" in params["layers"][0] else sigmoid(x)
+
+
+def sample_hidden(params, v, key):
+    """A draw from p(h | v) for every row of v."""
+    return jax.random.bernoulli(key, hidden_mean(params, v)).astype(v.dtype)
+
+
+def sample_visible(params, h, key):
+    """A draw from p(v | h) for every row of h."""
+    visible, mean = params["layers"][0], visible_mean(params, h)
+    if "log_var" in visible:
+        return mean + jnp.exp(visible["log_var"] / 2)[None] * jax.random.normal(key, mean.shape, mean.dtype)
+    return jax.random.bernoulli(key, mean).astype(h.dtype)
+
+
+def gibbs(params, v, key):
+    """One step of block Gibbs sampling, v to h to v: a Markov kernel that leaves p(v) as it is."""
+    hidden_key, visible_key = jax.random.split(key)
+    return sample_visible(params, sample_hidden(params, v, hidden_key), visible_key)
+
+
+# --- likelihood --------------------------------------------------------------------------------------
+
+
+def log_likelihood(params, v, log_z):
+    """The mean of log p(v) over the rows of v, in nats."""
+    return -jnp.mean(free_energy(params, v)) - log_z
+
+
+def log_partition(params):
+    """log Z exactly, as a sum over all 2**hidden states of the hidden layer."""
+    hidden = len(params["layers"][1]["loc"])
+    if hidden > MOST_HIDDEN:
+        raise ValueError(f"log_partition: {hidden} hidden units are too many; expected at most {MOST_HIDDEN}")
+
+    def log_sum(numbers):
+        h = (numbers[:, None] >> jnp.arange(hidden)[None]) & 1
+        return logsumexp(-hidden_free_energy(params, h.astype(float)))
+
+    # In blocks of at most 4096 states, so that memory does not grow with their number.
+    return logsumexp(jax.lax.map(log_sum, jnp.arange(2**hidden).reshape(-1, 2 ** min(hidden, 12))))
+
+
+def estimate_log_partition(params, key, chains=256, temperatures=1000):
+    """An estimate of log Z and its standard error, by annealed importance sampling.
+
+    Salakhutdinov & Murray (2008): chains start from independent visible units (c = 0, W = 0), whose Z is known,
+    and c and W grow to their full size in equal steps. The mean of the chains' weights is an unbiased estimate of Z.
+    The error is that of this mean; it is too small while few chains carry most of the weight.
+    """
+    visible, hidden = params["layers"]
+
+    def annealed(beta):
+        matrix = {"matrix": beta * params["weights"][0]["matrix"]}
+        return {"layers": [visible, {"loc": beta * hidden["loc"]}], "weights": [matrix]}
+
+    def step(carry, beta_and_key):
+        v, log_weights, cooler = carry
+        beta, key = beta_and_key
+        log_weights += free_energy(annealed(cooler), v) - free_energy(annealed(beta), v)
+        return (gibbs(annealed(beta), v, key), log_weights, beta), None
+
+    start_key, key = jax.random.split(key)
+    units = jnp.zeros((chains, len(hidden["loc"])))
+    independent = annealed(0.0)
+    start = (sample_visible(independent, units, start_key), jnp.zeros(chains), jnp.zeros(()))
+    betas = jnp.linspace(0, 1, temperatures + 1)[1:]
+    (_, log_weights, _), _ = jax.lax.scan(step, start, (betas, jax.random.split(key, temperatures)))
+
+    log_z_start = len(hidden["loc"]) * jnp.log(2.0) - hidden_free_energy(independent, units[:1])[0]
+    log_mean = logsumexp(log_weights) - jnp.log(chains)
+    relative_weights = jnp.exp(log_weights - log_mean)
+    return log_z_start + log_mean, jnp.std(relative_weights, ddof=1) / jnp.sqrt(chains)

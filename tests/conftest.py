@@ -1,0 +1,23 @@
+"""Strictness for the whole suite: no implicit promotion of dtypes or ranks, and every warning is an error."""
+
+import chex
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Derandomized: a run of the suite can be repeated, and no example database is written.
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=20, derandomize=True)
+hypothesis.settings.load_profile("suite")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error")
+
+
+@pytest.fixture(autouse=True)
+def fresh_trace_counts():
+    """chex counts the traces of equal functions together, parametrized tests included."""
+    chex.clear_trace_counter()

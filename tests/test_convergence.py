@@ -1,0 +1,223 @@
+"""Convergence in the state: against the flags recorded in 2017, and wherever the state is nested."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import GOLDEN, each_golden, golden, magnitude64, rbm_tree, row, step
+
+from paysage_jax import (
+    adam,
+    chain,
+    classic,
+    converged,
+    exponential_decay,
+    per_epoch,
+    power_law_decay,
+    sgd,
+    skip_nonfinite,
+    track_convergence,
+)
+
+CLASSES = {
+    "StochasticGradientDescent": classic.sgd,
+    "Momentum": classic.momentum,
+    "RMSProp": classic.rmsprop,
+    "ADAM": classic.adam,
+}
+SCHEDULES = {"PowerLawDecay": power_law_decay, "ExponentialDecay": exponential_decay}
+
+
+def classic_optimizer(case):
+    """The optimizer of a golden case; its schedule wants the epoch."""
+    kwargs = dict(case["kwargs"])
+    schedule = SCHEDULES[case["scheduler"]["class"]](kwargs.pop("stepsize", 0.001), case["scheduler"]["lr_decay"])
+    return CLASSES[case["optimizer"]](per_epoch(schedule), **kwargs)
+
+
+@jax.jit
+def golden_flags(optimizer, tolerances, params, gradients, epochs):
+    """converged(state) after every step, for each of the tolerances."""
+
+    def flags(tolerance):
+        tracked = chain(optimizer, track_convergence(tolerance))
+
+        def scanned(carry, xs):
+            gradient, epoch = xs
+            _, *carry = step(tracked, gradient, *carry, epoch=epoch)
+            return carry, converged(carry[0])
+
+        return jax.lax.scan(scanned, [tracked.init(params), params], (gradients, epochs))[1]
+
+    return jax.vmap(flags)(tolerances)
+
+
+@each_golden("cases")
+def test_flags_are_the_golden_ones(case):
+    group, name = case["group"], case["id"]
+    flags, flags_at_default = golden_flags(
+        classic_optimizer(case),
+        np.array([case["tolerance"], case["default_tolerance"]]),
+        row(golden(group, name, "param"), 0),
+        golden(group, name, "grad"),
+        GOLDEN[group][f"{name}/epoch"],
+    )
+    np.testing.assert_array_equal(flags, GOLDEN[group][f"{name}/converged"])
+    np.testing.assert_array_equal(flags_at_default, GOLDEN[group][f"{name}/converged_default_tol"])
+
+
+# --- one update after the other ----------------------------------------------------------------------
+
+
+@jax.jit
+def update(tracker, updates, state):
+    return tracker.update(updates, state)
+
+
+def track(updates, tracker):
+    """The states after each of the scalar updates, each standing for all elements of a vector of two."""
+    state, states = tracker.init(jnp.zeros(2)), []
+    for u in updates:
+        passed, state = update(tracker, np.full(2, u, np.float32), state)
+        np.testing.assert_array_equal(passed, np.full(2, u, np.float32))
+        states.append(state)
+    return states
+
+
+def flags(updates, tracker):
+    return [bool(converged(state)) for state in track(updates, tracker)]
+
+
+def test_nothing_has_converged_before_an_update():
+    assert not converged(track_convergence(np.inf).init(jnp.zeros(2)))
+
+
+def test_the_state_holds_the_magnitude_of_the_last_update():
+    tree = rbm_tree()
+    tracker = track_convergence(1.0)
+    updates, state = update(tracker, tree, tracker.init(tree))
+    chex.assert_trees_all_equal(updates, tree)
+    np.testing.assert_allclose(state.magnitude, magnitude64(tree), rtol=1e-6)
+
+
+def test_converged_is_at_or_under_the_tolerance():
+    assert flags([0.51, 0.5, 0.49, -0.5, 2.0, 0.0], track_convergence(0.5)) == [False, True, True, True, False, True]
+
+
+def test_patience_counts_updates_in_a_row():
+    small, large = 0.1, 1.0
+    updates = [small, small, large, small, small, small, small, large, small]
+    expected = [False, False, False, False, False, True, True, False, False]
+    assert flags(updates, track_convergence(0.5, patience=3)) == expected
+
+
+def test_the_streak_does_not_wrap():
+    tracker = track_convergence(1.0, patience=2**31 - 1)
+    state = tracker.init(jnp.zeros(2))._replace(streak=jnp.int32(2**31 - 2))
+    for _ in range(3):
+        _, state = update(tracker, jnp.zeros(2), state)
+        assert converged(state)
+
+
+def test_nan_is_never_converged_and_ends_a_streak():
+    assert flags([np.nan] * 3, track_convergence(np.inf)) == [False] * 3
+    assert flags([0, np.nan, 0, 0], track_convergence(1.0, patience=2)) == [False, False, False, True]
+
+
+def test_a_magnitude_of_ones_own():
+    def largest(updates):
+        return jnp.max(jnp.abs(updates))
+
+    (state,) = track([-0.3], track_convergence(0.3, magnitude=largest))
+    assert state.magnitude == np.float32(0.3)
+    assert converged(state)
+
+
+def test_state_dtypes_do_not_drift():
+    tracker = track_convergence(1, patience=2)
+    state = tracker.init(jnp.zeros(2, jnp.bfloat16))
+    _, after = tracker.update(jnp.zeros(2, jnp.bfloat16), state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+
+
+def test_new_tolerances_do_not_retrace():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def traced_once(tracker, state):
+        return converged(tracker.update(jnp.ones(2), state)[1])
+
+    state = track_convergence(1.0).init(jnp.ones(2))
+    settings = ((0.5, 1), (2.0, 1), (2.0, 2))
+    assert [bool(traced_once(track_convergence(t, patience=p), state)) for t, p in settings] == [False, True, False]
+
+
+# --- anywhere in a state -----------------------------------------------------------------------------
+
+NESTS = {
+    "alone": track_convergence,
+    "chain": lambda tolerance: chain(sgd(1.0), track_convergence(tolerance)),
+    "chain in chain": lambda tolerance: chain(chain(sgd(1.0), track_convergence(tolerance)), sgd(3.0)),
+    "skip_nonfinite": lambda tolerance: skip_nonfinite(chain(sgd(1.0), track_convergence(tolerance))),
+    "optax.chain": lambda tolerance: optax.chain(optax.sgd(1.0), track_convergence(tolerance)),
+    "optax.masked": lambda tolerance: chain(sgd(1.0), optax.masked(track_convergence(tolerance).to_optax(), True)),
+}
+
+
+@pytest.mark.parametrize("nest", NESTS.values(), ids=NESTS.keys())
+def test_converged_is_found_anywhere(nest):
+    params = jnp.zeros(2)
+    for tolerance, expected in ((0.5, False), (2.0, True)):
+        optimizer = nest(tolerance)
+        _, state = optimizer.update(jnp.ones(2), optimizer.init(params), params)
+        assert bool(converged(state)) == expected
+
+
+def test_all_of_several_must_have_converged():
+    for tolerances, expected in (((2.0, 2.0), True), ((0.5, 2.0), False), ((2.0, 0.5), False)):
+        optimizer = chain(*map(track_convergence, tolerances))
+        _, state = optimizer.update(jnp.ones(2), optimizer.init(jnp.zeros(2)))
+        assert bool(converged(state)) == expected
+
+
+@pytest.mark.parametrize("optimizer", [sgd(0.1), chain(), chain(adam(0.1), skip_nonfinite(sgd(0.1)))])
+def test_a_state_without_a_tracker_is_an_error(optimizer):
+    with pytest.raises(ValueError, match="no track_convergence in the state"):
+        converged(optimizer.init(jnp.zeros(2)))
+
+
+def test_a_while_loop_stops_at_convergence():
+    """p is halved at every step until a step is at most 2⁻⁵: the steps are 2⁻¹, 2⁻², ..., so five of them."""
+    optimizer = chain(sgd(0.5), track_convergence(2.0**-5))
+
+    @jax.jit
+    def descend(params):
+        def descended(carry):
+            _, *carry = step(optimizer, carry[1], *carry)
+            return carry
+
+        return jax.lax.while_loop(lambda carry: ~converged(carry[0]), descended, [optimizer.init(params), params])
+
+    _, params = descend(jnp.ones(2))
+    np.testing.assert_array_equal(params, np.full(2, 2.0**-5, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: track_convergence(-1e-3), ValueError, "tolerance must be in"),
+        (lambda: track_convergence(np.nan), ValueError, "tolerance must be in"),
+        (lambda: track_convergence("1e-3"), TypeError, "tolerance must be a number"),
+        (lambda: track_convergence(1e-3, patience=0), ValueError, "patience must be in"),
+        (lambda: track_convergence(1e-3, patience=1.5), TypeError, "patience must be a whole number"),
+        (
+            lambda: track_convergence(1.0, magnitude=jnp.abs).update(jnp.ones(2), track_convergence(1.0).init(None)),
+            ValueError,
+            r"magnitude\(updates\): expected a scalar, got shape \(2,\)",
+        ),
+    ],
+)
+def test_mistakes_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

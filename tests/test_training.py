@@ -1,0 +1,683 @@
+"""The step and the run: against plain Python loops, the class shim and scikit-learn; cut, resumed and mapped."""
+
+import pickle
+from contextlib import contextmanager
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint
+import pytest
+import rbm
+from problems import GOLDEN, MANIFEST, golden, row
+from sklearn.linear_model import LogisticRegression
+from test_convergence import classic_optimizer
+
+import paysage_jax
+from paysage_jax import (
+    Estimator,
+    Outcome,
+    TrainState,
+    Transformation,
+    adam,
+    add_decayed_weights,
+    average_parameters,
+    center,
+    chain,
+    fit,
+    loss_gradient,
+    per_epoch,
+    persistent_contrastive_divergence,
+    power_law_decay,
+    pytree_dataclass,
+    sgd,
+    skip_nonfinite,
+    static,
+    track_convergence,
+    train_step,
+)
+
+KEY = jax.random.key(0)
+
+# Squares, on rows of which the last batch holds only three: no chance in it, and soon compiled.
+ROWS, BATCH = 23, 5
+rng = np.random.default_rng(0)
+DATA = {"x": rng.normal(size=(ROWS, 3)).astype(np.float32), "y": rng.normal(size=ROWS).astype(np.float32)}
+PARAMS = {"w": jnp.zeros(3), "b": jnp.ones(1)}
+
+
+def squares(params, batch):
+    return jnp.mean((batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2)
+
+
+regression = loss_gradient(squares)
+
+
+def batches_of(data):
+    """The batches in the order of the data."""
+    rows = len(jax.tree.leaves(data)[0])
+    return [jax.tree.map(lambda x, i=i: x[i : i + BATCH], data) for i in range(0, rows, BATCH)]
+
+
+KINDS = {"in memory": lambda data: (data, {"batch_size": BATCH}), "iterable": lambda data: (batches_of(data), {})}
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+
+
+def assert_trees_close(actual, expected, atol=1e-5):
+    chex.assert_trees_all_equal_structs(actual, expected)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=atol), actual, expected)
+
+
+@contextmanager
+def compilations():
+    """A list that grows with every program that is compiled."""
+    programs = []
+
+    def listener(name, seconds, **extra):
+        if name == "/jax/core/compile/backend_compile_duration":
+            programs.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield programs
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+# --- the step ----------------------------------------------------------------------------------------
+
+
+def start(estimator, optimizer, params, batch):
+    params = jax.tree.map(jnp.array, params)  # a state is donated: it must not be that of another test
+    return TrainState(params, optimizer.init(params), estimator.init(params, batch, KEY))
+
+
+def test_a_step_is_the_estimate_the_update_and_its_sum():
+    optimizer, batch = sgd(0.1), jax.tree.map(lambda x: x[:BATCH], DATA)
+    state, statistics = train_step(regression, optimizer)(start(regression, optimizer, PARAMS, batch), batch, KEY)
+    gradient = jax.grad(squares)(PARAMS, batch)
+    assert_trees_close(state.params, jax.tree.map(lambda p, g: p - 0.1 * g, PARAMS, gradient), atol=1e-6)
+    np.testing.assert_allclose(statistics.loss, squares(PARAMS, batch), rtol=1e-6)
+    assert int(state.optimizer_state.step) == 1
+
+
+def test_a_step_is_traced_once_and_donates_its_state():
+    loss = chex.assert_max_traces(lambda params, batch: squares(params, batch), n=1)
+    estimator, batch = loss_gradient(loss), jax.tree.map(lambda x: x[:BATCH], DATA)
+    for rate in (0.1, 0.2):
+        optimizer = chain(sgd(per_epoch(power_law_decay(rate))), track_convergence(rate))
+        before = start(estimator, optimizer, PARAMS, batch)
+        for epoch in range(2):
+            state, _ = train_step(estimator, optimizer)(before, batch, KEY, epoch=epoch)
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
+            np.testing.assert_allclose(state.optimizer_state[0].learning_rate, rate / (1 + 0.1 * epoch), rtol=1e-6)
+            before = state
+
+
+def test_a_step_of_optax():
+    optimizer, batch = optax.sgd(0.1), jax.tree.map(lambda x: x[:BATCH], DATA)
+    ours, _ = train_step(regression, sgd(0.1))(start(regression, sgd(0.1), PARAMS, batch), batch, KEY)
+    theirs, _ = train_step(regression, optimizer)(start(regression, optimizer, PARAMS, batch), batch, KEY, epoch=0)
+    chex.assert_trees_all_close(theirs.params, ours.params, rtol=1e-6)
+
+
+# --- the run is a plain loop -------------------------------------------------------------------------
+
+
+@each_kind
+def test_fit_is_a_loop_over_the_batches(kind):
+    """Gradient descent on squares, written out in float64."""
+    data, options = kind(DATA)
+    result = fit(PARAMS, sgd(0.1), regression, data, epochs=3, key=KEY, shuffle=False, **options)
+    w, b = np.zeros(3), 1.0
+    for _ in range(3):
+        for batch in batches_of(jax.tree.map(np.float64, DATA)):
+            residuals = batch["x"] @ w + b - batch["y"]
+            w, b = w - 0.2 * batch["x"].T @ residuals / len(residuals), b - 0.2 * residuals.mean()
+    assert_trees_close(result.params, {"w": w, "b": np.array([b])}, atol=1e-6)
+    assert int(result.epochs_done) == 3
+    assert result.outcome == Outcome.EPOCHS_EXHAUSTED
+    assert int(result.optimizer_state.step) == 15
+
+
+@each_kind
+def test_an_optimizer_of_optax_in_a_loop_of_optax(kind):
+    data, options = kind(DATA)
+    with jax.numpy_dtype_promotion("standard"):  # optax's adam needs it
+        optimizer = optax.adam(0.1)
+        result = fit(PARAMS, optimizer, regression, data, epochs=2, key=KEY, shuffle=False, **options)
+
+        @jax.jit
+        def update(params, state, batch):
+            updates, state = optimizer.update(jax.grad(squares)(params, batch), state, params)
+            return optax.apply_updates(params, updates), state
+
+        params, state = PARAMS, optimizer.init(PARAMS)
+        for _ in range(2):
+            for batch in batches_of(DATA):
+                params, state = update(params, state, batch)
+    assert_trees_close(result.params, params, atol=1e-6)
+    assert_trees_close(result.optimizer_state, state, atol=1e-6)
+
+
+def test_data_may_be_an_array_a_tuple_or_a_dict():
+    def fit_to(data, loss):
+        estimator = loss_gradient(loss)
+        return fit(jnp.zeros(3), sgd(0.1), estimator, data, epochs=1, batch_size=BATCH, key=KEY, shuffle=False).params
+
+    def of_array(w, x):
+        return jnp.mean((x @ w - 1) ** 2)
+
+    array = fit_to(DATA["x"], of_array)
+    assert jnp.any(array != 0)
+    chex.assert_trees_all_close(fit_to((DATA["x"], DATA["y"]), lambda w, batch: of_array(w, batch[0])), array)
+    chex.assert_trees_all_close(fit_to(DATA, lambda w, batch: of_array(w, batch["x"])), array)
+
+
+def test_logistic_regression_is_that_of_scikit_learn():
+    """Full batches until the steps are tiny; the intercept is not penalised."""
+    x, y = DATA["x"], (DATA["y"] > 0).astype(np.float32)
+    decay = 0.1
+
+    def loss(params, batch):
+        x, y = batch
+        logits = x @ params["w"] + params["b"]
+        return jnp.mean(jax.nn.softplus(logits) - y * logits)
+
+    optimizer = chain(add_decayed_weights(decay, lambda path: path == "w"), sgd(1.0), track_convergence(1e-6))
+    result = fit(PARAMS, optimizer, loss_gradient(loss), (x, y), epochs=2000, batch_size=ROWS, key=KEY)
+    assert result.outcome == Outcome.CONVERGED
+    solution = LogisticRegression(C=1 / (decay * ROWS), tol=1e-10).fit(x, y)
+    assert_trees_close(result.params, {"w": solution.coef_[0], "b": solution.intercept_}, atol=2e-5)
+
+
+# --- order, keys, epochs -----------------------------------------------------------------------------
+
+
+@pytree_dataclass
+class Recorder(Estimator):
+    """Gradients of zero; the chain state is a log of all batches and of a draw from every key."""
+
+    steps: int = static(default=0)
+
+    def init(self, params, batch, key):
+        return jnp.int32(0), jnp.full((self.steps, BATCH), -1), jnp.zeros(self.steps)
+
+    def estimate(self, params, batch, chain_state, key):
+        step, rows, draws = chain_state
+        rows = rows.at[step, : len(batch)].set(batch)
+        draws = draws.at[step].set(jax.random.uniform(key))
+        return jax.tree.map(jnp.zeros_like, params), (step + 1, rows, draws), None
+
+
+def record(key, epochs=3, **options):
+    """(the rows of every epoch in the order seen, the draws of every step)."""
+    recorder = Recorder(5 * epochs)
+    data = np.arange(ROWS, dtype=np.int32)
+    result = fit(jnp.zeros(1), sgd(1.0), recorder, data, epochs=epochs, batch_size=BATCH, key=key, **options)
+    step, rows, draws = result.chain_state
+    assert int(step) == 5 * epochs
+    rows = np.asarray(rows).reshape(epochs, -1)
+    assert np.all(rows[:, ROWS:] == -1)  # the ragged batch comes last
+    return rows[:, :ROWS], np.asarray(draws)
+
+
+def test_shuffling_sees_every_row_once_an_epoch_in_a_new_order():
+    orders, _ = record(KEY)
+    np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(ROWS), (3, 1)))
+    assert len({tuple(order) for order in [*orders, range(ROWS)]}) == 4
+    other_orders, _ = record(jax.random.key(1))
+    assert not np.any(np.all(other_orders == orders, axis=1))
+    np.testing.assert_array_equal(record(KEY)[0], orders)
+
+
+def test_without_shuffling_the_order_is_that_of_the_data():
+    np.testing.assert_array_equal(record(KEY, shuffle=False)[0], np.tile(np.arange(ROWS), (3, 1)))
+
+
+def test_every_step_has_a_key_of_its_own():
+    draws = np.concatenate([record(key)[1] for key in (KEY, jax.random.key(1))])
+    assert len(set(draws.tolist())) == len(draws) == 30
+
+
+@each_kind
+def test_a_schedule_by_epoch_sees_the_epoch(kind):
+    """A constant gradient of 1 and five steps an epoch: p falls by 5 (1 + 1/2 + 1/3 + 1/4)."""
+    data, options = kind(DATA)
+    optimizer = sgd(per_epoch(power_law_decay(1.0, lr_decay=1.0)))
+    estimator = loss_gradient(lambda params, batch: jnp.sum(params))
+    result = fit(jnp.zeros(1), optimizer, estimator, data, epochs=4, key=KEY, **options)
+    np.testing.assert_allclose(result.params, [-5 * (1 + 1 / 2 + 1 / 3 + 1 / 4)], rtol=1e-6)
+    np.testing.assert_allclose(result.optimizer_state.learning_rate, 1 / 4, rtol=1e-6)
+
+
+# --- how a run ends ----------------------------------------------------------------------------------
+
+
+@pytree_dataclass
+class Recorded(Estimator):
+    """Gradients that were written down: one a step, whatever the data."""
+
+    gradients: Any
+
+    def init(self, params, batch, key):
+        return jnp.int32(0)
+
+    def estimate(self, params, batch, chain_state, key):
+        return row(self.gradients, chain_state), chain_state + 1, None
+
+
+class Model:
+    """The same gradients behind paysage's protocol."""
+
+    def __init__(self, params, gradients):
+        self.params, self.gradients, self.step = params, gradients, 0
+
+    def gradient(self, v_data, v_model):
+        self.step += 1
+        return row(self.gradients, self.step - 1)
+
+    def parameter_update(self, delta):
+        self.params = jax.tree.map(np.subtract, self.params, delta)
+
+
+VANISHING = [case for case in MANIFEST["cases"] if case["id"].endswith("_default_vanish")]
+
+
+@pytest.mark.parametrize("case", VANISHING, ids=[case["optimizer"] for case in VANISHING])
+def test_fit_stops_at_the_epoch_at_which_a_loop_with_the_class_does(case):
+    """Six epochs of ten steps; the tolerances are between the recorded magnitudes at the ends of two epochs."""
+    start = row(golden("optimizers", case["id"], "param"), 0)
+    gradients = golden("optimizers", case["id"], "grad")
+    magnitudes = GOLDEN["optimizers"][f"{case['id']}/magnitude"][9::10]
+    data = np.zeros((10, 1), np.float32)
+    stops = set()
+    for tolerance in [*np.sqrt(magnitudes[:-1] * magnitudes[1:]), case["tolerance"], 0.0]:
+        model = Model(start, gradients)
+        optimizer = getattr(paysage_jax, case["optimizer"])(model, tolerance=float(tolerance))
+        epochs_done, converged = 0, False
+        while epochs_done < 6 and not converged:
+            for _ in range(10):
+                optimizer.update(model, None, None, epochs_done)
+            epochs_done += 1
+            converged = optimizer.check_convergence()
+
+        tracked = chain(classic_optimizer(case), track_convergence(float(tolerance)))
+        result = fit(start, tracked, Recorded(gradients), data, epochs=6, batch_size=1, key=KEY, shuffle=False)
+        assert int(result.epochs_done) == epochs_done
+        assert result.outcome == (Outcome.CONVERGED if converged else Outcome.EPOCHS_EXHAUSTED)
+        assert int(result.chain_state) == model.step == 10 * epochs_done
+        assert_trees_close(result.params, model.params, atol=1e-5)
+        stops.add((epochs_done, converged))
+    assert len(stops) >= 4
+
+
+@each_kind
+def test_a_run_that_diverges_ends_as_non_finite(kind):
+    data, options = kind(DATA)
+    optimizer = chain(sgd(1e30), track_convergence(np.inf))
+    result = fit(PARAMS, optimizer, regression, data, epochs=9, key=KEY, **options)
+    assert result.outcome == Outcome.NON_FINITE
+    assert int(result.epochs_done) == 1
+
+
+def test_a_bad_gradient_without_protection_ends_the_run():
+    data = DATA | {"y": np.where(np.arange(ROWS) == 7, np.nan, DATA["y"]).astype(np.float32)}
+    result = fit(PARAMS, adam(0.1), regression, data, epochs=3, batch_size=BATCH, key=KEY)
+    assert (int(result.epochs_done), result.outcome) == (1, Outcome.NON_FINITE)
+
+
+# --- metrics -----------------------------------------------------------------------------------------
+
+
+def weights(params, key):
+    return params["w"]
+
+
+def count(params, key):
+    return jnp.sum(params["w"] > 0)
+
+
+def a_draw(params, key):
+    return jax.random.uniform(key)
+
+
+METRICS = {"weights": weights, "count": count, "draw": a_draw}
+
+
+@each_kind
+def test_history_holds_the_metrics_of_every_second_epoch(kind):
+    data, options = kind(DATA)
+    run = dict(key=KEY, shuffle=False, metrics=METRICS, metrics_every=2, **options)
+    history = fit(PARAMS, adam(0.1), regression, data, epochs=5, **run).history
+    np.testing.assert_array_equal(history["epoch"], [2, 4])
+    chex.assert_shape((history["weights"], history["count"], history["draw"]), [(2, 3), (2,), (2,)])
+    assert history["draw"][0] != history["draw"][1]
+    for i, epochs in enumerate((2, 4)):
+        shorter = fit(PARAMS, adam(0.1), regression, data, epochs=epochs, **run)
+        np.testing.assert_array_equal(history["weights"][i], weights(shorter.params, None))
+        np.testing.assert_array_equal(history["count"][i], count(shorter.params, None))
+    assert jnp.any(history["weights"][0] != history["weights"][1])
+
+
+@each_kind
+def test_rows_of_epochs_never_reached_hold_nan_or_minus_one(kind):
+    data, options = kind(DATA)
+    optimizer = chain(sgd(per_epoch(power_law_decay(0.1, lr_decay=1e9))), track_convergence(1e-6))
+    result = fit(PARAMS, optimizer, regression, data, epochs=6, key=KEY, shuffle=False, metrics=METRICS, **options)
+    assert result.outcome == Outcome.CONVERGED
+    assert int(result.epochs_done) == 2
+    history = result.history
+    np.testing.assert_array_equal(history["epoch"], [1, 2, -1, -1, -1, -1])
+    np.testing.assert_array_equal(history["count"][2:], np.full(4, -1))
+    assert jnp.all(history["count"][:2] >= 0)
+    assert jnp.all(jnp.isfinite(history["weights"][:2]))
+    assert jnp.all(jnp.isnan(history["weights"][2:]))
+
+
+def test_a_metric_may_not_be_called_epoch():
+    with pytest.raises(ValueError, match="epoch"):
+        fit(PARAMS, sgd(0.1), regression, DATA, metrics={"epoch": a_draw}, **RUN)
+
+
+# --- everything at once: a Boltzmann machine, with chance in every part of the run -------------------
+
+
+@pytree_dataclass
+class Poisoned(Estimator):
+    """Another estimator, except that the gradient of step number `at` is NaN; the chain state is (steps, its own)."""
+
+    estimator: Estimator
+    at: int
+
+    def init(self, params, batch, key):
+        return jnp.int32(0), self.estimator.init(params, batch, key)
+
+    def estimate(self, params, batch, chain_state, key):
+        step, chain_state = chain_state
+        gradient, chain_state, statistics = self.estimator.estimate(params, batch, chain_state, key)
+        gradient = jax.tree.map(lambda g: jnp.where(step == self.at, jnp.nan, g), gradient)
+        return gradient, (step + 1, chain_state), statistics
+
+
+IMAGES = (rng.random((20, 6)) < 0.3).astype(np.float32)
+MACHINE = {
+    "layers": [{"loc": jnp.zeros(6)}, {"loc": jnp.zeros(2)}],
+    "weights": [{"matrix": jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)}],
+}
+pcd = persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, chains=4)
+
+
+def first_weight(params, key):
+    return params["weights"][0]["matrix"][0, 0]
+
+
+def train(data, options, *, params=MACHINE, epochs=4, key=KEY, learning_rate=0.1, tolerance=1e-9, nan_at=-1, **more):
+    """Few programs for many tests: all that follows runs the same ones, but for the number of epochs."""
+    optimizer = skip_nonfinite(
+        chain(
+            center(0.9),
+            adam(per_epoch(power_law_decay(learning_rate))),
+            average_parameters(0.9),
+            track_convergence(tolerance),
+        )
+    )
+    metrics = {"weight": first_weight, "draw": a_draw}
+    estimator = Poisoned(pcd, nan_at)
+    return fit(params, optimizer, estimator, data, epochs=epochs, key=key, metrics=metrics, **options, **more)
+
+
+def test_iterable_and_in_memory_data_end_bit_for_bit_the_same():
+    chex.assert_trees_all_equal(*(train(*kind(IMAGES), shuffle=False) for kind in KINDS.values()))
+
+
+def test_center_gets_the_statistics():
+    """Its offsets for the visible layer are running means of the batches' means."""
+    offset = None
+    for batch in 4 * batches_of(IMAGES):
+        offset = batch.mean(0) if offset is None else 0.9 * offset + 0.1 * batch.mean(0)
+    centring = train(*KINDS["in memory"](IMAGES), shuffle=False).optimizer_state.inner[0]
+    np.testing.assert_allclose(centring.offsets["layers/0/loc"], offset, rtol=1e-5)
+
+
+@each_kind
+def test_one_nan_gradient_is_skipped_and_counted_once(kind):
+    result = train(*kind(IMAGES), nan_at=7)
+    assert all(jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(result.params))
+    assert result.outcome == Outcome.EPOCHS_EXHAUSTED
+    assert int(result.optimizer_state.skipped) == 1
+    assert int(result.optimizer_state.inner[0].step) == 15
+    assert int(result.chain_state[0]) == 16
+
+
+def through_pickle(result):
+    return pickle.loads(pickle.dumps(result))
+
+
+def through_orbax(result, folder):
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "result", result)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder / "result", jax.tree.map(jnp.zeros_like, result))
+
+
+@each_kind
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_cut_run_ends_bit_for_bit_as_if_never_cut(kind, cut, tmp_path):
+    data, options = kind(IMAGES)
+    uncut, first = train(data, options), train(data, options, epochs=cut)
+    restored = through_pickle(first) if cut == 1 else through_orbax(first, tmp_path)
+    chex.assert_trees_all_equal(restored, first)
+    for _ in range(2):  # what was resumed from is still there, to be resumed again
+        resumed = train(data, options, params=None, resume=restored)
+        chex.assert_trees_all_equal(resumed, uncut)
+        chex.assert_trees_all_equal_shapes_and_dtypes(resumed, uncut)
+    assert jnp.any(uncut.params["weights"][0]["matrix"] != first.params["weights"][0]["matrix"])
+
+
+@each_kind
+def test_a_run_cut_before_its_first_measurement_is_saved_by_orbax(kind, tmp_path):
+    data, options = kind(DATA)
+    run = dict(key=KEY, shuffle=False, metrics=METRICS, metrics_every=3, **options)
+    uncut = fit(PARAMS, adam(0.1), regression, data, epochs=4, **run)
+    first = fit(PARAMS, adam(0.1), regression, data, epochs=2, **run)
+    assert all(leaf.size for leaf in jax.tree.leaves(first))  # orbax refuses empty arrays
+    restored = through_orbax(first, tmp_path)
+    chex.assert_trees_all_equal(fit(None, adam(0.1), regression, data, epochs=4, resume=restored, **run), uncut)
+
+
+@each_kind
+def test_a_converged_run_stays_as_it_was(kind):
+    data, options = kind(IMAGES)
+    converged = train(data, options, tolerance=np.inf)
+    assert (int(converged.epochs_done), int(converged.outcome)) == (1, Outcome.CONVERGED)
+    chex.assert_trees_all_equal(train(data, options, params=None, tolerance=np.inf, resume=converged), converged)
+
+
+@each_kind
+def test_fit_compiles_once(kind):
+    """Another learning rate, tolerance, seed, parameters and data of the same shape: no second compilation."""
+    first = train(*kind(IMAGES))
+    other = jax.tree.map(lambda p: p + 1, MACHINE)
+    with compilations() as programs:
+        key = jax.random.key(1)
+        second = train(*kind(1 - IMAGES), params=other, key=key, learning_rate=0.2, tolerance=1e-8)
+        assert not programs
+        train(*kind(IMAGES), epochs=5)  # a longer history is another program: they are counted
+        assert programs
+    assert first_weight(first.params, None) != first_weight(second.params, None)
+
+
+def test_a_sweep_over_learning_rates_and_keys_equals_single_runs():
+    rates, keys = jnp.array([0.01, 0.1, 0.5]), jax.random.split(KEY, 2)
+    run = KINDS["in memory"](IMAGES)
+    over_keys = jax.vmap(lambda rate, key: train(*run, learning_rate=rate, key=key), (None, 0))
+    sweep = jax.vmap(over_keys, (0, None))(rates, keys)
+    for i, rate in enumerate(rates.tolist()):
+        for j, key in enumerate(keys):
+            one = jax.tree.map(lambda x, i=i, j=j: x[i, j], sweep)
+            assert_trees_close(one, train(*run, learning_rate=rate, key=key), atol=1e-5)
+    assert len(np.unique(np.asarray(sweep.history["draw"][0]))) == 8
+
+
+def test_members_of_a_sweep_stop_each_at_its_own_epoch():
+    def run(rate):
+        optimizer = chain(sgd(rate), track_convergence(1e-3))
+        return fit(PARAMS, optimizer, regression, DATA, epochs=60, batch_size=ROWS, key=KEY, shuffle=False)
+
+    rates = jnp.array([0.5, 0.2, 1e-9])
+    sweep = jax.vmap(run)(rates)
+    for i, rate in enumerate(rates):
+        alone = run(rate)
+        assert int(sweep.epochs_done[i]) == int(alone.epochs_done)
+        assert sweep.outcome[i] == Outcome.CONVERGED
+        assert_trees_close(row(sweep.params, i), alone.params)
+    assert len(set(sweep.epochs_done.tolist())) == 3
+
+
+@each_kind
+def test_a_progress_bar_changes_nothing(kind, capsys):
+    plain = train(*kind(IMAGES))
+    assert capsys.readouterr().err == ""
+    chex.assert_trees_all_equal(train(*kind(IMAGES), progress=True), plain)
+    assert "4/4" in capsys.readouterr().err
+
+
+def test_a_progress_bar_ends_with_the_run(capsys):
+    result = train(*KINDS["in memory"](IMAGES), tolerance=np.inf, progress=True)
+    assert result.outcome == Outcome.CONVERGED
+    assert "1/4" in capsys.readouterr().err
+
+
+# --- what belongs to the caller ----------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("array", [np.array, jnp.array], ids=["numpy", "jax"])
+def test_no_argument_is_modified_or_deleted(kind, array):
+    params, rows = jax.tree.map(array, (PARAMS, DATA))
+    data, options = kind(rows)
+    result = fit(params, adam(0.1), regression, data, epochs=2, key=KEY, **options)
+    before = jax.tree.map(np.array, result)
+    fit(None, adam(0.1), regression, data, epochs=3, key=KEY, resume=result, **options)
+    chex.assert_trees_all_equal((params, rows, result), (PARAMS, DATA, before))
+
+
+def test_a_loader_may_fill_one_buffer_again_and_again():
+    class Loader:
+        buffer = np.empty((BATCH, 3), np.float32)
+
+        def __iter__(self):
+            for i in range(0, ROWS - BATCH, BATCH):
+                self.buffer[:] = DATA["x"][i : i + BATCH]
+                yield self.buffer
+
+    estimator = loss_gradient(lambda w, x: jnp.mean((x @ w - 1) ** 2))
+    separate = [batch.copy() for batch in Loader()]
+    results = [fit(jnp.zeros(3), sgd(0.1), estimator, data, epochs=3, key=KEY) for data in (Loader(), separate)]
+    chex.assert_trees_all_equal(*results)
+
+
+@pytree_dataclass
+class Anchored(Transformation):
+    """Gradient descent with a pull to the first parameters, which it keeps."""
+
+    def init(self, params):
+        return params
+
+    def update(self, updates, state, params=None, **extra):
+        return jax.tree.map(lambda g, p, start: -0.1 * (g + p - start), updates, params, state), state
+
+
+@each_kind
+def test_a_state_may_hold_the_parameters_themselves(kind):
+    data, options = kind(DATA)
+    result = fit(PARAMS, Anchored(), regression, data, epochs=2, key=KEY, **options)
+    chex.assert_trees_all_equal(result.optimizer_state, PARAMS)
+
+
+# --- mistakes ----------------------------------------------------------------------------------------
+
+RUN = dict(epochs=2, batch_size=BATCH, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("data", "change", "error", "message"),
+    [
+        (DATA, dict(epochs=0), ValueError, "epochs must be in"),
+        (DATA, dict(epochs=1.5), TypeError, "epochs must be a whole number"),
+        (DATA, dict(metrics_every=0), ValueError, "metrics_every must be in"),
+        (DATA, dict(key=3), TypeError, r"key must be a key, jax.random.key\(3\)"),
+        (DATA, dict(batch_size=None), ValueError, "batch_size must be from 1 to the 23 rows of data, got None"),
+        (DATA, dict(batch_size=24), ValueError, "batch_size must be from 1 to the 23 rows of data, got 24"),
+        (DATA, dict(batch_size=0), ValueError, r"batch_size must be .*, got 0"),
+        (DATA, dict(batch_size=5.0), (TypeError, ValueError), "batch_size must be"),
+        (DATA | {"y": DATA["y"][1:]}, {}, ValueError, r"leading batch axis.*data\['x'\] \(23, 3\), data\['y'\] \(22,"),
+        (3, dict(batch_size=None), TypeError, "data"),
+        ([], dict(batch_size=None), ValueError, "data yielded no batch"),
+        (batches_of(DATA), {}, ValueError, "batch_size does not go with an iterable"),
+        ((batch for batch in batches_of(DATA)), dict(batch_size=None), ValueError, "data is an iterator"),
+        (map(dict, batches_of(DATA)), dict(batch_size=None), ValueError, "data is an iterator"),
+    ],
+)
+def test_mistakes_are_named(data, change, error, message):
+    with pytest.raises(error, match=message):
+        fit(PARAMS, sgd(0.1), regression, data, **(RUN | change))
+
+
+def test_a_loader_that_runs_dry_is_an_error():
+    class Once:
+        batches = batches_of(DATA)
+
+        def __iter__(self):
+            yield from self.batches
+            self.batches = []
+
+    with pytest.raises(ValueError, match="data yielded no batch in epoch 1"):
+        fit(PARAMS, sgd(0.1), regression, Once(), epochs=2, key=KEY)
+
+
+def test_an_optimizer_that_is_none_is_an_error():
+    with pytest.raises(TypeError, match="expected an optimizer or transformation"):
+        fit(PARAMS, None, regression, DATA, **RUN)
+
+
+class Plain:
+    """An optimizer, or an estimator, that was not made a pytree."""
+
+    def init(self, params, *rest):
+        return ()
+
+    def update(self, updates, state, params=None, **extra):
+        return updates, state
+
+    def estimate(self, params, batch, chain_state, key):
+        return params, chain_state, None
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "estimator"), [(Plain(), regression), (sgd(0.1), Plain())], ids=["optimizer", "estimator"]
+)
+def test_what_is_no_pytree_is_named(optimizer, estimator):
+    with pytest.raises(TypeError, match=r"Plain.*pytree_dataclass"):
+        fit(PARAMS, optimizer, estimator, DATA, **RUN)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(metrics={}), r"expected the metrics \['draw', 'epoch'\] of resume, got \['epoch'\]"),
+        (dict(metrics={"other": a_draw}), r"expected the metrics \['draw', 'epoch'\] of resume"),
+        (dict(metrics={"draw": weights}), "draw"),
+        (dict(metrics_every=2), "metrics_every"),
+    ],
+    ids=["none", "another name", "another shape", "another rhythm"],
+)
+def test_metrics_changed_on_resume_are_an_error(change, message):
+    run = dict(batch_size=BATCH, key=KEY, metrics={"draw": a_draw})
+    first = fit(PARAMS, sgd(0.1), regression, DATA, epochs=2, **run)
+    with pytest.raises(ValueError, match=message):
+        fit(None, sgd(0.1), regression, DATA, epochs=4, resume=first, **(run | change))

@@ -1,0 +1,378 @@
+"""The protocol: pytree objects, chains, optax on both sides, trees and the errors they raise."""
+
+import dataclasses
+import pickle
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import OPTIMIZERS, TEXTBOOK, TREES, each, gradients, rbm_tree, row, run, step
+
+from paysage_jax import (
+    Leafwise,
+    SgdState,
+    Transformation,
+    adam,
+    apply_updates,
+    chain,
+    momentum,
+    per_epoch,
+    power_law_decay,
+    pytree_dataclass,
+    rmsprop,
+    sgd,
+    static,
+)
+
+PARAMS = rbm_tree()
+GRADIENT = row(gradients(PARAMS, 1), 0)
+each_tree = pytest.mark.parametrize("params", TREES.values(), ids=TREES.keys())
+
+
+@pytree_dataclass
+class Multiply(Transformation):
+    """A user's own transformation: updates times `factor`, which is an extra argument, times a number of its own."""
+
+    number: float = 1.0
+
+    def init(self, params):
+        return ()
+
+    def update(self, updates, state, params=None, *, factor=1.0, **extra):
+        return jax.tree.map(lambda u: u * (self.number * factor), updates), state
+
+
+# --- objects that are pytrees ------------------------------------------------------------------------
+
+COMPOSITE = chain(momentum(power_law_decay(0.1, 0.5, 10), nesterov=True), Multiply(2.0))
+OBJECTS = OPTIMIZERS | {"composite": COMPOSITE}
+
+
+@each(OBJECTS)
+def test_equal_hashed_and_pickled_by_value(optimizer):
+    twin = pickle.loads(pickle.dumps(optimizer))
+    assert twin == optimizer
+    assert hash(twin) == hash(optimizer)
+    assert {optimizer: "found"}[twin] == "found"
+    other = jax.tree.map(lambda x: x / 2, optimizer)
+    assert type(other) is type(optimizer)
+    assert other != optimizer
+    chex.assert_trees_all_equal(
+        step(twin, GRADIENT, twin.init(PARAMS), PARAMS), step(optimizer, GRADIENT, optimizer.init(PARAMS), PARAMS)
+    )
+
+
+def test_flags_and_kinds_tell_objects_apart():
+    assert momentum(0.1) != momentum(0.1, nesterov=True)
+    assert sgd(0.1) != momentum(0.1)
+    assert jax.tree.structure(momentum(0.1)) != jax.tree.structure(momentum(0.1, nesterov=True))
+
+
+def test_leaves_are_the_hyperparameters_by_name():
+    def names(optimizer):
+        return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(optimizer)]
+
+    assert names(momentum(0.1, nesterov=True)) == [".learning_rate", ".decay"]
+    assert names(adam(0.1)) == [".learning_rate", ".b1", ".b2", ".eps"]
+    assert names(adam(0.1, weight_decay=0.1))[-1] == ".weight_decay"
+    assert names(rmsprop(power_law_decay(0.1)))[:2] == [".learning_rate.init_value", ".learning_rate.lr_decay"]
+    assert names(sgd(optax.constant_schedule(0.1))) == []  # a plain function is structure
+    assert jax.tree.leaves(COMPOSITE) == [0.1, 0.5, 10, 0.9, 2.0]
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sgd(0.1).learning_rate = 0.2
+
+
+def test_a_users_own_pytree_dataclass():
+    @pytree_dataclass
+    class Line:
+        slope: float
+        name: str = static(default="line")
+
+        def __call__(self, x):
+            return self.slope * x
+
+    line = Line(2.0, name="steep")
+    assert jax.tree.leaves(line) == [2.0]
+    assert jax.jit(lambda line, x: line(x))(line, 3.0) == 6.0
+    assert jax.grad(lambda line: line(3.0))(line) == Line(3.0, name="steep")
+    chex.assert_trees_all_equal(jax.vmap(lambda line: line(3.0))(Line(jnp.arange(3.0))), 3 * jnp.arange(3.0))
+
+
+@each(OBJECTS)
+def test_unpacks_into_init_and_update(optimizer):
+    init, update = optimizer
+    updates, state = update(GRADIENT, init(PARAMS), PARAMS)
+    expected, expected_state, _ = step(optimizer, GRADIENT, optimizer.init(PARAMS), PARAMS)
+    chex.assert_trees_all_equal((updates, state), (expected, expected_state))
+
+
+@pytree_dataclass
+class SignDescent(Leafwise):
+    """A user's own optimizer is one equation."""
+
+    learning_rate: float
+    state_type = SgdState
+
+    def rule(self, h, g, p):
+        return (-h.learning_rate * jnp.sign(g) / h.t.astype(g.dtype),)
+
+
+def test_a_users_own_rule():
+    updates, state, _ = run(SignDescent(0.5), PARAMS, jax.tree.map(lambda p: jnp.stack([p, p]), PARAMS))
+    expected = jax.tree.map(lambda p: -0.5 * jnp.stack([jnp.sign(p), jnp.sign(p) / 2]), PARAMS)
+    chex.assert_trees_all_equal(updates, expected)
+    assert state == SgdState(step=2, learning_rate=0.5)
+
+
+# --- chains, and optax -------------------------------------------------------------------------------
+
+
+def test_a_chain_applies_its_members_in_order():
+    def updates(*members):
+        return chain(*members).update(PARAMS, chain(*members).init(PARAMS))[0]
+
+    clip, triple = optax.clip(1.0), Multiply(3.0)
+    chex.assert_trees_all_close(updates(clip, triple), jax.tree.map(lambda p: 3 * np.clip(p, -1, 1), PARAMS))
+    chex.assert_trees_all_close(updates(triple, clip), jax.tree.map(lambda p: np.clip(3 * p, -1, 1), PARAMS))
+
+
+def test_chains_nest_and_unpack():
+    nested, flat = chain(Multiply(2.0), chain(Multiply(3.0), adam(0.1))), chain(Multiply(2.0), Multiply(3.0), adam(0.1))
+    state = flat.init(PARAMS)
+    chex.assert_trees_all_equal(nested.init(PARAMS), (state[0], state[1:]))
+    expected, state = flat.update(GRADIENT, state, PARAMS)
+    init, update = nested
+    chex.assert_trees_all_equal(update(GRADIENT, init(PARAMS), PARAMS), (expected, (state[0], state[1:])))
+
+
+def test_an_empty_chain_changes_nothing():
+    assert chain().update(GRADIENT, chain().init(PARAMS)) == (GRADIENT, ())
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        chain(optax.clip_by_global_norm(0.5), adam(0.1)),
+        optax.chain(optax.clip_by_global_norm(0.5), adam(0.1)),
+        optax.chain(optax.clip_by_global_norm(0.5), adam(0.1).to_optax()),
+        chain(optax.chain(optax.clip_by_global_norm(0.5)), adam(0.1)),
+    ],
+    ids=["optax in ours", "ours in optax", "to_optax", "optax.chain in ours"],
+)
+def test_optax_and_ours_in_one_chain(optimizer):
+    with jax.numpy_dtype_promotion("standard"):
+        clip, reference = optax.clip_by_global_norm(0.5), adam(0.1)
+        clip_state, state, mixed_state = clip.init(PARAMS), reference.init(PARAMS), optimizer.init(PARAMS)
+        for g in (GRADIENT, PARAMS):
+            clipped, clip_state = clip.update(g, clip_state)
+            expected, state = reference.update(clipped, state, PARAMS)
+            updates, mixed_state = jax.jit(optimizer.update)(g, mixed_state, PARAMS)
+            chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+
+
+def test_optax_finds_the_fields_of_our_states():
+    optimizer = optax.chain(optax.clip(1.0), adam(power_law_decay(0.1)))
+    state = optimizer.init(PARAMS)
+    assert optax.tree.get(state, "learning_rate") == np.float32(0.1)
+    assert optax.tree.get(state, "step") == 0
+
+
+@each(OPTIMIZERS)
+def test_optax_masked_placeholders(optimizer):
+    mask = {"layers": True, "weights": False}
+    masked = optax.masked(optimizer, mask)
+    updates, _ = masked.update(GRADIENT, masked.init(PARAMS), PARAMS)
+    expected, *_ = step(optimizer, GRADIENT["layers"], optimizer.init(PARAMS["layers"]), PARAMS["layers"])
+    chex.assert_trees_all_equal(updates, {"layers": expected, "weights": GRADIENT["weights"]})
+
+
+class Taken(NamedTuple):
+    loss: object = None
+    value: object = None
+
+
+def recorder():
+    """An optax transformation that puts the extra arguments it takes into its state."""
+
+    def update(updates, state, params=None, *, loss=None, value=None):
+        return updates, Taken(loss, value)
+
+    return optax.GradientTransformationExtraArgs(lambda params: Taken(), update)
+
+
+def test_extra_arguments_reach_the_members_that_take_them():
+    optimizer = chain(sgd(per_epoch(power_law_decay(1.0, 1.0))), Multiply(), recorder(), optax.identity())
+    updates, state = optimizer.update(
+        GRADIENT, optimizer.init(PARAMS), PARAMS, epoch=3, factor=8.0, loss=5.0, nobody=None
+    )
+    chex.assert_trees_all_close(updates, jax.tree.map(lambda g: -2 * g, GRADIENT))
+    assert state[0].learning_rate == 0.25
+    assert state[2] == Taken(loss=5.0, value=None)
+
+
+def test_to_optax_carries_extra_arguments_through_optax():
+    ours = chain(sgd(per_epoch(power_law_decay(1.0, 1.0))), Multiply())
+    optimizer = optax.chain(optax.identity(), ours.to_optax())
+    updates, _ = optimizer.update(GRADIENT, optimizer.init(PARAMS), PARAMS, epoch=3, factor=8.0)
+    chex.assert_trees_all_close(updates, jax.tree.map(lambda g: -2 * g, GRADIENT))
+
+
+@pytest.mark.parametrize("name", ["value", "name", "step", "grad", "loss", "epoch"])
+@each(TEXTBOOK | {"schedule": sgd(power_law_decay(0.1))})
+def test_an_extra_argument_of_any_name_does_no_harm(optimizer, name):
+    """`value` and `grad` are what optax's line searches and plateau schedules take."""
+    state = optimizer.init(PARAMS)
+    expected = optimizer.update(GRADIENT, state, PARAMS)
+    chex.assert_trees_all_equal(optimizer.update(GRADIENT, state, PARAMS, **{name: 3}), expected)
+
+
+def test_a_schedule_may_call_its_step_an_epoch():
+    """A schedule gets the step by position, whatever it calls it, also where the training loop hands on an epoch."""
+    optimizer = sgd(lambda epoch: 1 / (1 + epoch.astype(float)))
+    _, state = optimizer.update(GRADIENT, optimizer.init(PARAMS), PARAMS, epoch=9)
+    assert state.learning_rate == 1.0
+
+
+def test_optax_reduce_on_plateau_in_our_chain():
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = chain(sgd(1.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1))
+        state = optimizer.init(PARAMS)
+        for _ in range(3):
+            updates, state = optimizer.update(GRADIENT, state, PARAMS, value=jnp.float32(1.0))
+    assert optax.tree.get(state, "scale") < 1
+    chex.assert_trees_all_close(updates, jax.tree.map(lambda g: -g * optax.tree.get(state, "scale"), GRADIENT))
+
+
+# --- trees -------------------------------------------------------------------------------------------
+
+
+@each_tree
+@each(OPTIMIZERS)
+def test_any_tree_is_its_leaves(optimizer, params):
+    """Each leaf of any tree is updated as it would be alone."""
+    g = jax.tree.map(jnp.cos, params)
+    updates, state, stepped = step(optimizer, g, optimizer.init(params), params)
+    chex.assert_trees_all_equal_structs(updates, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(stepped, params)
+    for leaf, gradient, update in zip(*map(jax.tree.leaves, (params, g, updates)), strict=True):
+        chex.assert_trees_all_equal(step(optimizer, gradient, optimizer.init(leaf), leaf)[0], update)
+    for moment in state[2:]:
+        chex.assert_trees_all_equal_shapes(moment, params)
+
+
+@each_tree
+@each(OPTIMIZERS)
+def test_abstract_init(optimizer, params):
+    """`jax.eval_shape` sees the state's shapes; parameters may also be shapes themselves."""
+    state = optimizer.init(params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(optimizer.init, params), state)
+    abstract = jax.eval_shape(lambda: params)
+    chex.assert_trees_all_equal(optimizer.init(abstract), state)
+
+
+@each_tree
+def test_apply_updates_adds(params):
+    moved = apply_updates(params, jax.tree.map(lambda p: 2 * p, params))
+    chex.assert_trees_all_equal(moved, jax.tree.map(lambda p: 3 * p, params))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("update_dtype", ["bfloat16", "float16", "float32"])
+def test_apply_updates_adds_in_float32_and_keeps_the_dtype(dtype, update_dtype):
+    """The sum is rounded once: parameters of few digits do not round the update first."""
+    params, updates = jnp.array([1.0, -3.0, 200.0], dtype), jnp.array([0.0078, 1.7e-3, 0.51], update_dtype)
+    moved = apply_updates([params], [updates])[0]
+    chex.assert_type(moved, jnp.dtype(dtype))
+    exact = np.float64(params) + np.float64(updates)
+    chex.assert_trees_all_equal(moved, jnp.asarray(np.float32(exact)).astype(dtype))
+
+
+# --- errors ------------------------------------------------------------------------------------------
+
+
+def changed(path, value):
+    """PARAMS with another leaf at the path."""
+    return jax.tree_util.tree_map_with_path(lambda p, x: value if jax.tree_util.keystr(p) == path else x, PARAMS)
+
+
+LOC = r"\['layers'\]\[1\]\['loc'\]"
+WRONG_TREES = {
+    "shape": (
+        changed("['layers'][1]['loc']", jnp.ones(4)),
+        ValueError,
+        rf"updates{LOC}: expected shape \(3,\).*\(4,\)",
+    ),
+    "missing leaf": ({**PARAMS, "layers": PARAMS["layers"][:1]}, ValueError, rf"updates{LOC}: missing.*\(3,\)"),
+    "none": (changed("['layers'][1]['loc']", None), ValueError, rf"updates{LOC}: missing"),
+    "unexpected leaf": ({**PARAMS, "more": jnp.ones(2)}, ValueError, r"updates\['more'\]: unexpected"),
+    "other nodes": (
+        {**PARAMS, "weights": tuple(PARAMS["weights"])},
+        ValueError,
+        "updates: expected the tree structure",
+    ),
+    "integers": (changed("['layers'][1]['loc']", jnp.ones(3, int)), TypeError, rf"updates{LOC}: .*floating.*int32"),
+    "complex": (
+        changed("['layers'][1]['loc']", jnp.ones(3, complex)),
+        TypeError,
+        rf"updates{LOC}: .*floating.*complex64",
+    ),
+    "booleans": (changed("['layers'][1]['loc']", jnp.ones(3, bool)), TypeError, rf"updates{LOC}: .*floating.*bool"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "error", "message"), WRONG_TREES.values(), ids=WRONG_TREES.keys())
+@pytest.mark.parametrize("maybe_jit", [jax.jit, lambda f: f], ids=["jit", "no jit"])
+@each(OPTIMIZERS | {"composite": COMPOSITE})
+def test_a_wrong_gradient_is_named(optimizer, maybe_jit, wrong, error, message):
+    with pytest.raises(error, match=message):
+        maybe_jit(optimizer.update)(wrong, optimizer.init(PARAMS), PARAMS)
+
+
+@each(
+    {name: optimizer for name, optimizer in OPTIMIZERS.items() if len(optimizer.init(PARAMS)) > 2 and name != "adamw"}
+)
+def test_a_gradient_is_held_against_the_state_without_parameters(optimizer):
+    wrong, error, message = WRONG_TREES["shape"]
+    with pytest.raises(error, match=message):
+        optimizer.update(wrong, optimizer.init(PARAMS))
+
+
+@pytest.mark.parametrize("dtype", [int, complex, bool])
+@each(OPTIMIZERS)
+def test_parameters_that_are_not_floating_are_named(optimizer, dtype):
+    with pytest.raises(TypeError, match=rf"params{LOC}: expected a floating dtype"):
+        optimizer.init(changed("['layers'][1]['loc']", jnp.ones(3, dtype)))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "other"), [(sgd(0.1), adam(0.1)), (adam(0.1), sgd(0.1)), (rmsprop(0.1), momentum(0.1))]
+)
+def test_the_state_of_another_optimizer_is_refused(optimizer, other):
+    """Also where it would fit: a mean is no mean square."""
+    with pytest.raises((TypeError, ValueError), match="state"):
+        optimizer.update(GRADIENT, other.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "message"),
+    [
+        (lambda: apply_updates(PARAMS, WRONG_TREES["shape"][0]), ValueError, rf"updates{LOC}: expected shape"),
+        (lambda: apply_updates(PARAMS, WRONG_TREES["none"][0]), ValueError, rf"updates{LOC}: missing"),
+        (lambda: chain(sgd(0.1), 0.5), TypeError, "init and update, got 0.5"),
+        (
+            lambda: chain(sgd(0.1)).update(GRADIENT, (), PARAMS),
+            ValueError,
+            "chain: expected a state of 1 members, got 0",
+        ),
+    ],
+)
+def test_mistakes_are_named(act, error, message):
+    with pytest.raises(error, match=message):
+        act()
