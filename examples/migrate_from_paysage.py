@@ -78,11 +78,10 @@ def train_numpy(model, batches, epochs):
 # --- the same, functional ----------------------------------------------------------------------------
 
 
-def train_functional(params, batches, key, epochs):
-    """The same numerics as a pure (init, update) pair; every epoch is one compiled call."""
-    stepsize = paysage_jax.power_law_decay(0.01, lr_decay=0.1, steps_per_epoch=len(batches))
-    *_, params = train(paysage_jax.classic.adam(stepsize), params, batches, key, epochs)
-    return params
+def train_functional(params, images, key, epochs):
+    """The same numerics as a pure (init, update) pair; the whole run is one compiled call."""
+    stepsize = paysage_jax.per_epoch(paysage_jax.power_law_decay(0.01, lr_decay=0.1))
+    return train(paysage_jax.classic.adam(stepsize), params, images, key, epochs).params
 
 
 def main(argv=None):
@@ -98,7 +97,7 @@ def main(argv=None):
 
     model = NumpyRBM(start, options.seed)
     train_numpy(model, images.batches, options.epochs)
-    functional = train_functional(start, images.batches, train_key, options.epochs)
+    functional = train_functional(start, images, train_key, options.epochs)
 
     print("exact log-likelihood of the training images, nats per image")
     for name, params in (("start", start), ("class shim", model.params), ("functional", functional)):

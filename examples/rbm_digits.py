@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import rbm
-from tqdm import tqdm
 
 import paysage_jax
 
@@ -38,66 +37,54 @@ LEARNING_RATES = {
 # --- training ----------------------------------------------------------------------------------------
 
 
-def make_optimizer(convention, name, learning_rate, steps_per_epoch):
+def make_optimizer(convention, name, learning_rate):
     """The optimizer of that name, its rate falling as 1 / (1 + epoch / 10)."""
     library = paysage_jax if convention == "textbook" else paysage_jax.classic
-    return getattr(library, name)(paysage_jax.power_law_decay(learning_rate, 0.1, steps_per_epoch))
+    return getattr(library, name)(paysage_jax.per_epoch(paysage_jax.power_law_decay(learning_rate, 0.1)))
 
 
-@jax.jit
-def train_epoch(optimizer, carry, batches):
-    """One pass over batches (steps, batch, pixels): PCD-1, the chains moving on once before each update."""
-
-    def update(carry, v_data):
-        params, state, chains, key = carry
-        key, gibbs_key = jax.random.split(key)
-        chains = rbm.gibbs(params, chains, gibbs_key)
-        updates, state = optimizer.update(rbm.gradient(params, v_data, chains), state, params)
-        return (paysage_jax.apply_updates(params, updates), state, chains, key), None
-
-    return jax.lax.scan(update, carry, batches)[0]
+ESTIMATOR = paysage_jax.persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs)
 
 
-def train(optimizer, params, batches, key, epochs):
-    """Yield the parameters after each epoch."""
-    batches = jnp.asarray(batches)
-    carry = (params, optimizer.init(params), batches[0], key)
-    for _ in range(epochs):
-        carry = train_epoch(optimizer, carry, batches)
-        yield carry[0]
+def train(optimizer, params, images, key, epochs, **options):
+    """A run of PCD-1 over the training images, in their fixed order: a `paysage_jax.FitResult`."""
+    return paysage_jax.fit(
+        params,
+        optimizer,
+        ESTIMATOR,
+        images.train,
+        epochs=epochs,
+        batch_size=digits.BATCH,
+        shuffle=False,
+        key=key,
+        **options,
+    )
 
 
 # --- watching it -------------------------------------------------------------------------------------
 
 
 class Evaluation(NamedTuple):
-    """Mean log-likelihoods in nats per image, and their standard error if they are estimates."""
+    """Mean log-likelihoods in nats per image, and their standard error if they are estimates (else 0)."""
 
     epoch: int
     train: float
     validation: float
-    error: float | None
+    error: float
 
 
-_log_partition = jax.jit(rbm.log_partition)
-_estimate_log_partition = jax.jit(rbm.estimate_log_partition)
-_log_likelihood = jax.jit(rbm.log_likelihood)
-
-
-def evaluate(params, images, epoch, key):
-    """Both log-likelihoods, exact up to `rbm.MOST_HIDDEN` hidden units and estimated by AIS beyond."""
+def likelihoods(images, params, key):
+    """[train, validation, error], exact up to `rbm.MOST_HIDDEN` hidden units and estimated by AIS beyond."""
     if len(params["layers"][1]["loc"]) <= rbm.MOST_HIDDEN:
-        log_z, error = _log_partition(params), None
+        log_z, error = rbm.log_partition(params), jnp.zeros(())
     else:
-        log_z, error = _estimate_log_partition(params, key)
-        error = float(error)
-    train, validation = (float(_log_likelihood(params, v, log_z)) for v in (images.train, images.validation))
-    return Evaluation(epoch, train, validation, error)
+        log_z, error = rbm.estimate_log_partition(params, key)
+    return jnp.stack([*(rbm.log_likelihood(params, v, log_z) for v in (images.train, images.validation)), error])
 
 
 def describe(evaluation):
     """The line to print."""
-    kind = "exact" if evaluation.error is None else f"AIS estimate, ± {evaluation.error:.2f}"
+    kind = "exact" if not evaluation.error else f"AIS estimate, ± {evaluation.error:.2f}"
     return (
         f"epoch {evaluation.epoch:3d}   log-likelihood in nats per image ({kind}):"
         f"   train {evaluation.train:.2f}   validation {evaluation.validation:.2f}"
@@ -130,7 +117,7 @@ def save_picture(path, title, evaluations, params, images, samples):
     figure.suptitle(title)
 
     epochs = [e.epoch for e in evaluations]
-    errors = None if evaluations[0].error is None else [e.error for e in evaluations]
+    errors = [e.error for e in evaluations] if evaluations[0].error else None
     for name, color in (("train", "C0"), ("validation", "C1")):
         values = [getattr(e, name) for e in evaluations]
         curve.errorbar(epochs, values, errors, color=color, marker="o", markersize=4, label=name)
@@ -207,18 +194,30 @@ def main(argv=None):
         parser.error(f"argument --data: {error}")
 
     learning_rate = options.learning_rate or LEARNING_RATES[options.convention][options.optimizer]
-    optimizer = make_optimizer(options.convention, options.optimizer, learning_rate, len(images.batches))
+    optimizer = make_optimizer(options.convention, options.optimizer, learning_rate)
     init_key, train_key, ais_key, sample_key = jax.random.split(jax.random.key(options.seed), 4)
     params = rbm.init_bernoulli(images.train, options.hidden, init_key)
 
-    evaluations = [evaluate(params, images, 0, ais_key)]
+    measure = jax.jit(partial(likelihoods, images))
+    evaluations = [Evaluation(0, *measure(params, ais_key).tolist())]
     print(describe(evaluations[0]))
-    every = max(1, options.epochs // 10)
-    epochs = train(optimizer, params, images.batches, train_key, options.epochs)
-    for epoch, params in enumerate(tqdm(epochs, "training", options.epochs, disable=None), 1):
-        if epoch % every == 0 or epoch == options.epochs:
-            evaluations.append(evaluate(params, images, epoch, jax.random.fold_in(ais_key, epoch)))
-            tqdm.write(describe(evaluations[-1]))
+    every = math.ceil(options.epochs / 10)
+    result = train(
+        optimizer,
+        params,
+        images,
+        train_key,
+        options.epochs,
+        metrics={"likelihoods": measure},
+        metrics_every=every,
+        progress=True,
+    )
+    params = result.params
+    measured = zip(result.history["epoch"].tolist(), result.history["likelihoods"].tolist(), strict=True)
+    evaluations += [Evaluation(epoch, *values) for epoch, values in measured if epoch > 0]
+    if evaluations[-1].epoch < options.epochs:
+        evaluations.append(Evaluation(options.epochs, *measure(params, ais_key).tolist()))
+    print(*map(describe, evaluations[1:]), sep="\n")
 
     title = (
         f"Bernoulli RBM, {images.batches.shape[-1]} × {options.hidden}: "

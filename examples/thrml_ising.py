@@ -26,6 +26,7 @@ import paysage_jax
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.collections import LineCollection
+from matplotlib.ticker import LogLocator
 
 CHAINS = 500
 BATCH = 250
@@ -150,7 +151,7 @@ def draw_lattice(axes, lattice, params, limit, name):
 
 def save_picture(path, title, lattice, truth, found, errors, history):
     """The true and the recovered lattice; recovered against true; the error against the epoch."""
-    figure, (left, right, scatter, curve) = plt.subplots(1, 4, figsize=(15, 4), layout="constrained")
+    figure, (left, right, scatter, curve) = plt.subplots(1, 4, figsize=(15, 4.4), layout="constrained")
     figure.suptitle(title)
     limit = max(np.abs(truth["couplings"]).max(), np.abs(truth["fields"]).max())
     draw_lattice(left, lattice, truth, limit, "true couplings (bonds) and fields (dots)")
@@ -168,6 +169,9 @@ def save_picture(path, title, lattice, truth, found, errors, history):
     bound = rms(errors)
     curve.semilogy(history, label="error")
     curve.axhline(bound, linestyle="--", color="C7", label="smallest possible (Cramér-Rao)")
+    curve.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    curve.yaxis.set_major_formatter("{x:g}")
+    curve.yaxis.set_minor_formatter("")
     curve.set_title("root mean square error", fontsize=11)
     curve.set(xlabel="epoch", box_aspect=1)
     curve.legend()

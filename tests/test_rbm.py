@@ -166,8 +166,9 @@ def test_annealed_importance_sampling_agrees_with_the_exact_sum_within_its_error
 
 
 def test_gibbs_has_the_transition_probabilities_of_a_sum_over_hidden_states():
-    params, draws = bernoulli(), 20_000
-    visible, hidden = binary_states(VISIBLE), binary_states(HIDDEN)
+    # As many hidden as visible units: random numbers used twice would be seen.
+    params, draws = bernoulli(hidden=VISIBLE), 20_000
+    visible = hidden = binary_states(VISIBLE)
     joint = np.exp([[-energy(params, v, h) for h in hidden] for v in visible])
     expected = (joint / joint.sum(1, keepdims=True)) @ (joint / joint.sum(0)).T
     np.testing.assert_allclose(joint.sum(1) @ expected, joint.sum(1))  # the law the kernel must keep

@@ -286,8 +286,10 @@ def test_apply_updates_adds(params):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("update_dtype", ["bfloat16", "float16", "float32"])
 def test_apply_updates_adds_in_float32_and_keeps_the_dtype(dtype, update_dtype):
-    """The sum is rounded once: parameters of few digits do not round the update first."""
-    params, updates = jnp.array([1.0, -3.0, 200.0], dtype), jnp.array([0.0078, 1.7e-3, 0.51], update_dtype)
+    """The sum is rounded once: an update that is rounded first would be lost on the way to the even neighbour."""
+    precision = float(jnp.finfo(dtype).eps)
+    above_half_a_digit = precision / 2 * (1 + precision / 4)
+    params, updates = jnp.array([1.0, -3.0, 200.0], dtype), jnp.array([above_half_a_digit, 1.7e-3, 0.51], update_dtype)
     moved = apply_updates([params], [updates])[0]
     chex.assert_type(moved, jnp.dtype(dtype))
     exact = np.float64(params) + np.float64(updates)
