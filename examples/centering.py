@@ -47,7 +47,7 @@ def log_likelihood(params, images):
 @partial(jax.jit, static_argnames="epochs")
 @partial(jax.vmap, in_axes=(None, None, 0, None))
 def train(optimizer, images, key, epochs):
-    """The log-likelihood before training and after each epoch, for each of the keys: a row each."""
+    """Epochs, and the log-likelihood then: a row for each of the keys."""
     init_key, key = jax.random.split(key)
     start = rbm.init_bernoulli(images, HIDDEN, init_key)
     result = paysage_jax.fit(
@@ -60,39 +60,42 @@ def train(optimizer, images, key, epochs):
         shuffle=False,  # the same batches in every epoch, as in 2017
         key=key,
         metrics={"log-likelihood": lambda params, key: log_likelihood(params, images)},
+        metrics_every=max(1, epochs // 10),
     )
-    return jnp.append(log_likelihood(start, images), result.history["log-likelihood"])
+    history = result.history
+    return jnp.append(0, history["epoch"]), jnp.append(log_likelihood(start, images), history["log-likelihood"])
 
 
 # --- the picture -------------------------------------------------------------------------------------
 
 
-def save_picture(path, curves, images):
+def save_picture(path, curves, images, seeds):
     """The two kinds of data, and for each learning rate the mean and the range over seeds of the log-likelihood."""
-    width = 2.4 + 4.6 * len(curves)
-    figure = plt.figure(figsize=(width, 4.8), layout="constrained")
-    squares, plots = figure.subfigures(1, 2, width_ratios=(2.4, width - 2.4))
-
-    for axes, (name, rows) in zip(
-        squares.subplots(2, 1), {"digits": images, "inverted": 1 - images}.items(), strict=True
-    ):
+    rates = list(curves)
+    figure = plt.figure(figsize=(2.4 + 4.6 * len(rates), 4.8), layout="constrained")
+    panels = figure.subplot_mosaic(
+        [["digits", *rates], ["inverted", *rates]], width_ratios=(2.4, *[4.6] * len(rates)), empty_sentinel=None
+    )
+    for name, rows in {"digits": images, "inverted": 1 - images}.items():
+        axes = panels[name]
         axes.imshow(mosaic(rows[:9], (8, 8)), matplotlib.colormaps["binary"].with_extremes(bad="C7"), vmin=0, vmax=1)
         axes.set_title(name, fontsize=11)
         axes.set_axis_off()
 
-    panels = plots.subplots(1, len(curves), sharey=True, squeeze=False)[0]
-    for axes, (learning_rate, histories) in zip(panels, curves.items(), strict=True):
-        for (gradient, data), history in histories.items():
-            epochs = np.arange(history.shape[1])
+    first = panels[rates[0]]
+    for learning_rate, histories in curves.items():
+        axes = panels[learning_rate]
+        for (gradient, data), (epochs, history) in histories.items():
             style = "-" if data == "digits" else "--"
-            axes.plot(epochs, history.mean(axis=0), style, color=COLORS[gradient], label=f"{gradient}, {data}")
+            axes.plot(epochs[0], history.mean(axis=0), style, color=COLORS[gradient], label=f"{gradient}, {data}")
             low, high = history.min(axis=0), history.max(axis=0)
-            axes.fill_between(epochs, low, high, color=COLORS[gradient], alpha=0.15, linewidth=0)
+            axes.fill_between(epochs[0], low, high, color=COLORS[gradient], alpha=0.15, linewidth=0)
         axes.set_title(f"SGD, learning rate {learning_rate:g}", fontsize=11)
         axes.set(xlabel="epoch")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("log-likelihood, nats per image (exact)")
-    panels[0].legend(loc="lower right", title=f"mean of {len(history)} seeds; shaded: worst to best")
+        axes.sharey(first)
+    first.set_ylabel("log-likelihood, nats per image (exact)")
+    first.legend(loc="lower right", title=f"mean of {seeds} seeds; shaded: worst to best")
     figure.savefig(path, format="png", dpi=130)
     plt.close(figure)
 
@@ -130,11 +133,11 @@ def main(argv=None):
             optimizer = make_optimizer(gradient, learning_rate)
             cells = []
             for data, v in {"digits": images, "inverted": 1 - images}.items():
-                history = np.asarray(train(optimizer, v, keys, options.epochs))
-                curves[learning_rate][gradient, data] = history
+                epochs, history = jax.tree.map(np.asarray, train(optimizer, v, keys, options.epochs))
+                curves[learning_rate][gradient, data] = epochs, history
                 cells.append(f"{history[:, -1].mean():7.2f} ± {history[:, -1].std(ddof=1):.2f}")
             print(f"{learning_rate:13g}  {gradient:8}  {cells[0]:>14}  {cells[1]:>14}")
-    save_picture(options.output, curves, images)
+    save_picture(options.output, curves, images, options.seeds)
     print(f"wrote {options.output}")
 
 

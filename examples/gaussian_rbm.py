@@ -75,7 +75,7 @@ def train(data, hidden, epochs, metrics, key):
     init_key, key = jax.random.split(key)
     return paysage_jax.fit(
         start(data, hidden, init_key),
-        paysage_jax.adam(paysage_jax.per_epoch(paysage_jax.power_law_decay(0.02, 0.2)), b1=0.5),
+        paysage_jax.rmsprop(paysage_jax.per_epoch(paysage_jax.power_law_decay(0.01, 0.1))),
         paysage_jax.persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, steps=10, chains=500),
         data,
         epochs=epochs,
@@ -111,7 +111,7 @@ def sample(params, count, key):
 def save_picture(path, title, photograph, clouds, history, gaussian):
     """The photograph; its colours, and those of the two models, in the plane of red and blue; the log-likelihood."""
     figure, (photo, *planes, curve) = plt.subplots(
-        1, 5, figsize=(17, 3.9), width_ratios=(1.4, 1, 1, 1, 1), layout="constrained"
+        1, 5, figsize=(17, 4), width_ratios=(1.3, 1, 1, 1, 1), layout="constrained"
     )
     figure.suptitle(title)
     photo.imshow(photograph)
@@ -120,16 +120,15 @@ def save_picture(path, title, photograph, clouds, history, gaussian):
     for axes, (name, rgb) in zip(planes, clouds.items(), strict=True):
         axes.scatter(rgb[:, 0], rgb[:, 2], c=np.clip(rgb, 0, 1), s=4)
         axes.set_title(name, fontsize=11)
-        axes.set(xlabel="red", ylabel="blue", xlim=(-0.3, 1.3), ylim=(-0.3, 0.9), box_aspect=1)
+        axes.set(xlabel="red", ylabel="blue", xlim=(-0.5, 1.4), ylim=(-0.3, 0.9), box_aspect=1)
 
     epochs = history["epoch"]
-    for name, values in history.items():
-        if name != "epoch":
-            curve.plot(epochs, values, label=name)
-    curve.axhline(gaussian, color="C7", linestyle="--", label="Gaussian, held out")
-    curve.set_title("log-likelihood, nats per pixel (exact)", fontsize=11)
-    curve.set(xlabel="epoch", box_aspect=1)
-    curve.legend(loc="lower right")
+    for name, style in (("RBM, training", "C0-"), ("RBM, held out", "C1--")):
+        curve.plot(epochs, history[name], style, label=name)
+    curve.axhline(gaussian, color="C7", linestyle=":", label="Gaussian, held out")
+    curve.set_title("exact log-likelihood", fontsize=11)
+    curve.set(xlabel="epoch", ylabel="nats per pixel", box_aspect=1)
+    curve.legend(loc="center right")
     figure.savefig(path, format="png", dpi=130)
     plt.close(figure)
 

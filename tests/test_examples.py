@@ -73,15 +73,18 @@ def test_each_convention_reaches_what_was_measured_on_the_original(convention, n
     assert np.mean([train_likelihood(seed) for seed in range(10)]) == pytest.approx(reached, abs=0.25)
 
 
-def test_large_models_get_an_estimate_that_is_called_one(tmp_path, capsys):
-    picture = tmp_path / "a.png"
-    options = ["--optimizer", "sgd", "--learning-rate", "0.3", "--hidden", "21", "--epochs", "6", "--seed", "1"]
+def test_a_large_model_of_a_file_gets_an_estimate_that_is_called_one(tmp_path, capsys):
+    from sklearn.datasets import load_digits
+
+    data, picture = tmp_path / "images.gz", tmp_path / "picture"
+    data.write_bytes(gzip.compress(idx(np.uint8(255) * (load_digits().images >= 8))))
+    options = ["--data", str(data), "--optimizer", "sgd", "--learning-rate", "0.3", "--hidden", "21", "--epochs", "4"]
     rbm_digits.main([*options, "--output", str(picture)])
     rows = likelihoods(capsys.readouterr().out)
     assert all(re.fullmatch(r"AIS estimate, ± 0\.0\d", row[1]) for row in rows)
     # At the start the pixels are independent but for weights of 0.01.
     assert rows[0][2:] == pytest.approx((-25.04, -25.71), abs=0.05)
-    assert rows[-1][2] > rows[0][2] + 1
+    assert rows[-1][2] > rows[0][2] + 0.5
     assert_is_picture(picture)
 
 
@@ -137,14 +140,6 @@ def test_a_file_of_images(tmp_path, images_as_bytes, form):
     assert loaded.batches.dtype == np.float32
     np.testing.assert_array_equal(loaded.train, expected[:100])
     np.testing.assert_array_equal(loaded.validation, expected[100:])
-
-
-def test_the_main_job_on_a_file(tmp_path, capsys, images_as_bytes):
-    data, picture = tmp_path / "images.gz", tmp_path / "picture"
-    data.write_bytes(gzip.compress(idx(images_as_bytes)))
-    rbm_digits.main(["--data", str(data), "--hidden", "3", "--epochs", "1", "--output", str(picture)])
-    assert len(likelihoods(capsys.readouterr().out)) == 2
-    assert_is_picture(picture)
 
 
 # --- wrong input -------------------------------------------------------------------------------------

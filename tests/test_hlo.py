@@ -49,6 +49,7 @@ def test_a_donated_step_moves_nothing_it_need_not(name, arrange, dtype):
     state = optimizer.init(params)
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
     memory = compiled.memory_analysis()
+    assert memory
     assert memory.alias_size_in_bytes >= sum(x.nbytes for x in large_arrays((params, state)))
     assert memory.temp_size_in_bytes < 1024
     assert largest_copy(compiled.as_text()) < SMALLEST

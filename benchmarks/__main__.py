@@ -1,0 +1,59 @@
+"""`python -m benchmarks` measures everything and keeps it; `python -m benchmarks W5 shim` shows some parts."""
+
+import argparse
+import inspect
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from . import machines, report, shim, steps
+
+PARTS = {
+    # what yields the results, seconds for each of its comparisons
+    **{name: (partial(steps.one_step, name), 4) for name in ("W1", "W2", "W3", "W4", "W5")},
+    "bfloat16": (steps.bfloat16, 5),
+    "training": (steps.training, 4),
+    "fifty": (steps.fifty_steps, 4),
+    "schedules": (steps.schedules, 3),
+    "wrappers": (steps.wrappers, 1),
+    "shim": (shim.update, 3),
+    "rbm": (machines.epochs_of_training, 5),
+    "compile": (steps.compiling, 5),
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def main():
+    """Measure the parts, print their tables, and keep the whole."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Times beside those of peers.")
+    parser.add_argument("parts", nargs="*", metavar="part", help="what to measure (default: all, kept as JSON and PNG)")
+    parser.add_argument("--list", action="store_true", help="show the parts and stop")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time, for a first look; keeps nothing")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - PARTS.keys():
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if options.list:
+        for name, (part, _) in PARTS.items():
+            print(f"{name:10} {inspect.getdoc(part.func if isinstance(part, partial) else part)}")
+        return
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    print(report.heading(), end="\n\n")
+    start = time.perf_counter()
+    results = {}
+    for name in options.parts or PARTS:
+        part, seconds = PARTS[name]
+        results[name] = []
+        for result in part(seconds / 10 if options.quick else seconds):
+            results[name].append(result)
+            print(f"{name}  {report.table(result)}", end="\n\n", flush=True)
+    print(f"{time.perf_counter() - start:.0f} s")
+    if not (options.parts or options.quick):
+        for path in report.keep(results, RESULTS):
+            print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

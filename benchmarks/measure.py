@@ -1,0 +1,113 @@
+"""Times of things that do the same work, taken in turn in one process, and their ratios.
+
+A variant is a callable: `variant(count)` does the work `count` times, one after the other, and returns when all of
+it is done; `variant.values()` is what the work has led to so far, as arrays.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+SHORTEST = 0.005  # seconds: what is faster than this is done several times between two looks at the clock
+PAUSE = 0.01  # seconds: another library's threads may spin for a while after their work
+LEAST_ROUNDS, MOST_ROUNDS = 7, 150
+
+
+class Variant(Protocol):
+    """One way to do the work."""
+
+    def __call__(self, count: int) -> None: ...
+
+    def values(self) -> list[np.ndarray]: ...
+
+
+class Quartiles(NamedTuple):
+    """The quartiles of a figure over the rounds."""
+
+    low: float
+    median: float
+    high: float
+
+
+def quartiles(samples: Any) -> Quartiles:
+    """The quartiles of samples."""
+    return Quartiles(*np.percentile(samples, [25, 50, 75]).tolist())
+
+
+@dataclass
+class Result:
+    """What was measured about one piece of work: seconds by variant, ratios[variant][peer], and other figures."""
+
+    title: str
+    seconds: dict[str, Quartiles]
+    ratios: dict[str, dict[str, Quartiles]]
+    rounds: int
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def compare(title: str, ours: Mapping[str, Any], peers: Mapping[str, Any], seconds: float, each: int = 1) -> Result:
+    """Times of all variants in turn for about `seconds`; one call of a variant is `each` units of work.
+
+    A variant that is None is left out.
+    """
+    present = {name: variant for name, variant in {**ours, **peers}.items() if variant is not None}
+    for variant in present.values():
+        variant(1)  # compiles, and touches memory for the first time
+    count = math.ceil(SHORTEST / min(timed(variant, 1) for variant in present.values()))
+    timers = {name: lambda v=variant: timed(v, count) / count / each for name, variant in present.items()}
+    return in_turn(title, timers, [name for name in peers if name in present], seconds)
+
+
+def in_turn(
+    title: str,
+    timers: Mapping[str, Callable[[], float]],
+    peers: list[str],
+    seconds: float,
+    least_rounds: int = LEAST_ROUNDS,
+) -> Result:
+    """Quartiles of what the timers return, called A B C, A B C for about `seconds`, and of the ratios in a round."""
+    rounds = []
+    end = time.perf_counter() + seconds
+    while len(rounds) < least_rounds or (time.perf_counter() < end and len(rounds) < MOST_ROUNDS):
+        rounds.append([timer() for timer in timers.values()])
+    samples = dict(zip(timers, np.array(rounds).T, strict=True))
+    ratios = {
+        name: {peer: quartiles(samples[name] / samples[peer]) for peer in peers if peer != name} for name in samples
+    }
+    return Result(title, {name: quartiles(sample) for name, sample in samples.items()}, ratios, len(rounds))
+
+
+def timed(variant: Callable[[int], Any], count: int) -> float:
+    """The seconds that `variant(count)` takes."""
+    time.sleep(PAUSE)
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        variant(count)
+        return time.perf_counter() - start
+    finally:
+        gc.enable()
+
+
+def check_same_work(start: Any, variants: Mapping[str, Any], steps: int = 3, tolerance: float = 1e-4) -> None:
+    """Let every variant do `steps` steps and raise AssertionError unless all have moved from `start` alike."""
+    moves = {}
+    for name, variant in variants.items():
+        if variant is not None:
+            variant(steps)
+            moves[name] = [x - s for x, s in zip(variant.values(), start, strict=True)]
+    reference_name, reference = next(iter(moves.items()))
+    size = _norm(reference)
+    for name, move in moves.items():
+        difference = _norm([x - r for x, r in zip(move, reference, strict=True)])
+        if not difference <= tolerance * size:
+            raise AssertionError(f"{name} and {reference_name} moved {size:.3g}, but {difference:.3g} apart")
+
+
+def _norm(arrays: list[np.ndarray]) -> float:
+    return math.sqrt(sum(float(np.vdot(x, x)) for x in arrays))

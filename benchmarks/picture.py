@@ -1,0 +1,97 @@
+"""The picture of the ratios: one step of Adam in all its forms, and everything else."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+
+from .measure import Quartiles, Result
+from .trees import TREES
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+STEP = {  # how each way to make a step is drawn
+    "tree": ("o", "C0"),
+    "packed moments": ("^", "C0"),
+    "packed parameters": ("s", "C0"),
+    "packed": ("D", "C0"),
+    "torch, 1 thread": ("4", "C1"),
+    "torch, 2 threads": ("2", "C1"),
+    "numpy": ("x", "0.5"),
+}
+PEERS = {"optax": "C2", "scikit-learn": "C1", "numpy": "0.5", "paysage": "C4", "constant": "C5"}
+OTHER_PARTS = ("training", "fifty", "compile", "bfloat16", "schedules", "shim", "rbm")
+
+
+def save(path: Path, title: str, results: Mapping[str, list[Result]]) -> None:
+    """Draw the results of all parts."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 9.5), layout="constrained", width_ratios=(1, 0.85))
+    figure.suptitle(f"{title}\nmedians and quartiles of ratios of times measured in turn; left of 1 is faster")
+    _draw_steps(left, results)
+    _draw_others(right, results)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_steps(axes, results):
+    rows = [name for name in TREES if name in results]
+    for y, name in enumerate(rows):
+        ratios = {variant: over["optax"] for variant, over in results[name][0].ratios.items() if "optax" in over}
+        for offset, (variant, (marker, color)) in enumerate(STEP.items()):
+            if variant in ratios:
+                _point(axes, ratios[variant], y + 0.11 * (offset - 3), marker, color, variant)
+        if "floor" in ratios:
+            x, half = ratios["floor"].median, 0.44
+            axes.plot([x, x], [y - half, y + half], color="C3", linewidth=2, label="floor: memory bandwidth")
+    axes.set_title("One step of Adam: time over optax's")
+    _finish(axes, [f"{name}\n{TREES[name][0]}" for name in rows], least=0.02, most=6)
+    axes.legend(*_legend(axes), loc="upper left")
+
+
+def _draw_others(axes, results):
+    labels = []
+    for part in OTHER_PARTS:
+        for result in results.get(part, []):
+            for variant, over in result.ratios.items():
+                over = {peer.partition(",")[0]: ratio for peer, ratio in over.items()}
+                if variant == "floor" or variant.partition(",")[0] in PEERS:
+                    continue
+                shown = [peer for peer in PEERS if peer in over]
+                for offset, peer in enumerate(shown):
+                    y = len(labels) + 0.28 * (offset - (len(shown) - 1) / 2)
+                    _point(axes, over[peer], y, "o", PEERS[peer], f"over {peer}")
+                labels.append(f"{result.title} · {variant}".removeprefix("adam, "))
+    axes.set_title("Everything else: our time over a peer's")
+    _finish(axes, labels, least=0.001, most=40)
+    axes.legend(*_legend(axes), loc="center left", bbox_to_anchor=(0, 0.28))
+
+
+def _point(axes, ratio: Quartiles, y, marker, color, label):
+    axes.plot([ratio.low, ratio.high], [y, y], color=color, linewidth=1)
+    axes.plot(ratio.median, y, marker=marker, color=color, markersize=5, linestyle="none", label=label)
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 7, "color": color, "annotation_clip": True}
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
+    axes.annotate(f"{ratio.median:.2g}", (max(ratio), y), (5, 0), bbox=behind, **style)
+
+
+def _legend(axes):
+    """Handles and labels, each label once."""
+    once = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    return list(once.values()), list(once.keys())
+
+
+def _finish(axes, labels, least, most):
+    axes.axvline(1, color="0.2", linewidth=1, zorder=0)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, least), min(high, most))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most / least < 1000 else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.tick_params(left=False)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    for y in range(1, len(labels), 2):
+        axes.axhspan(y - 0.5, y + 0.5, color="0.96", zorder=-1)
