@@ -10,6 +10,7 @@ beside the smallest one that so many samples allow, and writes a picture.
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ import paysage_jax
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.ticker import LogLocator
 
 CHAINS = 500
@@ -43,13 +45,13 @@ class Lattice:
     """
 
     def __init__(self, side):
-        self.nodes = [thrml.SpinNode() for _ in range(side**2)]
+        self.nodes: list[thrml.AbstractNode] = [thrml.SpinNode() for _ in range(side**2)]
         self.row, self.column = np.indices((side, side)).reshape(2, -1)
         numbers = np.arange(side**2).reshape(side, side)
         neighbours = (numbers[:, :-1], numbers[:, 1:]), (numbers[:-1], numbers[1:])
         self.pairs = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=1) for a, b in neighbours])
         self.colors = [np.flatnonzero((self.row + self.column) % 2 == color) for color in (0, 1)]
-        self.blocks = [thrml.Block([self.nodes[i] for i in color]) for color in self.colors]
+        self.blocks: list[Any] = [thrml.Block([self.nodes[i] for i in color]) for color in self.colors]
 
     def _model(self, params):
         edges = [(self.nodes[i], self.nodes[j]) for i, j in self.pairs]
@@ -139,8 +141,8 @@ def smallest_errors(lattice, params, data):
 def draw_lattice(axes, lattice, params, limit, name):
     """Couplings as coloured bonds, fields as coloured dots."""
     positions = np.stack([lattice.column, lattice.row], axis=1)
-    colors = {"cmap": "RdBu_r", "norm": matplotlib.colors.Normalize(-limit, limit)}
-    bonds = LineCollection(positions[lattice.pairs], array=params["couplings"], linewidths=5, **colors)
+    colors = {"cmap": "RdBu_r", "norm": Normalize(-limit, limit)}
+    bonds = LineCollection(list(positions[lattice.pairs]), array=params["couplings"], linewidths=5, **colors)
     axes.add_collection(bonds)
     axes.scatter(*positions.T, c=params["fields"], s=60, edgecolors="0.3", linewidths=0.8, zorder=2, **colors)
     axes.set_title(name, fontsize=11)
@@ -185,7 +187,7 @@ def save_picture(path, title, lattice, truth, found, errors, history):
 def main(argv=None):
     """Parse the command line, train, print, draw."""
     parser = Parser(description="Recover the couplings of an Ising model from samples drawn by thrml.")
-    parser.add_argument("--side", type=number(int, 2, 100), default=8, help="spins along a side (%(default)s)")
+    parser.add_argument("--side", type=number(int, 2, 12), default=8, help="spins along a side (%(default)s)")
     parser.add_argument("--samples", type=number(int, 500, 10**7), default=5000, help="to learn from (%(default)s)")
     parser.add_argument("--epochs", type=number(int, 1, 100_000), default=30, help="passes over the data (%(default)s)")
     parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0)

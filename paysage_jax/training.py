@@ -92,8 +92,9 @@ def fit(
     mapped by `jax.vmap` over hyperparameters and keys. Or an iterable of batches that can be read anew every
     epoch (a list, a loader): a jitted step per batch, the next one transferred while one is computed.
     metrics: `name -> metric(params, key)`, each a scalar or an array, measured every `metrics_every` epochs.
-    progress: show a tqdm bar (in a terminal). resume: the result of an earlier call, to go on from (`params` is not used then);
-    with the same key, data and options it ends bit for bit as if never cut.
+    progress: show a tqdm bar (in a terminal).
+    resume: the result of an earlier call, to go on from (`params` is not used then); with the same key, data and
+    options it ends bit for bit as if never cut.
     The optimizer's `update` gets the extra arguments `epoch` and `statistics`. No argument is modified.
     """
     check_count("fit", "epochs", epochs)

@@ -1,6 +1,7 @@
 """The step and the run: against plain Python loops, the class shim and scikit-learn; cut, resumed and mapped."""
 
 import pickle
+import sys
 from contextlib import contextmanager
 from typing import Any
 
@@ -539,14 +540,16 @@ def test_members_of_a_sweep_stop_each_at_its_own_epoch():
 
 
 @each_kind
-def test_a_progress_bar_changes_nothing(kind, capsys):
+def test_a_progress_bar_changes_nothing(kind, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # else the bar is not drawn
     plain = train(*kind(IMAGES))
     assert capsys.readouterr().err == ""
     chex.assert_trees_all_equal(train(*kind(IMAGES), progress=True), plain)
     assert "4/4" in capsys.readouterr().err
 
 
-def test_a_progress_bar_ends_with_the_run(capsys):
+def test_a_progress_bar_ends_with_the_run(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     result = train(*KINDS["in memory"](IMAGES), tolerance=np.inf, progress=True)
     assert result.outcome == Outcome.CONVERGED
     assert "1/4" in capsys.readouterr().err
