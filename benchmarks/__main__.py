@@ -9,10 +9,11 @@ from pathlib import Path
 import jax
 
 from . import machines, report, shim, steps
+from .trees import TREES
 
 PARTS = {
     # what yields the results, seconds for each of its comparisons
-    **{name: (partial(steps.one_step, name), 4) for name in ("W1", "W2", "W3", "W4", "W5")},
+    **{name: (partial(steps.one_step, name), 4) for name in TREES},
     "bfloat16": (steps.bfloat16, 5),
     "training": (steps.training, 4),
     "fifty": (steps.fifty_steps, 4),
@@ -36,7 +37,8 @@ def main():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if options.list:
         for name, (part, _) in PARTS.items():
-            print(f"{name:10} {inspect.getdoc(part.func if isinstance(part, partial) else part)}")
+            description = inspect.getdoc(part.func if isinstance(part, partial) else part)
+            print(f"{name:10} {description}", TREES[name][0] if name in TREES else "")
         return
 
     jax.config.update("jax_enable_compilation_cache", False)

@@ -9,21 +9,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 SHORTEST = 0.005  # seconds: what is faster than this is done several times between two looks at the clock
 PAUSE = 0.01  # seconds: another library's threads may spin for a while after their work
 LEAST_ROUNDS, MOST_ROUNDS = 7, 150
-
-
-class Variant(Protocol):
-    """One way to do the work."""
-
-    def __call__(self, count: int) -> None: ...
-
-    def values(self) -> list[np.ndarray]: ...
 
 
 class Quartiles(NamedTuple):

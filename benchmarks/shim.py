@@ -76,7 +76,7 @@ def update(seconds: float) -> Iterator[Result]:
         data = [(random.random((50, visible)) < 0.5).astype(np.float32) for _ in range(2)]
         gradient = Model(visible, hidden).gradient(*data)
         models = {"arithmetic alone": partial(Idle, gradient), "with the gradient": partial(Model, visible, hidden)}
-        slower = None  # how much this machine is than the one of the recordings
+        slower = None  # by what factor this machine is, than that of the recordings
         for (name, model), there in zip(models.items(), recorded, strict=True):
             mine = {"shim": Updates(pj.ADAM(None), model(), *data)}
             others = {"numpy": Updates(NumpyAdam2017(), model(), *data)}

@@ -198,21 +198,27 @@ def _keys(key, epoch):
     return jax.random.split(jax.random.fold_in(key, epoch), 3)
 
 
-def _end_epoch(result, key, *, measure, every):
-    """One epoch more: measure if it is time, and say whether the run is over."""
-    epochs_done = result.epochs_done + 1
-
-    def record(history):
-        values = {"epoch": epochs_done} | {name: metric(result.params, key) for name, metric in measure}
-        row = epochs_done // every - 1
-        return jax.tree.map(lambda rows, value: rows.at[row].set(value), history, values)
-
-    history = jax.lax.cond(epochs_done % every == 0, record, lambda history: history, result.history)
+def _end_epoch(result):
+    """One epoch more, and whether the run is over."""
     outcome = result.outcome
     if find_states(result.optimizer_state, ConvergenceState):
         outcome = jnp.where(converged(result.optimizer_state), jnp.int32(Outcome.CONVERGED), outcome)
     outcome = jnp.where(all_finite(result.params), outcome, jnp.int32(Outcome.NON_FINITE))
-    return result._replace(epochs_done=epochs_done, outcome=outcome, history=history)
+    return result._replace(epochs_done=result.epochs_done + 1, outcome=outcome)
+
+
+def _measure(result, key, *, measure, every):
+    """The metrics, if it is time for them."""
+
+    def record(history):
+        metric_key = _keys(key, result.epochs_done - 1)[2]
+        values = {"epoch": result.epochs_done}
+        values |= {name: metric(result.params, metric_key) for name, metric in measure}
+        row = result.epochs_done // every - 1
+        return jax.tree.map(lambda rows, value: rows.at[row].set(value), history, values)
+
+    due = result.epochs_done % every == 0
+    return result._replace(history=jax.lax.cond(due, record, lambda history: history, result.history))
 
 
 @partial(jax.jit, static_argnames=("batch_size", "shuffle", "measure", "every"))
@@ -222,7 +228,7 @@ def _run_epochs(optimizer, estimator, data, key, result, stop, *, batch_size, sh
     full = size // batch_size
 
     def epoch(result):
-        order_key, steps_key, metric_key = _keys(key, result.epochs_done)
+        order_key, steps_key, _ = _keys(key, result.epochs_done)
         order = jax.random.permutation(order_key, size) if shuffle else jnp.arange(size)
 
         def step(state, batch):
@@ -235,12 +241,18 @@ def _run_epochs(optimizer, estimator, data, key, result, stop, *, batch_size, sh
         state, _ = jax.lax.scan(step, TrainState(*result[:3]), (jnp.arange(full), whole))
         if rest.size:
             state, _ = step(state, (full, rest))
-        return _end_epoch(FitResult(*state, *result[3:]), metric_key, measure=measure, every=every)
+        return _end_epoch(FitResult(*state, *result[3:]))
 
-    def goes_on(result):
-        return (result.epochs_done < stop) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
+    def goes_on(result, end):
+        return (result.epochs_done < end) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
 
-    return jax.lax.while_loop(goes_on, epoch, result)
+    def epochs_and_metrics(result):
+        # A loop of its own between measurements: under vmap a condition is a selection, and would measure every epoch.
+        end = jnp.minimum(stop, (result.epochs_done // every + 1) * every)
+        result = jax.lax.while_loop(partial(goes_on, end=end), epoch, result)
+        return _measure(result, key, measure=measure, every=every)
+
+    return jax.lax.while_loop(partial(goes_on, end=stop), epochs_and_metrics, result)
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -248,13 +260,15 @@ def _numbered_step(optimizer, estimator, state, batch, key, i, epoch):
     return _update(estimator, optimizer, state, batch, jax.random.fold_in(key, i), epoch=epoch)[0]
 
 
-_jitted_end_epoch = jax.jit(_end_epoch, static_argnames=("measure", "every"))
+@partial(jax.jit, static_argnames=("measure", "every"))
+def _end_epoch_and_measure(result, key, *, measure, every):
+    return _measure(_end_epoch(result), key, measure=measure, every=every)
 
 
 def _iterate_epochs(optimizer, estimator, data, key, result, stop, *, measure, every):
     """Epochs up to number `stop`, on an iterable of batches."""
     while result.epochs_done < stop and result.outcome == Outcome.EPOCHS_EXHAUSTED:
-        _, step_key, metric_key = _keys(key, result.epochs_done)
+        _, step_key, _ = _keys(key, result.epochs_done)
         state = TrainState(*result[:3])
         i = -1
         # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
@@ -262,7 +276,7 @@ def _iterate_epochs(optimizer, estimator, data, key, result, stop, *, measure, e
             state = _numbered_step(optimizer, estimator, state, _own(batch), step_key, np.int32(i), result.epochs_done)
         if i < 0:
             raise ValueError(f"fit: data yielded no batch in epoch {int(result.epochs_done)}")
-        result = _jitted_end_epoch(FitResult(*state, *result[3:]), metric_key, measure=measure, every=every)
+        result = _end_epoch_and_measure(FitResult(*state, *result[3:]), key, measure=measure, every=every)
     return result
 
 

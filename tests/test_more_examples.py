@@ -132,6 +132,7 @@ def test_colours_are_whitened_and_can_be_brought_back():
     assert rgb.min() > -1e-6
     assert rgb.max() < 1 + 1e-6
     np.testing.assert_allclose(rgb.mean(axis=0), photograph.mean(axis=(0, 1)) / 256, atol=0.02)
+    np.testing.assert_allclose(rgb.std(axis=0), photograph.std(axis=(0, 1)) / 256, rtol=0.05)
 
 
 def test_the_best_gaussian():
