@@ -115,9 +115,19 @@ def _update_leaf(rule, scalars, g, p, *m):
 
 
 def norm(x: jax.Array) -> jax.Array:
-    """The Euclidean norm, scaled so that squares neither overflow nor vanish; NaN and inf come through."""
+    """The Euclidean norm, right also where squares overflow or vanish; NaN and inf come through."""
+    if x.size < 4096:  # a second pass costs less than a branch
+        return _scaled_norm(x)
+    square = jnp.sum(x**2)
+    # Under this, squares that vanished may be more than a rounding error of the sum.
+    smallest = x.size * float(jnp.finfo(x.dtype).tiny / jnp.finfo(x.dtype).eps)
+    return jax.lax.cond((square > smallest) & (square < np.inf), lambda: jnp.sqrt(square), lambda: _scaled_norm(x))
+
+
+def _scaled_norm(x):
     largest = jnp.max(jnp.abs(x), initial=0)
-    scale = jnp.where((largest > 0) & (largest < np.inf), largest, 1)
+    # The norm does not depend on the scale; its derivative must not pick up what rounding leaves of that.
+    scale = jax.lax.stop_gradient(jnp.where((largest > 0) & (largest < np.inf), largest, 1))
     return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))
 
 

@@ -248,10 +248,15 @@ class skip_nonfinite(Transformation):
         return SkipNonfiniteState(self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def update(self, updates, state, params=None, **extra):
+        def take(inner):
+            return self.optimizer.update(updates, inner, params, **extra)
+
+        def skip(inner):
+            new_updates, _ = jax.eval_shape(take, inner)
+            return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), new_updates), inner
+
         finite = all_finite(updates)
-        new_updates, inner = self.optimizer.update(updates, state.inner, params, **extra)
-        new_updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), new_updates)
-        inner = jax.tree.map(lambda new, old: jnp.where(finite, new, old), inner, state.inner)
+        new_updates, inner = jax.lax.cond(finite, take, skip, state.inner)
         return new_updates, SkipNonfiniteState(inner, jnp.where(finite, state.skipped, next_step(state.skipped)))
 
 

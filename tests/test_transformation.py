@@ -5,6 +5,8 @@ import pickle
 from typing import NamedTuple
 
 import chex
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,7 @@ from paysage_jax import (
     sgd,
     static,
 )
+from paysage_jax.transformation import norm
 
 PARAMS = rbm_tree()
 GRADIENT = row(gradients(PARAMS, 1), 0)
@@ -378,3 +381,30 @@ def test_the_state_of_another_optimizer_is_refused(optimizer, other):
 def test_mistakes_are_named(act, error, message):
     with pytest.raises(error, match=message):
         act()
+
+
+# --- the norm ----------------------------------------------------------------------------------------
+
+
+@hypothesis.given(size=st.sampled_from([1, 100, 10_000]), exponent=st.floats(-36, 37))
+def test_norm_is_that_of_float64_whatever_the_scale(size, exponent):
+    x = np.float32(10**exponent) * np.random.default_rng(size).uniform(-1, 1, size).astype(np.float32)
+    expected = np.linalg.norm(x.astype(np.float64))
+    hypothesis.assume(expected < np.finfo(np.float32).max)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 10_000])
+def test_norm_of_zero_of_nan_and_of_infinity(size):
+    x = np.ones(size, np.float32)
+    assert norm(0 * x) == 0
+    for value in (np.nan, np.inf, -np.inf):
+        x[1] = value
+        np.testing.assert_equal(np.asarray(norm(jnp.asarray(x))), np.abs(value))
+
+
+@pytest.mark.parametrize("size", [3, 10_000])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_derivative_of_the_norm(size, scale):
+    x = scale * jax.random.normal(jax.random.key(0), (size,))
+    chex.assert_trees_all_close(jax.grad(norm)(x), x / norm(x), rtol=1e-5)
