@@ -55,12 +55,5 @@ def on_device(tree, dtype=jnp.float32):
 
 def leaves_of(params):
     """The leaves of a tree, packed or not, as numpy arrays."""
-    if not isinstance(params, pj.Packed):
-        return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(params)]
-    leaves = {}  # not by `unpack`, which would compile a kernel for every leaf
-    for buffer, group in zip(params.buffers, params.layout.groups, strict=True):
-        shapes = [params.layout.shapes[number] for number in group]
-        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-        parts = np.split(np.ravel(buffer), ends[:-1])
-        leaves |= {number: part.reshape(shape) for number, part, shape in zip(group, parts, shapes, strict=True)}
-    return [leaves[number] for number in sorted(leaves)]
+    tree = pj.unpack(params) if isinstance(params, pj.Packed) else params
+    return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(tree)]

@@ -117,8 +117,16 @@ def sample_visible(params, h, key):
 
 def gibbs(params, v, key):
     """One step of block Gibbs sampling, v to h to v: a Markov kernel that leaves p(v) as it is."""
-    hidden_key, visible_key = jax.random.split(key)
-    return sample_visible(params, sample_hidden(params, v, hidden_key), visible_key)
+    visible, hidden = params["layers"]
+    if "log_var" in visible:
+        hidden_key, visible_key = jax.random.split(key)
+        return sample_visible(params, sample_hidden(params, v, hidden_key), visible_key)
+    # One draw for both layers: on a CPU a second one may cost as much as all arithmetic of a small machine.
+    mean = hidden_mean(params, v)
+    uniform = jax.random.uniform(key, (len(v), hidden["loc"].size + visible["loc"].size), mean.dtype)
+    for_h, for_v = jnp.split(uniform, [hidden["loc"].size], axis=1)
+    h = (for_h < mean).astype(v.dtype)
+    return (for_v < visible_mean(params, h)).astype(v.dtype)
 
 
 # --- likelihood --------------------------------------------------------------------------------------

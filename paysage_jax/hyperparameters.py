@@ -35,6 +35,8 @@ def _is_static(field: dataclasses.Field, value: Any) -> bool:
         return True
     if "absent_at_zero" in field.metadata and is_absent(value):
         return True
+    if isinstance(value, float | jax.Array):
+        return False
     # A plain function (an optax schedule, say) is no array: it belongs to the structure.
     return any(callable(leaf) for leaf in jax.tree.leaves(value))
 
@@ -49,13 +51,20 @@ def pytree_dataclass(cls):
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)
 
-    def flatten_with_keys(self):
-        children, fixed = [], []
+    def flatten(self):
+        names, children, fixed = [], [], []
         for field in fields:
             value = getattr(self, field.name)
-            (fixed if _is_static(field, value) else children).append((field.name, value))
-        names = tuple(name for name, _ in children)
-        return [(GetAttrKey(name), value) for name, value in children], (names, tuple(fixed))
+            if _is_static(field, value):
+                fixed.append((field.name, value))
+            else:
+                names.append(field.name)
+                children.append(value)
+        return children, (tuple(names), tuple(fixed))
+
+    def flatten_with_keys(self):
+        children, structure = flatten(self)
+        return list(zip(map(GetAttrKey, structure[0]), children, strict=True)), structure
 
     def unflatten(structure, children):
         names, fixed = structure
@@ -64,7 +73,7 @@ def pytree_dataclass(cls):
             object.__setattr__(self, name, value)
         return self
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
 
 

@@ -98,7 +98,10 @@ def pack_like(tree: Params, packed: Packed) -> Packed:
 
 
 def unpack(packed: Packed) -> Params:
-    """The tree that was packed; differentiable."""
+    """The tree that was packed; differentiable.
+
+    Under jit on CPU XLA compiles a kernel for each leaf: many leaves take long to compile, not to run.
+    """
     layout = packed.layout
     leaves: list[Any] = [None] * len(layout.shapes)
     for buffer, group in zip(packed.buffers, layout.groups, strict=True):
@@ -106,9 +109,17 @@ def unpack(packed: Packed) -> Params:
             leaves[group[0]] = buffer
             continue
         sizes = [int(np.prod(layout.shapes[number])) for number in group]
-        for number, part in zip(group, jax.lax.split(buffer, sizes), strict=True):
+        for number, part in zip(group, _split(buffer, sizes), strict=True):
             leaves[number] = part.reshape(layout.shapes[number])
     return layout.structure.unflatten(leaves)
+
+
+def _split(buffer: jax.Array, sizes: Sequence[int]) -> Sequence[jax.Array]:
+    if isinstance(buffer, Tracer):
+        return jax.lax.split(buffer, sizes)  # its derivative is one concatenation
+    # Outside jit one program serves all parts of a size, where a split would compile a kernel for each.
+    starts = np.cumsum([0, *sizes[:-1]])
+    return [jax.lax.dynamic_slice_in_dim(buffer, start, size) for start, size in zip(starts, sizes, strict=True)]
 
 
 def unpack_all(tree: Any) -> Any:
