@@ -18,7 +18,7 @@ PARTS = {
     "training": (steps.training, 4),
     "fifty": (steps.fifty_steps, 4),
     "schedules": (steps.schedules, 3),
-    "wrappers": (steps.wrappers, 1),
+    "wrappers": (steps.wrappers, 2),
     "shim": (shim.update, 3),
     "rbm": (machines.epochs_of_training, 5),
     "compile": (steps.compiling, 5),

@@ -12,7 +12,7 @@ import numpy as np
 
 import paysage_jax as pj
 
-from .measure import Result, compare
+from .measure import PAUSE, Result, compare
 from .peers import NumpyAdam, on_cpu, optax, sigmoid, sklearn_networks
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
@@ -47,7 +47,7 @@ def epochs_of_training(seconds: float) -> Iterator[Result]:
                 "scikit-learn": Runs(partial(_sklearn, *run)) if sklearn_networks and on_cpu() else None,
             }
             title = f"RBM, an epoch: {name}, {data.shape[1]} × {hidden}, batches of {batch_size}"
-            result = compare(title, mine, others, seconds, each=epochs)
+            result = compare(title, mine, others, seconds, each=epochs, pause=PAUSE)
             _check_learned_alike(data, {n: v.params for n, v in (mine | others).items() if v and n != "scikit-learn"})
             yield result
 

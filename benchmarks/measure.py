@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SHORTEST = 0.005  # seconds: what is faster than this is done several times between two looks at the clock
-PAUSE = 0.01  # seconds: another library's threads may spin for a while after their work
+SHORTEST = 0.02  # seconds: what is faster than this is done several times between two looks at the clock
+PAUSE = 0.01  # seconds: another library's threads may spin for a while after their work; JAX's do not
 LEAST_ROUNDS, MOST_ROUNDS = 7, 150
 
 
@@ -42,16 +42,18 @@ class Result:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def compare(title: str, ours: Mapping[str, Any], peers: Mapping[str, Any], seconds: float, each: int = 1) -> Result:
-    """Times of all variants in turn for about `seconds`; one call of a variant is `each` units of work.
+def compare(
+    title: str, ours: Mapping[str, Any], peers: Mapping[str, Any], seconds: float, each: int = 1, pause: float = 0
+) -> Result:
+    """Times of all variants in turn for about `seconds`, with a `pause` before each.
 
-    A variant that is None is left out.
+    One call of a variant is `each` units of work. A variant that is None is left out.
     """
     present = {name: variant for name, variant in {**ours, **peers}.items() if variant is not None}
     for variant in present.values():
         variant(1)  # compiles, and touches memory for the first time
-    count = math.ceil(SHORTEST / min(timed(variant, 1) for variant in present.values()))
-    timers = {name: lambda v=variant: timed(v, count) / count / each for name, variant in present.items()}
+    counts = {name: math.ceil(SHORTEST / timed(variant, 1)) for name, variant in present.items()}
+    timers = {name: lambda v=v, n=counts[name]: timed(v, n, pause) / n / each for name, v in present.items()}
     return in_turn(title, timers, [name for name in peers if name in present], seconds)
 
 
@@ -74,9 +76,9 @@ def in_turn(
     return Result(title, {name: quartiles(sample) for name, sample in samples.items()}, ratios, len(rounds))
 
 
-def timed(variant: Callable[[int], Any], count: int) -> float:
-    """The seconds that `variant(count)` takes."""
-    time.sleep(PAUSE)
+def timed(variant: Callable[[int], Any], count: int, pause: float = 0) -> float:
+    """The seconds that `variant(count)` takes after the pause."""
+    time.sleep(pause)
     gc.disable()
     try:
         start = time.perf_counter()

@@ -38,7 +38,9 @@ def save(path: Path, title: str, results: Mapping[str, list[Result]]) -> None:
 def _draw_steps(axes, results):
     rows = [name for name in TREES if name in results]
     for y, name in enumerate(rows):
-        ratios = {variant: over["optax"] for variant, over in results[name][0].ratios.items() if "optax" in over}
+        adam = [result for result in results[name] if result.title.startswith("adam")]
+        # Ours from the first comparison, that with optax alone.
+        ratios = {variant: over["optax"] for r in adam[::-1] for variant, over in r.ratios.items() if "optax" in over}
         for offset, (variant, (marker, color)) in enumerate(STEP.items()):
             if variant in ratios:
                 _point(axes, ratios[variant], y + 0.11 * (offset - 3), marker, color, variant)

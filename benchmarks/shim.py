@@ -9,7 +9,7 @@ import numpy as np
 
 import paysage_jax as pj
 
-from .measure import Quartiles, Result, check_same_work, compare
+from .measure import PAUSE, Quartiles, Result, check_same_work, compare
 from .peers import NumpyAdam2017, sigmoid
 
 # Microseconds for a batch of 50, by (visible, hidden) units. Recorded once on paysage (2017, numpy backend, one
@@ -81,7 +81,7 @@ def update(seconds: float) -> Iterator[Result]:
             mine = {"shim": Updates(pj.ADAM(None), model(), *data)}
             others = {"numpy": Updates(NumpyAdam2017(), model(), *data)}
             check_same_work([np.zeros_like(x) for x in jax.tree.leaves(gradient)], mine | others)
-            result = compare(f"ADAM.update, {name}: {visible} × {hidden}", mine, others, seconds)
+            result = compare(f"ADAM.update, {name}: {visible} × {hidden}", mine, others, seconds, pause=PAUSE)
             slower = slower or result.seconds["numpy"].median / (numpy_there * 1e-6)
             paysage = there * 1e-6 * slower
             result.ratios["shim"]["paysage"] = Quartiles(*(here / paysage for here in result.seconds["shim"]))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import paysage_jax as pj
 
 from . import peers
-from .measure import Result, check_same_work, compare, in_turn, timed
+from .measure import PAUSE, Result, check_same_work, compare, in_turn, timed
 from .peers import optax
 from .trees import TREES, leaves_of, normal, on_device, params_and_gradients
 
@@ -89,12 +89,15 @@ def one_step(workload: str, seconds: float) -> Iterator[Result]:
     for name, (optimizer, make_theirs, moments) in OPTIMIZERS.items():
         mine = {form: Loop(*ours(form, optimizer, *trees)) for form in _forms(workload, name)}
         others: dict[str, Any] = {"optax": optax and Loop(*theirs(make_theirs(), *trees))}
-        if name == "adam":
-            others |= peers.steps_of_adam(leaves, gradient_leaves, RATE)
-        check_same_work(leaves, mine | others)
+        not_jax = peers.steps_of_adam(leaves, gradient_leaves, RATE) if name == "adam" else {}
+        check_same_work(leaves, mine | others | not_jax)
+        title = f"{name}, one step: {TREES[workload][0]}"
         # Parameters and moments are read and written, gradients are read.
-        others["floor"] = peers.floor(4 * (3 + 2 * moments) * sum(p.size for p in leaves))
-        yield compare(f"{name}, one step: {TREES[workload][0]}", mine, others, seconds)
+        floor = {"floor": peers.floor(4 * (3 + 2 * moments) * sum(p.size for p in leaves))}
+        yield compare(title, mine, others | floor, seconds)
+        if any(not_jax.values()):
+            # Apart from the first: the threads of torch go on spinning after its work, and slow down what follows.
+            yield compare(f"{title}, beside other libraries", mine, others | not_jax, seconds, pause=PAUSE)
 
 
 def _forms(workload, optimizer):
