@@ -22,24 +22,31 @@ from .transformation import Leafwise, Params, Updates, norm, update_leaves
 _EPSILON = 2.0**-23  # machine epsilon of float32, as in paysage
 
 
+# NumPy arrays stay NumPy arrays in these equations: the class shim computes small models on the host.
+
+
 def _mean(first, w, m, g):
     """w m + (1 - w) g, and g at the first gradient."""
-    return jnp.where(first | (w == 0), g, w * m + (1 - w) * g)
+    xp = g.__array_namespace__()
+    return xp.where(first | (w == 0), g, w * m + (1 - w) * g)
 
 
 def _mean_square(first, W, v, g):
     """W v + (1 - W) g², and g² at the first gradient."""
+    xp = g.__array_namespace__()
     # Multiplied from left to right: the order decides at which gradient it overflows.
-    return jnp.where(first | (W == 0), g * g, W * v + ((1 - W) * g) * g)
+    return xp.where(first | (W == 0), g * g, W * v + ((1 - W) * g) * g)
 
 
 def _normalize(x, v, w, W):
     """(x / (1 - w)) / √(eps + v / (1 - W)): "unbiased" with the weights of the moments, biased with zeros."""
-    return (x / (1 - w)) / jnp.sqrt(_EPSILON + v / (1 - W))
+    xp = v.__array_namespace__()
+    return (x / (1 - w)) / xp.sqrt(_EPSILON + v / (1 - W))
 
 
 def _normalize_unless_zero(x, v, w, W):
-    return jnp.where(W == 0, x, _normalize(x, v, w, W))
+    xp = x.__array_namespace__()
+    return xp.where(W == 0, x, _normalize(x, v, w, W))
 
 
 @pytree_dataclass

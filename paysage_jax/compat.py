@@ -1,13 +1,16 @@
 """The classes of paysage.optimizers (2017), thin over `classic`: `from paysage_jax import compat as optimizers`.
 
 `update(model, v_data, v_model, epoch)` calls `model.gradient(v_data, v_model)`, makes one step and hands it to
-`model.parameter_update(delta)`, which subtracts it. A leaf that came as a numpy array goes back as a writable
-numpy array of its own dtype; a leaf that came as a JAX array stays one. Nothing the model returned is modified.
+`model.parameter_update(delta)`, which subtracts it. The step is jitted; that of a small model in numpy is done in
+numpy, by the same equations. A leaf that came as a numpy array goes back as a writable numpy array of its own dtype;
+a leaf that came as a JAX array stays one. Nothing the model returned is modified.
 """
 
+import itertools
 from copy import deepcopy as deepcopy
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import classic
-from .transformation import check_same_tree, zeros_like_moments
+from .transformation import check_same_tree, moment_dtype, zeros_like_moments
 
 
 class Scheduler:
@@ -138,20 +141,52 @@ class Optimizer:
         return bool(self.delta) and gradient_magnitude(self.delta) <= self.tolerance
 
 
+_SMALL = 2**14  # elements: up to this a call of XLA costs more than the arithmetic in numpy
+
+
 @partial(jax.jit, donate_argnames="state")
 def _step(rule, stepsize, grad, state):
     updates, state = replace(rule, stepsize=stepsize).update(grad, state)
     return jax.tree.map(jnp.negative, updates), state
 
 
+def _is_small_on_host(tree):
+    leaves = jax.tree.leaves(tree)
+    are_numpy = all(type(x) is np.ndarray and x.dtype.kind == "f" for x in leaves)
+    return bool(leaves) and are_numpy and sum(x.size for x in leaves) <= _SMALL
+
+
+def _step_on_host(rule, stepsize, grad, state):
+    """`_step` in numpy, on all leaves in one array: so are the moments in the state."""
+    g = np.concatenate([x.ravel() for x in jax.tree.leaves(grad)])
+    dtype = moment_dtype(jax.dtypes.canonicalize_dtype(g.dtype))
+    step, _, *moments = state or (0, None, *(np.zeros(g.shape, dtype) for _ in range(rule.moments)))
+    t = min(step + 1, np.iinfo(np.int32).max)
+    h = SimpleNamespace(**{name: dtype.type(x) for name, x in (vars(rule) | {"stepsize": stepsize, "t": t}).items()})
+    with np.errstate(all="ignore"):
+        u, *moments = rule.rule(h, g.astype(dtype), None, *moments)
+        delta = jax.tree.map(lambda d, x: d.astype(x.dtype), _cut(-u, grad), grad)
+    return delta, rule.state_type(t, stepsize, *moments)
+
+
+def _cut(array, like):
+    """The tree in the shapes of `like` whose leaves lie in the array one after the other."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = itertools.accumulate(x.size for x in leaves)
+    return structure.unflatten(
+        [array[end - x.size : end].reshape(x.shape) for x, end in zip(leaves, ends, strict=True)]
+    )
+
+
 class _ClassicOptimizer(Optimizer):
-    """One step of a `classic` optimizer per `update`, in one jitted call."""
+    """One step of a `classic` optimizer per `update`: one jitted call, or numpy for a small model in numpy."""
 
     def __init__(self, rule, stepsize, scheduler, tolerance):
         super().__init__(scheduler, tolerance)
         self.stepsize = stepsize
         self._rule = rule
         self._state: Any = None
+        self._on_host = None  # once False it stays so
 
     def _learning_rate(self):
         # paysage's normalising classes rounded the step size to float32 before this product, the others did not.
@@ -170,10 +205,22 @@ class _ClassicOptimizer(Optimizer):
             check_same_tree("gradient", grad, "the last update", self.delta)
         else:
             _check_paysage_tree(grad)
-        state = self._rule.init(grad) if self._state is None else self._state
-        delta, self._state = _step(self._rule, learning_rate, grad, state)
-        self.delta = _as_given(grad, delta)
+        self.delta = self._advance(learning_rate, grad)
         model.parameter_update(self.delta)
+
+    def _advance(self, learning_rate, grad):
+        on_host = self._on_host is not False and _is_small_on_host(grad)
+        if on_host:
+            delta, self._state = _step_on_host(self._rule, learning_rate, grad, self._state)
+        else:
+            state = self._rule.init(grad) if self._state is None else self._state
+            if self._on_host:  # until now: the model has changed its kind of arrays
+                step, rate, *moments = state
+                state = type(state)(np.int32(step), np.float32(rate), *(_cut(m, grad) for m in moments))
+            delta, self._state = _step(self._rule, learning_rate, grad, state)
+            delta = _as_given(grad, delta)
+        self._on_host = on_host
+        return delta
 
 
 def _check_paysage_tree(grad):

@@ -411,6 +411,41 @@ def test_each_leaf_keeps_its_own_kind(cls):
     assert isinstance(jax_leaf, jax.Array)
 
 
+@each_class
+@each_kind
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_is_not_finite_comes_through_without_a_warning(cls, array, dtype):
+    g = {"a": array([np.nan, np.inf, -np.inf, 6e4, 0.0], dtype)}
+    first, second = (updated(cls(None, stepsize=1e3), *[g] * n).delta["a"] for n in (1, 2))
+    assert np.isnan(first[0])
+    assert np.isnan(second[0])
+    assert second[-1] == 0
+
+
+@each_class
+def test_a_model_may_change_its_kind_of_arrays(cls):
+    """A small model in numpy is computed in numpy, others in JAX."""
+    kinds = [(np.array, np.float32), (jnp.array, np.float32), (np.array, np.float32), (np.array, np.float64)]
+    optimizer, same_kind = cls(None), cls(None)
+    for seed, (array, dtype) in enumerate(kinds):
+        g = gradient(seed, array, dtype)
+        updated(optimizer, g)
+        updated(same_kind, gradient(seed, jnp.array))
+        chex.assert_trees_all_equal_dtypes(optimizer.delta, g)
+        assert all(isinstance(leaf, np.ndarray) == (array is np.array) for leaf in jax.tree.leaves(optimizer.delta))
+        chex.assert_trees_all_close(optimizer.delta, same_kind.delta, rtol=1e-5)
+
+
+@each_class
+def test_a_leaf_does_not_feel_the_others(cls):
+    """A large leaf sends the small ones through JAX; their numbers stay."""
+    small, large = {"a": G["layers"][0]["loc"], "b": G["weights"][0]["matrix"]}, np.ones((200, 200), np.float32)
+    with_large = updated(cls(None), *[small | {"c": large}] * 3).delta
+    assert all(leaf.flags.writeable for leaf in jax.tree.leaves(with_large))
+    with_large.pop("c")
+    chex.assert_trees_all_close(updated(cls(None), *[small] * 3).delta, with_large, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("array", "dtype", "moment_dtype"),
     [
@@ -476,7 +511,7 @@ def test_a_copy_in_mid_run_continues_identically(cls, copied):
 def test_one_trace_for_all_epochs_and_settings(cls, monkeypatch):
     rule = getattr(classic, {"StochasticGradientDescent": "sgd"}.get(cls.__name__, cls.__name__.lower()))
     monkeypatch.setattr(rule, "update", chex.assert_max_traces(rule.update, n=1))
-    g = gradient(visible=11)  # a shape of this test's own, for it must be traced here
+    g = gradient(array=jnp.array, visible=11)  # a shape of this test's own, for it must be traced here
     epochs = [
         0,
         1,
@@ -494,4 +529,4 @@ def test_one_trace_for_all_epochs_and_settings(cls, monkeypatch):
         for epoch in epochs:
             updated(optimizer, g, epoch=epoch)
     with pytest.raises(AssertionError, match="traced > 1"):
-        updated(cls(None), gradient(visible=12))
+        updated(cls(None), gradient(array=jnp.array, visible=12))
