@@ -13,14 +13,14 @@ from .trees import TREES
 
 PARTS = {
     # what yields the results, seconds for each of its comparisons
-    **{name: (partial(steps.one_step, name), 4) for name in TREES},
-    "bfloat16": (steps.bfloat16, 5),
-    "training": (steps.training, 4),
-    "fifty": (steps.fifty_steps, 4),
+    **{name: (partial(steps.one_step, name), 2.5) for name in TREES},
+    "bfloat16": (steps.bfloat16, 3),
+    "training": (steps.training, 3),
+    "fifty": (steps.fifty_steps, 3),
     "schedules": (steps.schedules, 3),
     "wrappers": (steps.wrappers, 2),
     "shim": (shim.update, 3),
-    "rbm": (machines.epochs_of_training, 5),
+    "rbm": (machines.epochs_of_training, 4),
     "compile": (steps.compiling, 5),
 }
 RESULTS = Path(__file__).parent / "results"

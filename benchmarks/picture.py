@@ -22,12 +22,12 @@ STEP = {  # how each way to make a step is drawn
     "numpy": ("x", "0.5"),
 }
 PEERS = {"optax": "C2", "scikit-learn": "C1", "numpy": "0.5", "paysage": "C4", "constant": "C5"}
-OTHER_PARTS = ("training", "fifty", "compile", "bfloat16", "schedules", "shim", "rbm")
+OTHER_PARTS = ("training", "fifty", "compile", "bfloat16", "schedules", "wrappers", "shim", "rbm")
 
 
 def save(path: Path, title: str, results: Mapping[str, list[Result]]) -> None:
     """Draw the results of all parts."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 9.5), layout="constrained", width_ratios=(1, 0.85))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 11), layout="constrained", width_ratios=(1, 0.9))
     figure.suptitle(f"{title}\nmedians and quartiles of ratios of times measured in turn; left of 1 is faster")
     _draw_steps(left, results)
     _draw_others(right, results)
@@ -48,26 +48,25 @@ def _draw_steps(axes, results):
             x, half = ratios["floor"].median, 0.44
             axes.plot([x, x], [y - half, y + half], color="C3", linewidth=2, label="floor: memory bandwidth")
     axes.set_title("One step of Adam: time over optax's")
-    _finish(axes, [f"{name}\n{TREES[name][0]}" for name in rows], least=0.02, most=6)
-    axes.legend(*_legend(axes), loc="upper left")
+    places = [(y - 0.5, y + 0.5) for y in range(len(rows))]
+    _finish(axes, [f"{name}\n{TREES[name][0]}" for name in rows], places, least=0.02, most=6)
 
 
 def _draw_others(axes, results):
-    labels = []
+    labels, places, bottom = [], [], 0.0
     for part in OTHER_PARTS:
         for result in results.get(part, []):
             for variant, over in result.ratios.items():
                 over = {peer.partition(",")[0]: ratio for peer, ratio in over.items()}
-                if variant == "floor" or variant.partition(",")[0] in PEERS:
-                    continue
                 shown = [peer for peer in PEERS if peer in over]
-                for offset, peer in enumerate(shown):
-                    y = len(labels) + 0.28 * (offset - (len(shown) - 1) / 2)
-                    _point(axes, over[peer], y, "o", PEERS[peer], f"over {peer}")
-                labels.append(f"{result.title} · {variant}".removeprefix("adam, "))
+                if variant == "floor" or variant.partition(",")[0] in PEERS or not shown:
+                    continue
+                for line, peer in enumerate(shown):
+                    _point(axes, over[peer], bottom + line + 0.5, "o", PEERS[peer], f"over {peer}")
+                labels.append(f"{result.title} · {variant}".removeprefix("adam, ").removeprefix("adam with "))
+                places.append((bottom, bottom := bottom + len(shown)))
     axes.set_title("Everything else: our time over a peer's")
-    _finish(axes, labels, least=0.001, most=40)
-    axes.legend(*_legend(axes), loc="center left", bbox_to_anchor=(0, 0.28))
+    _finish(axes, labels, places, least=0.001, most=40)
 
 
 def _point(axes, ratio: Quartiles, y, marker, color, label):
@@ -75,7 +74,7 @@ def _point(axes, ratio: Quartiles, y, marker, color, label):
     axes.plot(ratio.median, y, marker=marker, color=color, markersize=5, linestyle="none", label=label)
     style = {"textcoords": "offset points", "va": "center", "fontsize": 7, "color": color, "annotation_clip": True}
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
-    axes.annotate(f"{ratio.median:.2g}", (max(ratio), y), (5, 0), bbox=behind, **style)
+    axes.annotate(f"{ratio.median:.3g}", (max(ratio), y), (5, 0), bbox=behind, **style)
 
 
 def _legend(axes):
@@ -84,16 +83,27 @@ def _legend(axes):
     return list(once.values()), list(once.keys())
 
 
-def _finish(axes, labels, least, most):
+def _finish(axes, labels, places, least, most):
+    """Scales, a labelled band for each place (its top and bottom), and the legend under all."""
     axes.axvline(1, color="0.2", linewidth=1, zorder=0)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.set_xlim(max(low, least), min(high, most))
+    axes.set_xlim(max(low, least), min(high * 1.3, most))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most / least < 1000 else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_yticks([(top + bottom) / 2 for top, bottom in places], labels, fontsize=8)
     axes.tick_params(left=False)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
-    for y in range(1, len(labels), 2):
-        axes.axhspan(y - 0.5, y + 0.5, color="0.96", zorder=-1)
+    axes.set_ylim(max((bottom for _, bottom in places), default=1), min((top for top, _ in places), default=0))
+    for top, bottom in places[1::2]:
+        axes.axhspan(top, bottom, color="0.96", zorder=-1)
+    axes.legend(
+        *_legend(axes),
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.03),
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+        columnspacing=1.2,
+        handletextpad=0.4,
+    )
