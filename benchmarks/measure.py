@@ -15,7 +15,7 @@ import numpy as np
 
 SHORTEST = 0.02  # seconds: what is faster than this is done several times between two looks at the clock
 PAUSE = 0.01  # seconds: another library's threads may spin for a while after their work; JAX's do not
-LEAST_ROUNDS, MOST_ROUNDS = 7, 150
+LEAST_ROUNDS, MOST_ROUNDS = 5, 150
 
 
 class Quartiles(NamedTuple):
