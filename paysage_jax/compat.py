@@ -141,6 +141,7 @@ class Optimizer:
         return bool(self.delta) and gradient_magnitude(self.delta) <= self.tolerance
 
 
+_ON_HOST = [np.dtype(name) for name in ("float16", "float32", "float64")]
 _SMALL = 2**14  # elements: up to this a call of XLA costs more than the arithmetic in numpy
 
 
@@ -152,8 +153,8 @@ def _step(rule, stepsize, grad, state):
 
 def _is_small_on_host(tree):
     leaves = jax.tree.leaves(tree)
-    are_numpy = all(type(x) is np.ndarray and x.dtype.kind == "f" for x in leaves)
-    return bool(leaves) and are_numpy and sum(x.size for x in leaves) <= _SMALL
+    one_kind = all(type(x) is np.ndarray and x.dtype == leaves[0].dtype for x in leaves)
+    return bool(leaves) and one_kind and leaves[0].dtype in _ON_HOST and sum(x.size for x in leaves) <= _SMALL
 
 
 def _step_on_host(rule, stepsize, grad, state):
@@ -161,6 +162,7 @@ def _step_on_host(rule, stepsize, grad, state):
     g = np.concatenate([x.ravel() for x in jax.tree.leaves(grad)])
     dtype = moment_dtype(jax.dtypes.canonicalize_dtype(g.dtype))
     step, _, *moments = state or (0, None, *(np.zeros(g.shape, dtype) for _ in range(rule.moments)))
+    dtype = moments[0].dtype if moments else dtype
     t = min(step + 1, np.iinfo(np.int32).max)
     h = SimpleNamespace(**{name: dtype.type(x) for name, x in (vars(rule) | {"stepsize": stepsize, "t": t}).items()})
     with np.errstate(all="ignore"):
@@ -216,7 +218,7 @@ class _ClassicOptimizer(Optimizer):
             state = self._rule.init(grad) if self._state is None else self._state
             if self._on_host:  # until now: the model has changed its kind of arrays
                 step, rate, *moments = state
-                state = type(state)(np.int32(step), np.float32(rate), *(_cut(m, grad) for m in moments))
+                state = type(state)(np.int32(step), np.float32(rate), *(_cut(m, self.delta) for m in moments))
             delta, self._state = _step(self._rule, learning_rate, grad, state)
             delta = _as_given(grad, delta)
         self._on_host = on_host

@@ -98,7 +98,7 @@ def pack_like(tree: Params, packed: Packed) -> Packed:
 
 
 def unpack(packed: Packed) -> Params:
-    """The tree that was packed; differentiable.
+    """The tree that was packed; differentiable. Raises ValueError for a buffer that does not fit the layout.
 
     Under jit on CPU XLA compiles a kernel for each leaf: many leaves take long to compile, not to run.
     """
@@ -109,6 +109,8 @@ def unpack(packed: Packed) -> Params:
             leaves[group[0]] = buffer
             continue
         sizes = [int(np.prod(layout.shapes[number])) for number in group]
+        if buffer.shape != (sum(sizes),):
+            raise ValueError(f"unpack: expected a buffer of shape {(sum(sizes),)}, got {buffer.shape}")
         for number, part in zip(group, _split(buffer, sizes), strict=True):
             leaves[number] = part.reshape(layout.shapes[number])
     return layout.structure.unflatten(leaves)

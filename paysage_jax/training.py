@@ -231,17 +231,16 @@ def _run_epochs(optimizer, estimator, data, key, result, stop, *, batch_size, sh
         order_key, steps_key, _ = _keys(key, result.epochs_done)
         order = jax.random.permutation(order_key, size) if shuffle else jnp.arange(size)
 
-        def step(state, key_and_rows):
-            step_key, rows = key_and_rows
+        def step(state, batch):
+            i, rows = batch
             batch = jax.tree.map(lambda x: x[rows], data)
+            step_key = jax.random.fold_in(steps_key, i)
             return _update(estimator, optimizer, state, batch, step_key, epoch=result.epochs_done)[0], None
 
-        # All at once: in the loop every call of the generator would cost as much as a small model.
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(steps_key, jnp.arange(full + 1))
         whole, rest = order[: full * batch_size].reshape(full, batch_size), order[full * batch_size :]
-        state, _ = jax.lax.scan(step, TrainState(*result[:3]), (step_keys[:full], whole))
+        state, _ = jax.lax.scan(step, TrainState(*result[:3]), (jnp.arange(full), whole))
         if rest.size:
-            state, _ = step(state, (step_keys[full], rest))
+            state, _ = step(state, (full, rest))
         return _end_epoch(FitResult(*state, *result[3:]))
 
     def goes_on(result, end):

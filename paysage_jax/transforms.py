@@ -252,7 +252,9 @@ class skip_nonfinite(Transformation):
             return self.optimizer.update(updates, inner, params, **extra)
 
         def skip(inner):
-            new_updates, _ = jax.eval_shape(take, inner)
+            new_updates, new_inner = jax.eval_shape(take, inner)
+            # Another library's state may change its dtype at an update.
+            inner = jax.tree.map(lambda new, x: x if x.dtype == new.dtype else x.astype(new.dtype), new_inner, inner)
             return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), new_updates), inner
 
         finite = all_finite(updates)

@@ -437,6 +437,37 @@ def test_a_model_may_change_its_kind_of_arrays(cls):
 
 
 @each_class
+def test_a_scalar_array_may_become_a_number(cls):
+    optimizer = updated(cls(None), {"a": np.ones(3, np.float32), "b": np.array(1.5, np.float32)})
+    twin = updated(cls(None), {"a": jnp.ones(3), "b": jnp.array(1.5)})
+    updated(optimizer, {"a": np.ones(3, np.float32), "b": 1.5})
+    chex.assert_trees_all_close(optimizer.delta, updated(twin, {"a": jnp.ones(3), "b": 1.5}).delta, rtol=1e-5)
+
+
+@each_class
+@pytest.mark.parametrize("size", [3, 20_000])
+def test_foreign_byte_order_is_refused_before_the_model_changes(cls, size):
+    model = Model({"a": np.ones(size)})
+    with pytest.raises(TypeError, match=">f4"):
+        cls(None).update(model, {"a": np.ones(size, ">f4")}, None, 0)
+    chex.assert_trees_all_equal(model.params, {"a": np.ones(size)})
+
+
+@each_class
+def test_moments_keep_their_precision_under_x64(cls):
+    """On the host as in JAX: those of float32 leaves stay float32 beside float64 leaves, and after them."""
+    with jax.enable_x64(True):
+        for dtypes in ([np.float32, np.float64], [np.float64, np.float32]):
+            for beside in (np.float32, np.float64):
+                results = []
+                for array in (np.array, jnp.array):
+                    g = [{"a": array([1e25], dtype), "b": array([1.0], beside)} for dtype in dtypes]
+                    g[1]["a"] *= array(1e-25, dtypes[1])
+                    results.append(updated(cls(None), *g).delta)
+                chex.assert_trees_all_close(*results, rtol=1e-5)
+
+
+@each_class
 def test_a_leaf_does_not_feel_the_others(cls):
     """A large leaf sends the small ones through JAX; their numbers stay."""
     small, large = {"a": G["layers"][0]["loc"], "b": G["weights"][0]["matrix"]}, np.ones((200, 200), np.float32)

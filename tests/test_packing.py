@@ -138,3 +138,11 @@ def test_errors_name_the_leaf():
 def test_large_leaves_are_not_copied():
     packed = pj.pack({"large": jnp.ones(LARGEST + 1), "limit": jnp.ones(LARGEST), "small": jnp.ones(3)})
     assert sorted(b.size for b in packed.buffers) == [LARGEST + 1, LARGEST + 3]
+
+
+@pytest.mark.parametrize("size", [5, 9])
+@pytest.mark.parametrize("maybe_jit", [lambda f: f, jax.jit], ids=["plain", "jit"])
+def test_a_buffer_that_does_not_fit_is_refused(size, maybe_jit):
+    packed = pj.pack({"a": jnp.ones(3), "b": jnp.ones(3)})
+    with pytest.raises(ValueError, match=rf"\(6,\), got \({size},\)"):
+        maybe_jit(pj.unpack)(pj.Packed((jnp.ones(size),), packed.layout))

@@ -195,6 +195,17 @@ def test_columns_have_unit_norm_after_every_update():
     chex.assert_trees_all_equal(params["layers"], plain["layers"])
 
 
+def test_skip_nonfinite_takes_an_optimizer_whose_state_changes_its_dtype():
+    """optax's moments start in the dtype of the parameters and go on in that of the gradients."""
+    params, optimizer = jnp.ones(2, jnp.bfloat16), skip_nonfinite(optax.adam(0.1))
+    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for g in (jnp.array([jnp.nan, 1.0]), jnp.ones(2)):
+            updates, state = optimizer.update(g, state, params)
+    assert state.skipped == 1
+    chex.assert_trees_all_close(updates.astype(float), jnp.full(2, -0.1), rtol=1e-2)
+
+
 def test_unit_column_norm():
     W = np.array([[3, 0, 1e-30, 1e30], [4, 0, 0, 1e30]], np.float32)
     scaled = unit_column_norm({"bias": jnp.arange(3.0), "matrix": jnp.asarray(W)})
