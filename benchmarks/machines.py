@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import paysage_jax as pj
+from paysage_jax import rbm
 
 from .measure import PAUSE, Result, compare
 from .peers import NumpyAdam, on_cpu, optax, sigmoid, sklearn_networks
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import digits
-import rbm
 
 RATE = 0.005
 

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import rbm
 from rbm_digits import Parser, mosaic, number
 
 import paysage_jax
+from paysage_jax import rbm
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

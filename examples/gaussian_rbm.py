@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import rbm
 from centering import picture
 from rbm_digits import Parser, number
 from sklearn.datasets import load_sample_image
 
 import paysage_jax
+from paysage_jax import rbm
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

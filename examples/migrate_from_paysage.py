@@ -8,11 +8,13 @@ trains the same restricted Boltzmann machine in both ways, each with random numb
 import digits
 import jax
 import numpy as np
-import rbm
 from rbm_digits import Parser, number, train
 
 import paysage_jax
-from paysage_jax import compat as optimizers  # was: from paysage import optimizers
+from paysage_jax import (
+    optimizers,  # was: from paysage import optimizers
+    rbm,
+)
 
 # --- the script of 2017 ------------------------------------------------------------------------------
 
@@ -80,7 +82,7 @@ def train_numpy(model, batches, epochs):
 
 def train_functional(params, images, key, epochs):
     """The same numerics as a pure (init, update) pair; the whole run is one compiled call."""
-    stepsize = paysage_jax.per_epoch(paysage_jax.power_law_decay(0.01, lr_decay=0.1))
+    stepsize = paysage_jax.per_epoch(paysage_jax.power_law_decay(0.01, decay_rate=0.1))
     return train(paysage_jax.classic.adam(stepsize), params, images, key, epochs).params
 
 

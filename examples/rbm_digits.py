@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import rbm
 
 import paysage_jax
+from paysage_jax import rbm
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

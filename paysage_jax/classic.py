@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial, keystr, tree_flatten_with_path
 
-from .hyperparameters import Number, Schedule, check_learning_rate, check_number, pytree_dataclass
-from .optimizers import AdamState, MomentumState, RmspropState, SgdState
-from .packing import unpack_all
-from .transformation import Leafwise, Params, Updates, norm, update_leaves
+from ._base import Leafwise, Params, Updates, norm, update_leaves
+from ._packing import unpack_all
+from ._pytree import Number, Schedule, check_learning_rate, check_number, pytree_dataclass
+from ._textbook import AdamState, MomentumState, RmspropState, SgdState
 
 _EPSILON = 2.0**-23  # machine epsilon of float32, as in paysage
 

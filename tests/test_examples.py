@@ -12,9 +12,10 @@ import jax
 import migrate_from_paysage
 import numpy as np
 import pytest
-import rbm
 import rbm_digits
 from matplotlib.image import imread
+
+from paysage_jax import rbm
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,7 +93,7 @@ def test_every_optimizer_has_a_learning_rate_in_every_convention():
     for convention, rates in rbm_digits.LEARNING_RATES.items():
         for name, learning_rate in rates.items():
             optimizer = rbm_digits.make_optimizer(convention, name, learning_rate)
-            expected = "paysage_jax.classic" if convention == "2017" else "paysage_jax.optimizers"
+            expected = "paysage_jax.classic" if convention == "2017" else "paysage_jax._textbook"
             assert (type(optimizer).__module__, type(optimizer).__name__) == (expected, name)
 
 

@@ -5,9 +5,9 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-import rbm
 
 import paysage_jax as pj
+from paysage_jax import rbm
 
 SHAPES = {"layers": [{"loc": (784,)}, {"loc": (500,)}], "weights": [{"matrix": (784, 500)}]}
 SMALLEST = 500

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rbm
 import sweep
 from matplotlib.image import imread
 from scipy.stats import multivariate_normal
 from sklearn.datasets import load_sample_image
 
 import paysage_jax
+from paysage_jax import rbm
 
 UNTRAINED = -25.04  # independent pixels, for the digits
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import paysage_jax as pj
-from paysage_jax.packing import LARGEST
+from paysage_jax._packing import LARGEST
 
 
 def tree(seed=0):

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rbm
 from problems import GOLDEN, each_golden, golden, rbm_tree, row
 from scipy import stats
 from scipy.special import expit, logsumexp
+
+from paysage_jax import rbm
 
 VISIBLE, HIDDEN = 4, 3
 

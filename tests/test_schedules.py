@@ -69,22 +69,22 @@ def evaluated(schedule, step):
 
 @given(
     init_value=st.floats(1e-6, 10),
-    lr_decay=st.floats(0, 5),
+    decay_rate=st.floats(0, 5),
     steps_per_epoch=st.integers(1, LAST),
     step=st.integers(0, LAST),
 )
-def test_power_law_decay_anywhere(init_value, lr_decay, steps_per_epoch, step):
-    value = evaluated(power_law_decay(init_value, lr_decay, steps_per_epoch), step)
-    np.testing.assert_allclose(value, init_value / (1 + lr_decay * (step // steps_per_epoch)), rtol=1e-6)
+def test_power_law_decay_anywhere(init_value, decay_rate, steps_per_epoch, step):
+    value = evaluated(power_law_decay(init_value, decay_rate, steps_per_epoch), step)
+    np.testing.assert_allclose(value, init_value / (1 + decay_rate * (step // steps_per_epoch)), rtol=1e-6)
 
 
-@given(lr_decay=st.floats(0.5, 1.05), epoch=st.integers(0, 300), steps_per_epoch=st.integers(1, 7_000_000))
-def test_exponential_decay_anywhere(lr_decay, epoch, steps_per_epoch):
-    """Both the first and the last step of an epoch; rounding lr_decay to float32 is amplified epoch-fold."""
+@given(decay_rate=st.floats(0.5, 1.05), epoch=st.integers(0, 300), steps_per_epoch=st.integers(1, 7_000_000))
+def test_exponential_decay_anywhere(decay_rate, epoch, steps_per_epoch):
+    """Both the first and the last step of an epoch; rounding decay_rate to float32 is amplified epoch-fold."""
     tolerance = 2e-6 + epoch * 2.0**-24
     for step in (epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch - 1):
-        value = evaluated(exponential_decay(0.1, lr_decay, steps_per_epoch), step)
-        np.testing.assert_allclose(value, 0.1 * lr_decay**epoch, rtol=tolerance, atol=1e-37)
+        value = evaluated(exponential_decay(0.1, decay_rate, steps_per_epoch), step)
+        np.testing.assert_allclose(value, 0.1 * decay_rate**epoch, rtol=tolerance, atol=1e-37)
 
 
 @each_golden("schedulers")
@@ -102,10 +102,10 @@ def test_golden_learning_rates(case):
     ("schedule", "step", "derivatives"),
     [
         (constant(0.3), 4, {"value": 1}),
-        (power_law_decay(0.2, 0.5, 10), 35, {"init_value": 1 / 2.5, "lr_decay": -0.2 * 3 / 2.5**2}),
-        (exponential_decay(0.2, 0.7, 10), 35, {"init_value": 0.7**3, "lr_decay": 0.2 * 3 * 0.7**2}),
-        (exponential_decay(0.2, 0.0, 10), 5, {"init_value": 1, "lr_decay": 0}),
-        (exponential_decay(0.2, 0.0, 10), 15, {"init_value": 0, "lr_decay": 0.2}),
+        (power_law_decay(0.2, 0.5, 10), 35, {"init_value": 1 / 2.5, "decay_rate": -0.2 * 3 / 2.5**2}),
+        (exponential_decay(0.2, 0.7, 10), 35, {"init_value": 0.7**3, "decay_rate": 0.2 * 3 * 0.7**2}),
+        (exponential_decay(0.2, 0.0, 10), 5, {"init_value": 1, "decay_rate": 0}),
+        (exponential_decay(0.2, 0.0, 10), 15, {"init_value": 0, "decay_rate": 0.2}),
         (warmup(0.2, 10), 3, {"schedule": 0.4}),
     ],
 )
@@ -139,8 +139,8 @@ def test_new_numbers_cause_no_new_trace():
     def at(schedule, step):
         return schedule(step)
 
-    for init_value, lr_decay, steps_per_epoch in ((0.1, 0.5, 10), (0.2, 0.9, 20)):
-        at(warmup(power_law_decay(init_value, lr_decay, steps_per_epoch), steps_per_epoch), 3)
+    for init_value, decay_rate, steps_per_epoch in ((0.1, 0.5, 10), (0.2, 0.9, 20)):
+        at(warmup(power_law_decay(init_value, decay_rate, steps_per_epoch), steps_per_epoch), 3)
     with pytest.raises(AssertionError, match="traced > 1"):
         at(constant(0.1), 3)
 
@@ -194,7 +194,7 @@ def test_equal_by_value_and_picklable(schedule, closed_form):
         (lambda: constant(float("nan")), ValueError, "constant: value must be in"),
         (lambda: constant("0.1"), TypeError, "constant: value must be a number"),
         (lambda: power_law_decay(float("inf")), ValueError, "power_law_decay: init_value must be in"),
-        (lambda: power_law_decay(0.1, None), TypeError, "power_law_decay: lr_decay must be a number"),
+        (lambda: power_law_decay(0.1, None), TypeError, "power_law_decay: decay_rate must be a number"),
         (lambda: power_law_decay(0.1, steps_per_epoch=0), ValueError, "power_law_decay: steps_per_epoch must be in"),
         (lambda: exponential_decay(0.1, steps_per_epoch=2.5), TypeError, "steps_per_epoch must be a whole number"),
         (lambda: exponential_decay(0.1, steps_per_epoch=2**31), ValueError, "exponential_decay: steps_per_epoch"),

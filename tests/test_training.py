@@ -12,7 +12,6 @@ import numpy as np
 import optax
 import orbax.checkpoint
 import pytest
-import rbm
 from problems import GOLDEN, MANIFEST, golden, row
 from sklearn.linear_model import LogisticRegression
 from test_convergence import classic_optimizer
@@ -34,6 +33,7 @@ from paysage_jax import (
     persistent_contrastive_divergence,
     power_law_decay,
     pytree_dataclass,
+    rbm,
     sgd,
     skip_nonfinite,
     static,
@@ -207,8 +207,8 @@ class Recorder(Estimator):
     def init(self, params, batch, key):
         return jnp.int32(0), jnp.full((self.steps, BATCH), -1), jnp.zeros(self.steps)
 
-    def estimate(self, params, batch, chain_state, key):
-        step, rows, draws = chain_state
+    def estimate(self, params, batch, estimator_state, key):
+        step, rows, draws = estimator_state
         rows = rows.at[step, : len(batch)].set(batch)
         draws = draws.at[step].set(jax.random.uniform(key))
         return jax.tree.map(jnp.zeros_like, params), (step + 1, rows, draws), None
@@ -219,7 +219,7 @@ def record(key, epochs=3, **options):
     recorder = Recorder(5 * epochs)
     data = np.arange(ROWS, dtype=np.int32)
     result = fit(jnp.zeros(1), sgd(1.0), recorder, data, epochs=epochs, batch_size=BATCH, key=key, **options)
-    step, rows, draws = result.chain_state
+    step, rows, draws = result.estimator_state
     assert int(step) == 5 * epochs
     rows = np.asarray(rows).reshape(epochs, -1)
     assert np.all(rows[:, ROWS:] == -1)  # the ragged batch comes last
@@ -248,7 +248,7 @@ def test_every_step_has_a_key_of_its_own():
 def test_a_schedule_by_epoch_sees_the_epoch(kind):
     """A constant gradient of 1 and five steps an epoch: p falls by 5 (1 + 1/2 + 1/3 + 1/4)."""
     data, options = kind(DATA)
-    optimizer = sgd(per_epoch(power_law_decay(1.0, lr_decay=1.0)))
+    optimizer = sgd(per_epoch(power_law_decay(1.0, decay_rate=1.0)))
     estimator = loss_gradient(lambda params, batch: jnp.sum(params))
     result = fit(jnp.zeros(1), optimizer, estimator, data, epochs=4, key=KEY, **options)
     np.testing.assert_allclose(result.params, [-5 * (1 + 1 / 2 + 1 / 3 + 1 / 4)], rtol=1e-6)
@@ -267,8 +267,8 @@ class Recorded(Estimator):
     def init(self, params, batch, key):
         return jnp.int32(0)
 
-    def estimate(self, params, batch, chain_state, key):
-        return row(self.gradients, chain_state), chain_state + 1, None
+    def estimate(self, params, batch, estimator_state, key):
+        return row(self.gradients, estimator_state), estimator_state + 1, None
 
 
 class Model:
@@ -310,7 +310,7 @@ def test_fit_stops_at_the_epoch_at_which_a_loop_with_the_class_does(case):
         result = fit(start, tracked, Recorded(gradients), data, epochs=6, batch_size=1, key=KEY, shuffle=False)
         assert int(result.epochs_done) == epochs_done
         assert result.outcome == (Outcome.CONVERGED if converged else Outcome.EPOCHS_EXHAUSTED)
-        assert int(result.chain_state) == model.step == 10 * epochs_done
+        assert int(result.estimator_state) == model.step == 10 * epochs_done
         assert_trees_close(result.params, model.params, atol=1e-5)
         stops.add((epochs_done, converged))
     assert len(stops) >= 4
@@ -367,7 +367,7 @@ def test_history_holds_the_metrics_of_every_second_epoch(kind):
 @each_kind
 def test_rows_of_epochs_never_reached_hold_nan_or_minus_one(kind):
     data, options = kind(DATA)
-    optimizer = chain(sgd(per_epoch(power_law_decay(0.1, lr_decay=1e9))), track_convergence(1e-6))
+    optimizer = chain(sgd(per_epoch(power_law_decay(0.1, decay_rate=1e9))), track_convergence(1e-6))
     result = fit(PARAMS, optimizer, regression, data, epochs=6, key=KEY, shuffle=False, metrics=METRICS, **options)
     assert result.outcome == Outcome.CONVERGED
     assert int(result.epochs_done) == 2
@@ -397,11 +397,11 @@ class Poisoned(Estimator):
     def init(self, params, batch, key):
         return jnp.int32(0), self.estimator.init(params, batch, key)
 
-    def estimate(self, params, batch, chain_state, key):
-        step, chain_state = chain_state
-        gradient, chain_state, statistics = self.estimator.estimate(params, batch, chain_state, key)
+    def estimate(self, params, batch, estimator_state, key):
+        step, estimator_state = estimator_state
+        gradient, estimator_state, statistics = self.estimator.estimate(params, batch, estimator_state, key)
         gradient = jax.tree.map(lambda g: jnp.where(step == self.at, jnp.nan, g), gradient)
-        return gradient, (step + 1, chain_state), statistics
+        return gradient, (step + 1, estimator_state), statistics
 
 
 IMAGES = (rng.random((20, 6)) < 0.3).astype(np.float32)
@@ -453,7 +453,7 @@ def test_one_nan_gradient_is_skipped_and_counted_once(kind):
     assert result.outcome == Outcome.EPOCHS_EXHAUSTED
     assert int(result.optimizer_state.skipped) == 1
     assert int(result.optimizer_state.inner[0].step) == 15
-    assert int(result.chain_state[0]) == 16
+    assert int(result.estimator_state[0]) == 16
 
 
 def through_pickle(result):
@@ -659,8 +659,8 @@ class Plain:
     def update(self, updates, state, params=None, **extra):
         return updates, state
 
-    def estimate(self, params, batch, chain_state, key):
-        return params, chain_state, None
+    def estimate(self, params, batch, estimator_state, key):
+        return params, estimator_state, None
 
 
 @pytest.mark.parametrize(

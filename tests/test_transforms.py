@@ -341,7 +341,7 @@ def test_a_skipped_update_does_not_count_for_convergence():
 
 @each(WITH_OPTAX)
 def test_frozen_leaves_get_zeros_and_the_others_what_they_would_alone(optimizer):
-    frozen, optimizer = freeze(is_weight, optimizer), chain(optimizer)
+    frozen, optimizer = freeze(optimizer, is_weight), chain(optimizer)
     (state, params), (state_alone, params_alone) = states_after(frozen, 2), states_after(optimizer, 2, PARAMS["layers"])
     chex.assert_trees_all_equal(params, {"layers": params_alone, "weights": PARAMS["weights"]})
     updates, _ = update(frozen, PARAMS, state, params)
@@ -351,27 +351,27 @@ def test_frozen_leaves_get_zeros_and_the_others_what_they_would_alone(optimizer)
 
 @each({"ours": adam(0.01), "optax": optax.adam(0.01)})
 def test_frozen_leaves_have_no_moments(optimizer):
-    state = freeze(is_weight, optimizer).init(PARAMS)
+    state = freeze(optimizer, is_weight).init(PARAMS)
     shapes = {leaf.shape for leaf in jax.tree.leaves(state)}
     assert shapes == {(), *(layer["loc"].shape for layer in PARAMS["layers"])}
 
 
 def test_a_frozen_gradient_may_be_nan():
-    updates = first_update(freeze(is_weight, sgd(0.1)), poisoned(PARAMS, np.nan), PARAMS)
+    updates = first_update(freeze(sgd(0.1), is_weight), poisoned(PARAMS, np.nan), PARAMS)
     chex.assert_trees_all_equal(updates["weights"], ZEROS["weights"])
     chex.assert_trees_all_close(updates["layers"], scaled(PARAMS["layers"], -0.1), rtol=1e-6)
 
 
 def test_frozen_zeros_are_of_the_parameters_dtype_and_trees_may_have_holes():
     params = {"a": jnp.ones(2, jnp.bfloat16), "b": None, "c": [jnp.ones(3)]}
-    optimizer = freeze(lambda path: path == "a", adam(0.1))
+    optimizer = freeze(adam(0.1), lambda path: path == "a")
     updates, state = optimizer.update(params, optimizer.init(params), params)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
     assert state.mean["a"] is None
 
 
 def test_all_may_be_frozen():
-    chex.assert_trees_all_equal(first_update(freeze(lambda path: True, adam(0.1)), PARAMS, PARAMS), ZEROS)
+    chex.assert_trees_all_equal(first_update(freeze(adam(0.1), lambda path: True), PARAMS, PARAMS), ZEROS)
 
 
 # --- center ------------------------------------------------------------------------------------------
@@ -653,7 +653,7 @@ def nothing(path):
         "add_decayed_weights": add_decayed_weights(0.1, nothing),
         "add_l1_decay": add_l1_decay(0.1, nothing),
         "project": project(non_negative, nothing),
-        "freeze": freeze(nothing, sgd(0.1)),
+        "freeze": freeze(sgd(0.1), nothing),
     }
 )
 def test_a_predicate_that_selects_nothing_is_an_error(optimizer):
@@ -695,7 +695,7 @@ def two_layers(first, second, matrix):
         (lambda: add_l1_decay("0.1"), TypeError, "l1_decay must be a number"),
         (lambda: average_parameters(1.0), ValueError, "decay must be in"),
         (lambda: skip_nonfinite(0.1), TypeError, "expected an optimizer or transformation"),
-        (lambda: freeze(is_weight, None), TypeError, "expected an optimizer or transformation"),
+        (lambda: freeze(None, is_weight), TypeError, "expected an optimizer or transformation"),
         (
             lambda: project(lambda p: p["layers"]).update(PARAMS, (), PARAMS),
             ValueError,

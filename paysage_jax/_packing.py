@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .hyperparameters import pytree_dataclass, static
-from .transformation import Params, Transformation, as_transformation, check_same_tree, find_states, moment_dtype
+from ._base import Params, Transformation, as_transformation, check_same_tree, find_states, moment_dtype
+from ._pytree import pytree_dataclass, static
 
 LARGEST = 8192  # elements: copying a larger leaf costs more than handing it over
 

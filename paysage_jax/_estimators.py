@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from .hyperparameters import accepted, check_count, pytree_dataclass, static
-from .transformation import Params, check_same_tree
+from ._base import Params, check_same_tree
+from ._pytree import accepted, check_count, pytree_dataclass, static
 
 Energy = Callable[[Params, Any], jax.Array]
 Transition = Callable[[Params, Any, jax.Array], Any]
 Batch = Any  # a pytree of arrays with one leading batch axis
-ChainState = Any
+EstimatorState = Any
 
 
 class PhaseStatistics(NamedTuple):
@@ -78,17 +78,17 @@ def phase_gradient(energy: Energy) -> Callable[..., Params]:
 class Estimator(ABC):
     """A pure pair that estimates a gradient from a batch; `init, estimate = estimator` unpacks it.
 
-    `init(params, batch, key) -> chain_state`;
-    `estimate(params, batch, chain_state, key) -> (gradient, chain_state, statistics)`.
+    `init(params, batch, key) -> estimator_state`;
+    `estimate(params, batch, estimator_state, key) -> (gradient, estimator_state, statistics)`.
     """
 
     @abstractmethod
-    def init(self, params: Params, batch: Batch, key: jax.Array) -> ChainState: ...
+    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState: ...
 
     @abstractmethod
     def estimate(
-        self, params: Params, batch: Batch, chain_state: ChainState, key: jax.Array
-    ) -> tuple[Params, ChainState, Any]: ...
+        self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
+    ) -> tuple[Params, EstimatorState, Any]: ...
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
         return iter((self.init, self.estimate))
@@ -121,10 +121,10 @@ class contrastive_divergence(Estimator):
     def init(self, params, batch, key):
         return ()
 
-    def estimate(self, params, batch, chain_state, key):
+    def estimate(self, params, batch, estimator_state, key):
         samples = _run_chains(self.transition, self.steps, params, batch, key)
         gradient, statistics = _two_phases(self.energy, params, batch, samples)
-        return gradient, chain_state, statistics
+        return gradient, estimator_state, statistics
 
 
 @pytree_dataclass
@@ -150,8 +150,8 @@ class persistent_contrastive_divergence(Estimator):
         rows = jnp.arange(self.chains or size) % size
         return _as_states(self.transition, params, jax.tree.map(lambda v: jnp.asarray(v)[rows], batch), key)
 
-    def estimate(self, params, batch, chain_state, key):
-        chains = _run_chains(self.transition, self.steps, params, chain_state, key)
+    def estimate(self, params, batch, estimator_state, key):
+        chains = _run_chains(self.transition, self.steps, params, estimator_state, key)
         gradient, statistics = _two_phases(self.energy, params, batch, chains)
         return gradient, chains, statistics
 
@@ -171,6 +171,6 @@ class loss_gradient(Estimator):
     def init(self, params, batch, key):
         return ()
 
-    def estimate(self, params, batch, chain_state, key):
+    def estimate(self, params, batch, estimator_state, key):
         loss, gradient = jax.value_and_grad(self.loss)(params, batch, **accepted(self.loss, {"key": key}, positional=2))
-        return gradient, chain_state, LossStatistics(loss)
+        return gradient, estimator_state, LossStatistics(loss)

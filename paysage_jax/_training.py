@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .convergence import ConvergenceState, converged
-from .hyperparameters import check_count
-from .phases import ChainState, Estimator, batch_size_of
-from .transformation import Params, State, all_finite, apply_updates, as_transformation, find_states
+from ._base import Params, State, all_finite, apply_updates, as_transformation, find_states
+from ._convergence import ConvergenceState, converged
+from ._estimators import Estimator, EstimatorState, batch_size_of
+from ._pytree import check_count
 
 Metric = Callable[[Params, jax.Array], jax.Array]
 
@@ -36,7 +36,7 @@ class FitResult(NamedTuple):
 
     params: Params
     optimizer_state: State
-    chain_state: ChainState
+    estimator_state: EstimatorState
     epochs_done: jax.Array
     outcome: jax.Array
     history: dict[str, Any]
@@ -47,15 +47,15 @@ class TrainState(NamedTuple):
 
     params: Params
     optimizer_state: State
-    chain_state: ChainState
+    estimator_state: EstimatorState
 
 
 def _update(estimator, optimizer, state, batch, key, **extra):
-    gradient, chain_state, statistics = estimator.estimate(state.params, batch, state.chain_state, key)
+    gradient, estimator_state, statistics = estimator.estimate(state.params, batch, state.estimator_state, key)
     updates, optimizer_state = optimizer.update(
         gradient, state.optimizer_state, state.params, statistics=statistics, **extra
     )
-    return TrainState(apply_updates(state.params, updates), optimizer_state, chain_state), statistics
+    return TrainState(apply_updates(state.params, updates), optimizer_state, estimator_state), statistics
 
 
 _jitted_update = jax.jit(_update, donate_argnames="state")

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .hyperparameters import Number, check_number, pytree_dataclass, static
-from .transformation import (
+from ._base import (
     Params,
     State,
     Transformation,
@@ -28,6 +27,7 @@ from .transformation import (
     norm,
     zeros_like_moments,
 )
+from ._pytree import Number, check_number, pytree_dataclass, static
 
 Where = Callable[[str], bool]
 
@@ -266,8 +266,8 @@ class skip_nonfinite(Transformation):
 class freeze(Transformation):
     """The wrapped optimizer on all leaves but those that `where` selects: they get zeros and have no moments."""
 
-    where: Where = static()
     optimizer: Transformation
+    where: Where = static()
 
     def __post_init__(self):
         object.__setattr__(self, "optimizer", as_transformation(self.optimizer))

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rbm
 from jax.scipy.special import logsumexp
 from problems import GOLDEN, each_golden, golden, rbm_tree, row, step
 from test_convergence import classic_optimizer
@@ -17,6 +16,7 @@ from paysage_jax import (
     loss_gradient,
     persistent_contrastive_divergence,
     phase_gradient,
+    rbm,
 )
 
 KEY = jax.random.key(0)
@@ -223,8 +223,8 @@ def test_mistakes_are_named(energy, v_data, weights, message):
 
 
 @jax.jit
-def estimate(estimator, params, batch, chain_state, key=KEY):
-    return estimator.estimate(params, batch, chain_state, key)
+def estimate(estimator, params, batch, estimator_state, key=KEY):
+    return estimator.estimate(params, batch, estimator_state, key)
 
 
 @jax.jit
@@ -261,9 +261,9 @@ def test_a_pair_unpacks_and_reports_both_phases(estimator):
 def test_cd_k_makes_k_transitions_from_the_batch(steps):
     estimator = contrastive_divergence(rbm.free_energy, shift, steps=steps)
     batch = states(6)
-    chain_state = estimator.init(PARAMS, batch, KEY)
+    estimator_state = estimator.init(PARAMS, batch, KEY)
     for _ in range(2):  # the second call starts from the batch again
-        gradient, chain_state, _ = estimate(estimator, PARAMS, batch, chain_state)
+        gradient, estimator_state, _ = estimate(estimator, PARAMS, batch, estimator_state)
         assert_trees_close(gradient, closed_form(PARAMS, batch, np.roll(batch, steps, axis=1)))
 
 

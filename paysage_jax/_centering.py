@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .hyperparameters import Number, check_number, pytree_dataclass, static
-from .transformation import Transformation, by_path, moment_dtype, next_step, zeros_like_moments
+from ._base import Transformation, by_path, moment_dtype, next_step, zeros_like_moments
+from ._pytree import Number, check_number, pytree_dataclass, static
 
 
 class Join(NamedTuple):

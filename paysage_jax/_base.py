@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial, keystr, tree_flatten_with_path
 
-from .hyperparameters import accepted, as_scalar, at_step, pytree_dataclass
+from ._pytree import accepted, as_scalar, at_step, pytree_dataclass
 
 Params = Any  # a pytree of floating arrays
 Updates = Any  # a pytree like Params

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .hyperparameters import Count, Number, Schedule, at_step, check_count, check_number, pytree_dataclass
+from ._pytree import Count, Number, Schedule, at_step, check_count, check_number, pytree_dataclass
 
 
 def _check_finite(owner: str, **numbers: Any) -> None:
@@ -40,39 +40,39 @@ class constant:
 
 @pytree_dataclass
 class power_law_decay:
-    """init_value / (1 + lr_decay * epoch) with epoch = step // steps_per_epoch (paysage, 2017)."""
+    """init_value / (1 + decay_rate * epoch) with epoch = step // steps_per_epoch (paysage, 2017)."""
 
     init_value: Number
-    lr_decay: Number = 0.1
+    decay_rate: Number = 0.1
     steps_per_epoch: Count = 1
 
     def __post_init__(self):
-        _check_finite("power_law_decay", init_value=self.init_value, lr_decay=self.lr_decay)
+        _check_finite("power_law_decay", init_value=self.init_value, decay_rate=self.decay_rate)
         check_count("power_law_decay", "steps_per_epoch", self.steps_per_epoch)
 
     def __call__(self, step):
-        init_value, lr_decay = jnp.asarray(self.init_value, float), jnp.asarray(self.lr_decay, float)
+        init_value, decay_rate = jnp.asarray(self.init_value, float), jnp.asarray(self.decay_rate, float)
         epoch = _epoch_of(step, self.steps_per_epoch).astype(float)
-        return init_value / (1 + lr_decay * epoch)
+        return init_value / (1 + decay_rate * epoch)
 
 
 @pytree_dataclass
 class exponential_decay:
-    """init_value * lr_decay ** epoch with epoch = step // steps_per_epoch (paysage, 2017)."""
+    """init_value * decay_rate ** epoch with epoch = step // steps_per_epoch (paysage, 2017)."""
 
     init_value: Number
-    lr_decay: Number = 0.9
+    decay_rate: Number = 0.9
     steps_per_epoch: Count = 1
 
     def __post_init__(self):
-        _check_finite("exponential_decay", init_value=self.init_value, lr_decay=self.lr_decay)
+        _check_finite("exponential_decay", init_value=self.init_value, decay_rate=self.decay_rate)
         check_count("exponential_decay", "steps_per_epoch", self.steps_per_epoch)
 
     def __call__(self, step):
-        init_value, lr_decay = jnp.asarray(self.init_value, float), jnp.asarray(self.lr_decay, float)
+        init_value, decay_rate = jnp.asarray(self.init_value, float), jnp.asarray(self.decay_rate, float)
         epoch = _epoch_of(step, self.steps_per_epoch).astype(float)
-        # 0⁰ = 1 has no derivative: epoch 0 does not depend on lr_decay.
-        return init_value * jnp.where(epoch == 0, 1, lr_decay ** jnp.maximum(epoch, 1))
+        # 0⁰ = 1 has no derivative: epoch 0 does not depend on decay_rate.
+        return init_value * jnp.where(epoch == 0, 1, decay_rate ** jnp.maximum(epoch, 1))
 
 
 @pytree_dataclass

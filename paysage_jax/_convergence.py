@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._base import State, Transformation, find_states
+from ._pytree import Count, Number, as_scalar, check_count, check_number, pytree_dataclass, static
 from .classic import gradient_magnitude
-from .hyperparameters import Count, Number, as_scalar, check_count, check_number, pytree_dataclass, static
-from .transformation import State, Transformation, find_states
 
 
 class ConvergenceState(NamedTuple):

@@ -29,7 +29,7 @@ from paysage_jax import (
     sgd,
     static,
 )
-from paysage_jax.transformation import norm
+from paysage_jax._base import norm
 
 PARAMS = rbm_tree()
 GRADIENT = row(gradients(PARAMS, 1), 0)
@@ -82,7 +82,7 @@ def test_leaves_are_the_hyperparameters_by_name():
     assert names(momentum(0.1, nesterov=True)) == [".learning_rate", ".decay"]
     assert names(adam(0.1)) == [".learning_rate", ".b1", ".b2", ".eps"]
     assert names(adam(0.1, weight_decay=0.1))[-1] == ".weight_decay"
-    assert names(rmsprop(power_law_decay(0.1)))[:2] == [".learning_rate.init_value", ".learning_rate.lr_decay"]
+    assert names(rmsprop(power_law_decay(0.1)))[:2] == [".learning_rate.init_value", ".learning_rate.decay_rate"]
     assert names(sgd(optax.constant_schedule(0.1))) == []  # a plain function is structure
     assert jax.tree.leaves(COMPOSITE) == [0.1, 0.5, 10, 0.9, 2.0]
 

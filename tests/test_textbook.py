@@ -1,0 +1,482 @@
+"""The textbook optimizers: against optax, against their equations in float64, and the laws they obey.
+
+What holds for every optimizer is asked of the 2017 ones too.
+"""
+
+import math
+import pickle
+from dataclasses import replace
+from functools import partial
+
+import chex
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl.testing import parameterized
+from hypothesis import given
+from problems import OPTIMIZERS, TEXTBOOK, assert_runs_close, each, gradients, rbm_tree, row, run, step
+
+from paysage_jax import adam, apply_updates, classic, exponential_decay, momentum, power_law_decay, rmsprop, sgd, warmup
+
+PARAMS = rbm_tree()
+
+
+# --- against independent sources ---------------------------------------------------------------------
+
+
+class FirstSteps(chex.TestCase):
+    """By hand: two steps on the gradients 0.5 and -4, with learning rate 0.1."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True)
+    @parameterized.named_parameters(
+        ("sgd", sgd(0.1), -0.05, 0.4),
+        ("momentum", momentum(0.1, decay=0.5), -0.05, 0.375),
+        ("nesterov", momentum(0.1, decay=0.5, nesterov=True), -0.075, 0.5875),
+        ("rmsprop", rmsprop(0.1, decay=0.75), -0.2, 0.4 / math.sqrt(0.25 * 16 + 0.75 * 0.0625)),
+        ("adam", adam(0.1, b1=0.5, b2=0.75), -0.1, 0.25 / math.sqrt((4 + 0.75 * 0.0625) / 0.4375)),
+        ("adamw", adam(0.1, b1=0.5, weight_decay=0.5), -0.1 - 0.1, None),
+    )
+    def test_first_steps(self, optimizer, first, second):
+        one_step = self.variant(step)
+        params = jnp.float32(2.0)
+        updates, state, params = one_step(optimizer, jnp.float32(0.5), optimizer.init(params), params)
+        np.testing.assert_allclose(updates, first, rtol=1e-6)
+        np.testing.assert_allclose(params, 2 + first, rtol=1e-6)
+        if second is not None:
+            updates, state, params = one_step(optimizer, jnp.float32(-4.0), state, params)
+            np.testing.assert_allclose(updates, second, rtol=1e-6)
+
+
+IN_OPTAX = {
+    "sgd": (sgd, optax.sgd),
+    "momentum": (partial(momentum, decay=0.9), partial(optax.sgd, momentum=0.9)),
+    "nesterov": (partial(momentum, decay=0.8, nesterov=True), partial(optax.sgd, momentum=0.8, nesterov=True)),
+    "rmsprop": (partial(rmsprop, decay=0.95, eps=1e-6), partial(optax.rmsprop, decay=0.95, eps=1e-6)),
+    "rmsprop defaults": (rmsprop, optax.rmsprop),
+    "adam": (partial(adam, b1=0.8, b2=0.99, eps=1e-6), partial(optax.adam, b1=0.8, b2=0.99, eps=1e-6)),
+    "adam defaults": (adam, optax.adam),
+    "adam without b1": (partial(adam, b1=0.0), partial(optax.adam, b1=0.0)),
+    "adamw": (partial(adam, weight_decay=0.1), partial(optax.adamw, weight_decay=0.1)),
+}
+
+
+def optax_run(optimizer, params, gradients):
+    def scanned(carry, gradient):
+        params, state = carry
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), updates
+
+    (params, _), updates = jax.lax.scan(scanned, (params, optimizer.init(params)), gradients)
+    return updates, params
+
+
+@pytest.mark.parametrize(("ours", "theirs"), IN_OPTAX.values(), ids=IN_OPTAX.keys())
+def test_agrees_with_optax(ours, theirs):
+    """50 steps, gradients over five decades."""
+    g = gradients(PARAMS, 50)
+    updates, _, params = run(ours(0.03), PARAMS, g)
+    with jax.numpy_dtype_promotion("standard"):  # optax is not written for strict promotion
+        expected, expected_params = optax_run(theirs(0.03), PARAMS, g)
+    assert_runs_close(updates, expected, 2e-5)
+    chex.assert_trees_all_close(params, expected_params, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_agrees_with_optax_on_its_schedule(name):
+    (ours, theirs), g, schedule = IN_OPTAX[name], gradients(PARAMS, 30), optax.cosine_decay_schedule(0.03, 40)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, state, _ = run(ours(schedule), PARAMS, g)
+        assert_runs_close(updates, optax_run(theirs(schedule), PARAMS, g)[0], 2e-5)
+    np.testing.assert_allclose(state.learning_rate, 0.015 * (1 + math.cos(math.pi * 29 / 40)), rtol=1e-5)
+
+
+def equations(optimizer, g, p):
+    """The updates of a run in float64, from the sums that the papers' recursions stand for."""
+    t = np.arange(1, len(g) + 1)
+    column = t.reshape(-1, *[1] * (g.ndim - 1))
+
+    def discounted_sum(x, decay):
+        """Σₛ decayᵗ⁻ˢ xₛ over the steps s up to t."""
+        return np.tensordot(np.tril(decay ** np.maximum(t[:, None] - t, 0)), x, 1)
+
+    o = optimizer
+    match optimizer:
+        case sgd():
+            direction = g
+        case momentum():
+            m = discounted_sum(g, o.decay)
+            direction = o.decay * m + g if o.nesterov else m
+        case rmsprop():
+            direction = g / np.sqrt((1 - o.decay) * discounted_sum(g**2, o.decay) + o.eps)
+        case adam():
+            m_hat = (1 - o.b1) * discounted_sum(g, o.b1) / (1 - o.b1**column)
+            v_hat = (1 - o.b2) * discounted_sum(g**2, o.b2) / (1 - o.b2**column)
+            direction = m_hat / (np.sqrt(v_hat) + o.eps)
+    updates = np.empty_like(g)
+    for i in range(len(g)):
+        updates[i] = -o.learning_rate * (direction[i] + getattr(o, "weight_decay", 0.0) * p)
+        p = p + updates[i]
+    return updates
+
+
+@each(TEXTBOOK)
+@pytest.mark.parametrize(("x64", "tolerance"), [(False, 3e-6), (True, 1e-12)], ids=["float32", "float64"])
+def test_agrees_with_the_equations(optimizer, x64, tolerance):
+    with jax.enable_x64(x64):
+        dtype = jnp.float64 if x64 else jnp.float32
+        params, g = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree) for tree in (PARAMS, gradients(PARAMS, 50)))
+        updates, state, _ = run(optimizer, params, g)
+        expected = jax.tree.map(lambda g, p: equations(optimizer, np.float64(g), np.float64(p)), g, params)
+        assert_runs_close(updates, expected, tolerance)
+        for leaf in jax.tree.leaves((updates, state[1:])):
+            chex.assert_type(leaf, dtype)
+
+
+# --- laws --------------------------------------------------------------------------------------------
+
+SHAPES = {"layers": [{"loc": (3,)}], "weights": [{"matrix": (3, 2)}]}
+START = jax.tree.map(jnp.ones, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def six_gradients():
+    """Six steps of gradients in the tree of START: nothing, or between 1e-3 and 1e3 in size."""
+    sizes = st.floats(2.0**-10, 1e3, width=32)
+    elements = st.one_of(st.just(0.0), sizes, sizes.map(lambda x: -x))
+
+    def draw(shape):
+        return hnp.arrays(np.float32, (6, *shape), elements=elements)
+
+    return st.tuples(draw((3,)), draw((3, 2))).map(lambda g: {"layers": [{"loc": g[0]}], "weights": [{"matrix": g[1]}]})
+
+
+def scaled(tree, factor):
+    return jax.tree.map(lambda x: np.float32(factor) * x, tree)
+
+
+WITHOUT_DECAY = {name: optimizer for name, optimizer in OPTIMIZERS.items() if name != "adamw"}
+LINEAR = {name: o for name, o in OPTIMIZERS.items() if isinstance(o, sgd | momentum | classic.sgd | classic.momentum)}
+SCALE_FREE = {
+    "rmsprop": rmsprop(0.01, eps=1e-30),
+    "adam": adam(0.01, eps=0.0),
+    "adam b1": adam(0.01, b1=0.3, eps=1e-30),
+}
+
+
+@each(WITHOUT_DECAY)
+def test_zero_gradients_give_zero_updates(optimizer):
+    nothing = scaled(gradients(START, 6), 0)
+    updates, _, params = run(optimizer, START, nothing)
+    chex.assert_trees_all_equal((updates, params), (nothing, START))
+
+
+@each(WITHOUT_DECAY)
+@given(g=six_gradients())
+def test_the_opposite_gradient_gives_the_opposite_update(optimizer, g):
+    chex.assert_trees_all_equal(run(optimizer, START, scaled(g, -1))[0], scaled(run(optimizer, START, g)[0], -1))
+
+
+@each(LINEAR)
+@given(g=six_gradients(), factor=st.floats(1e-3, 1e3))
+def test_scaling_the_loss_scales_a_linear_update(optimizer, g, factor):
+    assert_runs_close(run(optimizer, START, scaled(g, factor))[0], scaled(run(optimizer, START, g)[0], factor), 2e-6)
+
+
+@each(SCALE_FREE)
+@given(g=six_gradients(), factor=st.floats(1e-3, 1e3))
+def test_scaling_the_loss_leaves_a_normalised_update(optimizer, g, factor):
+    g = jax.tree.map(lambda x: np.where(x == 0, np.float32(1), x), g)  # 0 / 0 without eps
+    assert_runs_close(run(optimizer, START, scaled(g, factor))[0], run(optimizer, START, g)[0], 5e-6)
+
+
+@each(OPTIMIZERS)
+@given(g=six_gradients())
+def test_no_leaf_knows_of_another(optimizer, g):
+    """The same leaves in another order, and under other names, get the same updates."""
+    updates, _, _ = run(optimizer, START, g)
+    renamed = {"b": updates["layers"][0]["loc"], "a": updates["weights"][0]["matrix"]}
+    g = {"b": g["layers"][0]["loc"], "a": g["weights"][0]["matrix"]}
+    params = {"b": START["layers"][0]["loc"], "a": START["weights"][0]["matrix"]}
+    assert_runs_close(run(optimizer, params, g)[0], renamed, 1e-6)
+
+
+# --- one run, many ways ------------------------------------------------------------------------------
+
+
+def loop(one_step, optimizer, params, g):
+    """The updates of a Python loop over the steps, stacked like those of a scan."""
+    state, g, collected = optimizer.init(params), jax.tree.map(np.asarray, g), []
+    for t in range(6):
+        updates, state, params = one_step(row(g, t), state, params)
+        collected.append(updates)
+    return jax.tree.map(lambda *u: np.stack(u), *collected)
+
+
+jitted_step = jax.jit(step)
+donating_step = jax.jit(step, donate_argnames=("state", "params"))
+
+
+def loop_without_jit(optimizer, params, g):
+    return loop(partial(step, optimizer), optimizer, params, g)
+
+
+def loop_with_jit(optimizer, params, g):
+    return loop(partial(jitted_step, optimizer), optimizer, params, g)
+
+
+def closed_over(optimizer, params, g):
+    return loop(jax.jit(partial(step, optimizer)), optimizer, params, g)
+
+
+def donated(optimizer, params, g):
+    return loop(partial(donating_step, optimizer), optimizer, jax.tree.map(jnp.copy, params), g)
+
+
+def pickled_at_every_step(optimizer, params, g):
+    def one_step(gradient, state, params):
+        return jitted_step(optimizer, gradient, *pickle.loads(pickle.dumps((state, params))))
+
+    return loop(one_step, optimizer, params, g)
+
+
+def continued(optimizer, params, g):
+    """Cut after three steps, and continued from numpy copies of the state and the parameters."""
+    first, state, params = run(optimizer, params, jax.tree.map(lambda x: x[:3], g), optimizer.init(params))
+    state, params = jax.tree.map(np.array, (state, params))
+    second, _, _ = run(optimizer, params, jax.tree.map(lambda x: x[3:], g), state)
+    return jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
+
+
+def vmapped(optimizer, params, g):
+    """The second of three models that are trained side by side."""
+    batch = jax.tree.map(lambda p: np.stack([-p, p, 2 * p]), params)
+    many = jax.tree.map(lambda x: np.stack([x[::-1], x, 3 * x]), g)
+    return row(jax.vmap(run, in_axes=(None, 0, 0))(optimizer, batch, many)[0], 1)
+
+
+WAYS = [loop_without_jit, loop_with_jit, closed_over, donated, pickled_at_every_step, continued, vmapped]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@each(OPTIMIZERS)
+def test_every_way_is_the_same_run(optimizer, way):
+    g = jax.tree.map(np.asarray, gradients(START, 6))
+    assert_runs_close(way(optimizer, START, g), run(optimizer, START, g)[0], 2e-6)
+    if way in (donated, pickled_at_every_step):
+        chex.assert_trees_all_equal(way(optimizer, START, g), loop_with_jit(optimizer, START, g))
+
+
+# --- hyperparameters are data ------------------------------------------------------------------------
+
+SCHEDULED = {
+    "scheduled": momentum(power_law_decay(0.1, 0.5, 2)),
+    "warmed up": adam(warmup(exponential_decay(0.1, 0.5, 2), 3)),
+    "classic scheduled": classic.adam(power_law_decay(0.1, 0.5, 2)),
+}
+
+
+@each(OPTIMIZERS | SCHEDULED)
+def test_new_hyperparameters_cause_no_new_trace(optimizer):
+    one_step = jax.jit(chex.assert_max_traces(step, n=1))
+    leaves, structure = jax.tree.flatten(optimizer)
+    for i, leaf in enumerate(leaves):
+        changed = [*leaves[:i], 2 * leaf if isinstance(leaf, int) else leaf / 2, *leaves[i + 1 :]]
+        one_step(structure.unflatten(changed), PARAMS, optimizer.init(PARAMS), PARAMS)
+    other = rbm_tree(visible=5)
+    with pytest.raises(AssertionError, match="traced > 1"):
+        one_step(optimizer, other, optimizer.init(other), other)
+
+
+@pytest.mark.parametrize(
+    "make", [sgd, momentum, rmsprop, adam, classic.sgd, classic.momentum, classic.rmsprop, classic.adam]
+)
+def test_a_sweep_of_learning_rates_is_as_many_runs(make):
+    """16 learning rates in one vmap of 100 steps."""
+    rates, g = np.geomspace(1e-4, 1.0, 16, dtype=np.float32), gradients(START, 100)
+    sweep = jax.vmap(lambda rate: run(make(rate), START, g))(rates)
+    for i, rate in enumerate(rates):
+        updates, state, _ = run(make(rate), START, g)
+        assert_runs_close(row(sweep[0], i), updates, 2e-6)
+        assert sweep[1].learning_rate[i] == state.learning_rate == rate
+
+
+# Each equation and each hyperparameter once.
+DIFFERENTIATED = ("nesterov", "rmsprop", "adamw", "classic_momentum", "classic_rmsprop", "classic_adam", "warmed up")
+
+
+def with_floats(optimizer, values):
+    """The optimizer with these values in place of its floating leaves."""
+    values = iter(values)
+    return jax.tree.map(lambda leaf: next(values) if isinstance(leaf, float) else leaf, optimizer)
+
+
+@each({name: (OPTIMIZERS | SCHEDULED)[name] for name in DIFFERENTIATED})
+def test_derivatives_by_every_hyperparameter(optimizer):
+    """The loss after a run can be differentiated by the optimizer itself; central differences agree."""
+
+    def loss_after_five_steps(values):
+        trained, params = with_floats(optimizer, values), jnp.array([0.5, -0.7, 2.0])
+
+        def scanned(carry, _):
+            params, state = carry
+            _, state, params = step(trained, params**3 - 1, state, params)
+            return (params, state), None
+
+        (params, _), _ = jax.lax.scan(scanned, (params, trained.init(params)), length=5)
+        return jnp.sum(params**4 / 4 - params)
+
+    if hasattr(optimizer, "eps"):
+        optimizer = replace(optimizer, eps=0.1)  # of a size that matters
+    with jax.enable_x64(True):
+        values = np.array([leaf for leaf in jax.tree.leaves(optimizer) if isinstance(leaf, float)])
+        shifts = np.diag(1e-6 * values)
+        down, up = jax.jit(jax.vmap(jax.vmap(loss_after_five_steps)))(values + np.stack([-shifts, shifts]))
+        derivatives = jax.jit(jax.grad(loss_after_five_steps))(values)
+        np.testing.assert_allclose(derivatives, (up - down) / (2e-6 * values), rtol=1e-5, atol=1e-6)
+        assert np.all(np.abs(derivatives) > 1e-3)
+
+
+@each({name: OPTIMIZERS[name] for name in ("rmsprop", "adam", "classic_rmsprop", "classic_adam")})
+def test_an_element_without_gradient_spoils_no_derivative(optimizer):
+    """Dead pixels are common: their mean square is zero, where a root has no derivative."""
+
+    @jax.jit
+    @jax.grad
+    def derivative(rate, inputs):
+        trained, params = replace(optimizer, **{optimizer.rate: rate}), jnp.array([1.0, 2.0])
+        state = trained.init(params)
+        for _ in range(2):
+            _, state, params = step(trained, (jnp.sum(inputs * params) - 3) * inputs, state, params)
+        return jnp.sum(params)
+
+    dead = derivative(0.1, jnp.array([1.0, 0.0]))
+    nearly_dead = derivative(0.1, jnp.array([1.0, 1e-15]))
+    assert jnp.isfinite(dead)
+    np.testing.assert_allclose(dead, nearly_dead, rtol=1e-4)
+
+
+# --- state -------------------------------------------------------------------------------------------
+
+FIELDS = {
+    "sgd": ("step", "learning_rate"),
+    "momentum": ("step", "learning_rate", "mean"),
+    "rmsprop": ("step", "learning_rate", "mean_square"),
+    "adam": ("step", "learning_rate", "mean", "mean_square"),
+}
+
+
+@each(OPTIMIZERS)
+def test_the_state_has_its_documented_fields(optimizer):
+    state = optimizer.init(START)
+    assert state._fields == FIELDS[type(optimizer).__name__]
+    assert state.step == 0
+    chex.assert_type([state.step, state.learning_rate], [jnp.int32, jnp.float32])
+    chex.assert_shape([state.step, state.learning_rate], ())
+    for moment in state[2:]:
+        chex.assert_trees_all_equal(moment, jax.tree.map(jnp.zeros_like, START))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+    _, after, _ = run(optimizer, START, gradients(START, 6))
+    assert after.step == 6
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+
+
+@each(SCHEDULED)
+def test_the_state_holds_the_learning_rate_that_was_applied(optimizer):
+    schedule = getattr(optimizer, optimizer.rate)
+    state = optimizer.init(PARAMS)
+    assert state.learning_rate == schedule(0)
+    for t in range(25):
+        _, state = optimizer.update(PARAMS, state, PARAMS)
+        assert state.learning_rate == schedule(t)
+        assert state.step == t + 1
+
+
+@each(OPTIMIZERS | SCHEDULED)
+def test_the_step_stays_at_the_largest_integer(optimizer):
+    state = optimizer.init(START)._replace(step=jnp.int32(2**31 - 2))
+    for _ in range(2):
+        updates, state, _ = jitted_step(optimizer, START, state, START)
+        assert state.step == 2**31 - 1
+        chex.assert_tree_all_finite((updates, state))
+
+
+DTYPES = ("bfloat16", "float16", "float32")
+PAIRS = {f"{p} with {g}": (p, g) for p in DTYPES for g in DTYPES}
+
+
+@jax.jit
+def run_without_params(optimizer, params, gradients):
+    def scanned(carry, gradient):
+        params, state = carry
+        updates, state = optimizer.update(gradient, state)
+        return (apply_updates(params, updates), state), updates
+
+    (params, state), updates = jax.lax.scan(scanned, (params, optimizer.init(params)), gradients)
+    return updates, state, params
+
+
+WITH_AND_WITHOUT = {name: (optimizer, run) for name, optimizer in OPTIMIZERS.items()} | {
+    f"{name} without params": (OPTIMIZERS[name], run_without_params) for name in ("sgd", "adam")
+}
+
+
+@pytest.mark.parametrize(("optimizer", "run_either"), WITH_AND_WITHOUT.values(), ids=WITH_AND_WITHOUT.keys())
+def test_dtypes_never_drift(optimizer, run_either):
+    """100 scanned steps with parameters and gradients of every pair of dtypes, all in one tree.
+
+    Moments and arithmetic are float32 at least: the updates are those of float32, rounded once.
+    """
+    params = {name: jnp.linspace(0.5, 2.0, 4).astype(p) for name, (p, _) in PAIRS.items()}
+    g = gradients({name: jnp.ones(4, g) for name, (_, g) in PAIRS.items()}, 100, decades=(-2, 1))
+    updates, state, stepped = run_either(optimizer, params, g)
+    chex.assert_trees_all_equal_dtypes((state, stepped), (optimizer.init(params), params))
+    chex.assert_trees_all_equal_dtypes(updates, params if run_either is run else g)
+    chex.assert_type(jax.tree.leaves(state[1:]), jnp.float32)
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves((updates, state, stepped)))
+
+    if optimizer is not TEXTBOOK["adamw"]:  # whose updates depend on the rounded parameters
+        exact, *_ = run(optimizer, jnp.ones((9, 4)), jnp.stack([x.astype("float32") for x in g.values()], axis=1))
+        for i, update in enumerate(updates[name] for name in g):
+            assert_runs_close(update, exact[:, i], float(jnp.finfo(update.dtype).eps) / 2 + 2e-6)
+
+
+# --- wrong hyperparameters ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: sgd(-0.1), ValueError, r"sgd: learning_rate must be in \[0, inf\), got -0.1"),
+        (lambda: sgd(float("inf")), ValueError, "sgd: learning_rate must be in"),
+        (lambda: sgd("0.1"), TypeError, "sgd: learning_rate must be a number"),
+        (lambda: sgd(None), TypeError, "sgd: learning_rate must be a number"),
+        (lambda: momentum(float("nan")), ValueError, "momentum: learning_rate must be in"),
+        (lambda: momentum(0.1, decay=1.0), ValueError, r"momentum: decay must be in \[0, 1\), got 1.0"),
+        (lambda: rmsprop(0.1, decay=-0.1), ValueError, "rmsprop: decay must be in"),
+        (lambda: rmsprop(0.1, eps=-1e-8), ValueError, "rmsprop: eps must be in"),
+        (lambda: adam(np.array([0.1, -0.1])), ValueError, "adam: learning_rate must be in"),
+        (lambda: adam(0.1, b1=1.0), ValueError, "adam: b1 must be in"),
+        (lambda: adam(0.1, b2=1.5), ValueError, "adam: b2 must be in"),
+        (lambda: adam(0.1, eps=[1e-8]), TypeError, "adam: eps must be a number"),
+        (lambda: adam(0.1, weight_decay=-1), ValueError, "adam: weight_decay must be in"),
+        (
+            lambda: sgd(np.full(16, 0.1)).init(PARAMS),
+            ValueError,
+            r"learning_rate: expected a scalar, .*\(16,\).*jax.vmap",
+        ),
+        (lambda: adam(jnp.ones(16)).init(PARAMS), ValueError, r"learning_rate: expected a scalar, .*\(16,\)"),
+        (lambda: classic.adam(jnp.ones(16)).init(PARAMS), ValueError, r"stepsize: expected a scalar, .*\(16,\)"),
+        (lambda: sgd(lambda step: jnp.ones(2)).init(PARAMS), ValueError, r"learning_rate: expected a scalar, .*\(2,\)"),
+        (
+            lambda: (adamw := adam(0.1, weight_decay=0.1)).update(PARAMS, adamw.init(PARAMS)),
+            ValueError,
+            "adam: weight_decay needs the parameters",
+        ),
+    ],
+)
+def test_mistakes_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
