@@ -1,69 +1,137 @@
-"""Optimizers for energy-based models in JAX: pure (init, update) pairs, and the classes of paysage (2017)."""
+"""Optimizers and training of energy-based models in JAX, and the optimizers of paysage with their numbers.
 
-from . import classic as classic
-from . import optimizers as optimizers
-from . import rbm as rbm
-from ._base import Leafwise as Leafwise
-from ._base import Transformation as Transformation
-from ._base import apply_updates as apply_updates
-from ._base import chain as chain
-from ._centering import Join as Join
-from ._centering import center as center
-from ._convergence import ConvergenceState as ConvergenceState
-from ._convergence import converged as converged
-from ._convergence import track_convergence as track_convergence
-from ._estimators import Estimator as Estimator
-from ._estimators import PhaseStatistics as PhaseStatistics
-from ._estimators import contrastive_divergence as contrastive_divergence
-from ._estimators import loss_gradient as loss_gradient
-from ._estimators import persistent_contrastive_divergence as persistent_contrastive_divergence
-from ._estimators import phase_gradient as phase_gradient
-from ._packing import Packed as Packed
-from ._packing import pack as pack
-from ._packing import pack_all_like as pack_all_like
-from ._packing import pack_like as pack_like
-from ._packing import pack_moments as pack_moments
-from ._packing import unpack as unpack
-from ._packing import unpack_all as unpack_all
-from ._pytree import pytree_dataclass as pytree_dataclass
-from ._pytree import static as static
-from ._schedules import constant as constant
-from ._schedules import exponential_decay as exponential_decay
-from ._schedules import per_epoch as per_epoch
-from ._schedules import power_law_decay as power_law_decay
-from ._schedules import warmup as warmup
-from ._textbook import AdamState as AdamState
-from ._textbook import MomentumState as MomentumState
-from ._textbook import RmspropState as RmspropState
-from ._textbook import SgdState as SgdState
-from ._textbook import adam as adam
-from ._textbook import momentum as momentum
-from ._textbook import rmsprop as rmsprop
-from ._textbook import sgd as sgd
-from ._training import FitResult as FitResult
-from ._training import Outcome as Outcome
-from ._training import TrainState as TrainState
-from ._training import fit as fit
-from ._training import train_step as train_step
-from ._transforms import add_decayed_weights as add_decayed_weights
-from ._transforms import add_l1_decay as add_l1_decay
-from ._transforms import average_parameters as average_parameters
-from ._transforms import averaged_parameters as averaged_parameters
-from ._transforms import clip_by_global_norm as clip_by_global_norm
-from ._transforms import freeze as freeze
-from ._transforms import non_negative as non_negative
-from ._transforms import project as project
-from ._transforms import skip_nonfinite as skip_nonfinite
-from ._transforms import unit_column_norm as unit_column_norm
-from .classic import gradient_magnitude as gradient_magnitude
-from .optimizers import ADAM as ADAM
-from .optimizers import ExponentialDecay as ExponentialDecay
-from .optimizers import GradientMemory as GradientMemory
-from .optimizers import Momentum as Momentum
-from .optimizers import Optimizer as Optimizer
-from .optimizers import PowerLawDecay as PowerLawDecay
-from .optimizers import RMSProp as RMSProp
-from .optimizers import Scheduler as Scheduler
-from .optimizers import StochasticGradientDescent as StochasticGradientDescent
+`fit` runs an optimizer (`adam`, `chain(...)`) on the gradients of an estimator (`persistent_contrastive_divergence`,
+`loss_gradient`) for a number of epochs, as one compiled program. The textbook optimizers are here; those of paysage
+are in `classic` as functions, and as classes in `optimizers` (2017) and `paysage_0_2` (releases 0.1 to 0.2.1).
+"""
 
-__version__ = "0.1.0"
+from . import classic, optimizers, paysage_0_2, rbm
+from ._base import Leafwise, Transformation, apply_updates, chain
+from ._centering import Join, center
+from ._convergence import ConvergenceState, converged, gradient_magnitude, track_convergence
+from ._estimators import (
+    Estimator,
+    LossStatistics,
+    PhaseStatistics,
+    contrastive_divergence,
+    loss_gradient,
+    persistent_contrastive_divergence,
+    phase_gradient,
+)
+from ._packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
+from ._pytree import Number, Pytree, Schedule, count, number, rate, static
+from ._schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
+from ._textbook import AdamState, MomentumState, RmspropState, SgdState, adam, momentum, rmsprop, sgd
+from ._training import FitResult, Outcome, TrainState, fit, train_step
+from ._transforms import (
+    AverageState,
+    SkipNonfiniteState,
+    add_decayed_weights,
+    add_l1_decay,
+    average_parameters,
+    averaged_parameters,
+    clip_by_global_norm,
+    freeze,
+    non_negative,
+    project,
+    skip_nonfinite,
+    unit_column_norm,
+)
+from .optimizers import (
+    ADAM,
+    ExponentialDecay,
+    GradientMemory,
+    Momentum,
+    Optimizer,
+    PowerLawDecay,
+    RMSProp,
+    Scheduler,
+    StochasticGradientDescent,
+)
+
+__version__ = "0.2.0.dev0"
+
+__all__ = [  # noqa: RUF022 (by room)
+    # namespaces
+    "classic",
+    "optimizers",
+    "paysage_0_2",
+    "rbm",
+    # optimizers, as in the papers
+    "AdamState",
+    "MomentumState",
+    "RmspropState",
+    "SgdState",
+    "adam",
+    "momentum",
+    "rmsprop",
+    "sgd",
+    "apply_updates",
+    # schedules
+    "constant",
+    "exponential_decay",
+    "per_epoch",
+    "power_law_decay",
+    "warmup",
+    # before, after or round an optimizer
+    "chain",
+    "AverageState",
+    "SkipNonfiniteState",
+    "add_decayed_weights",
+    "add_l1_decay",
+    "average_parameters",
+    "averaged_parameters",
+    "clip_by_global_norm",
+    "freeze",
+    "non_negative",
+    "project",
+    "skip_nonfinite",
+    "unit_column_norm",
+    "Join",
+    "center",
+    "ConvergenceState",
+    "converged",
+    "gradient_magnitude",
+    "track_convergence",
+    "Packed",
+    "pack",
+    "pack_all_like",
+    "pack_like",
+    "pack_moments",
+    "unpack",
+    "unpack_all",
+    # gradients
+    "Estimator",
+    "LossStatistics",
+    "PhaseStatistics",
+    "contrastive_divergence",
+    "loss_gradient",
+    "persistent_contrastive_divergence",
+    "phase_gradient",
+    # training
+    "FitResult",
+    "Outcome",
+    "TrainState",
+    "fit",
+    "train_step",
+    # to build one's own
+    "Leafwise",
+    "Transformation",
+    "Number",
+    "Pytree",
+    "Schedule",
+    "count",
+    "number",
+    "rate",
+    "static",
+    # the documented classes of paysage (2017)
+    "ADAM",
+    "ExponentialDecay",
+    "GradientMemory",
+    "Momentum",
+    "Optimizer",
+    "PowerLawDecay",
+    "RMSProp",
+    "Scheduler",
+    "StochasticGradientDescent",
+]

@@ -1,13 +1,16 @@
 """The centred gradient of Boltzmann machines."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ._base import Transformation, by_path, moment_dtype, next_step, zeros_like_moments
-from ._pytree import Number, check_number, pytree_dataclass, static
+from ._base import State, Transformation, next_step
+from ._pytree import Number, number, static
+from ._trees import Params, Updates, by_path, moment_dtype, zeros_like_moments
 
 
 class Join(NamedTuple):
@@ -25,37 +28,47 @@ class CenterState(NamedTuple):
     offsets: dict[str, jax.Array]
 
 
-@pytree_dataclass
 class center(Transformation):
     """The centred gradient (Melchior, Fischer & Wiskott, JMLR 17(99), 2016), first in a chain.
 
-    With offsets μ and λ of two layers with biases b and c joined by W (n, m):
-    dW_c = dW - μ dcᵀ - db λᵀ,  db_c = db - dW_c λ,  dc_c = dc - dW_cᵀ μ
-    (a layer joined on both sides subtracts both terms). Offsets are running means of the activations,
-    μ = decay μ + (1 - decay) a, and a at the first step. The activations a are minus the derivatives of the
-    mean energy by the biases, which holds for energies with a term -b·v: on the data, or with `enhanced`
-    averaged over data and model (Cho, Raiko & Ilin, 2013, take that with decay = 0). They come with the
-    extra argument `statistics` of a two-phase estimator (`PhaseStatistics`).
+    Two layers with biases b and c and offsets μ and λ, joined by W (n, m):
 
-    joins: a sequence of (weight, left bias, right bias) paths; by default weights/i/matrix joins layers/i/loc
-    and layers/i+1/loc. Raises ValueError where a path or a shape does not fit.
+        dW_c = dW - μ dcᵀ - db λᵀ
+        db_c = db - dW_c λ
+        dc_c = dc - dW_cᵀ μ                       (a layer joined on both sides subtracts both terms)
+        μ = decay μ + (1 - decay) a               (a itself at the first step)
+
+    The activations a are estimated as minus the derivative of the mean energy with respect to the bias, valid if the
+    energy contains -b·v. They come with the extra argument `statistics` of a two-phase estimator (`PhaseStatistics`).
+
+    Args:
+        decay: of the offsets, in [0, 1).
+        enhanced: activations averaged over data and model (Cho, Raiko & Ilin, 2013, take that with decay = 0);
+            otherwise those of the data.
+        joins: (weight, left bias, right bias) paths; by default weights/i/matrix joins layers/i/loc and
+            layers/i+1/loc.
+
+    Raises:
+        ValueError: where a path or a shape does not fit, or `statistics` are missing.
     """
 
-    decay: Number = 0.99
+    decay: Number = number(0.99, "[0, 1)")
     enhanced: bool = static(default=False)
     joins: Sequence[Join] | None = static(default=None)
 
-    def __post_init__(self):
-        check_number("center", "decay", self.decay, 0, 1, open_above=True)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.joins is not None:
-            object.__setattr__(self, "joins", tuple(Join(*join) for join in self.joins))
+            vars(self)["joins"] = tuple(Join(*join) for join in self.joins)
 
-    def init(self, params):
+    def init(self, params: Params) -> State:
         leaves = by_path(params)
         biases = sorted({bias for join in self._joins(leaves) for bias in (join.left, join.right)})
         return CenterState(jnp.zeros((), jnp.int32), zeros_like_moments({bias: leaves[bias] for bias in biases}))
 
-    def update(self, updates, state, params=None, *, statistics=None, **extra):
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, *, statistics: Any = None, **extra: Any
+    ) -> tuple[Updates, State]:
         if not hasattr(statistics, "data_gradient"):
             kind = type(statistics).__name__
             raise ValueError(f"center: needs update(..., statistics=...) of a two-phase estimator, got {kind}")

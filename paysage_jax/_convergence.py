@@ -1,44 +1,72 @@
 """Convergence as part of the optimizer's state, so that a compiled loop can stop by itself."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
 
 from ._base import State, Transformation, find_states
-from ._pytree import Count, Number, as_scalar, check_count, check_number, pytree_dataclass, static
-from .classic import gradient_magnitude
+from ._packing import unpack_all
+from ._pytree import Count, Number, count, number, static
+from ._trees import Params, Updates, as_scalar, norm
+
+
+def gradient_magnitude(tree: Any) -> jax.Array:
+    """The size of a gradient or an update as paysage (2017) measures it; a float32 scalar.
+
+        √(mean over leaves of ‖leaf‖² / len(leaf)),  len the size of the first dimension
+
+    Args:
+        tree: a pytree of arrays with at least one dimension, packed or not.
+
+    Raises:
+        ZeroDivisionError: for a tree without leaves.
+        TypeError: for a leaf without dimensions.
+    """
+    leaves = tree_flatten_with_path(unpack_all(tree))[0]
+    if not leaves:
+        raise ZeroDivisionError("gradient_magnitude: the tree has no leaves")
+    for path, leaf in leaves:
+        if jnp.ndim(leaf) == 0:
+            raise TypeError(f"gradient_magnitude: leaf {keystr(path)} has no first dimension")
+    arrays = [jnp.asarray(leaf, jnp.float32) for _, leaf in leaves]
+    return norm(jnp.stack([norm(x) / np.sqrt(np.float32(len(x))) for x in arrays])) / np.sqrt(np.float32(len(arrays)))
 
 
 class ConvergenceState(NamedTuple):
-    """The magnitude of the last update, the updates in a row at or under the tolerance, and whether that is enough."""
+    """The magnitude of the last update, the updates in a row at or below the tolerance, and whether that is enough."""
 
     magnitude: jax.Array
     streak: jax.Array
     converged: jax.Array
 
 
-@pytree_dataclass
 class track_convergence(Transformation):
-    """Last in a chain: whether magnitude(update) <= tolerance, `patience` updates in a row; NaN never is.
+    """Last in a chain: notes whether the updates have become small. They pass unchanged; NaN never counts as small.
 
-    `magnitude(updates) -> scalar` is paysage's `gradient_magnitude` unless given. The updates pass unchanged.
+        converged: magnitude(updates) <= tolerance, `patience` updates in a row
+
+    Args:
+        tolerance: a number from 0 on.
+        magnitude: updates -> scalar.
+        patience: a whole number from 1 on.
     """
 
-    tolerance: Number
+    tolerance: Number = number(interval="[0, inf]")
     magnitude: Callable[[Any], jax.Array] = static(default=gradient_magnitude)
-    patience: Count = 1
+    patience: Count = count(1)
 
-    def __post_init__(self):
-        check_number("track_convergence", "tolerance", self.tolerance, 0, np.inf)
-        check_count("track_convergence", "patience", self.patience)
-
-    def init(self, params):
+    def init(self, params: Params) -> State:
         return ConvergenceState(jnp.array(np.inf, float), jnp.zeros((), jnp.int32), jnp.array(False))
 
-    def update(self, updates, state, params=None, **extra):
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
         magnitude = as_scalar("magnitude(updates)", self.magnitude(updates))
         patience = jnp.asarray(self.patience, jnp.int32)
         below = magnitude <= jnp.asarray(self.tolerance, float)
@@ -49,7 +77,8 @@ class track_convergence(Transformation):
 def converged(state: State) -> jax.Array:
     """Whether every `track_convergence` in `state` has converged; a bool scalar, for a `lax.while_loop`.
 
-    Raises ValueError if there is none.
+    Raises:
+        ValueError: if there is none.
     """
     found = find_states(state, ConvergenceState)
     if not found:

@@ -1,12 +1,14 @@
-"""Gradients of energy-based models: the difference of a data phase and a model phase.
+"""Gradients of energy-based models: a data term (positive phase) minus a model term (negative phase).
 
-One sign convention: a gradient is that of a loss to be lowered, the mean energy of the data minus the mean
-energy of the model's samples, so low energy means likely. `energy(params, v) -> (batch,)` is a free energy or
-the energy of complete states; v is a pytree of arrays with one leading batch axis.
-`transition(params, v, key) -> v` is a Markov kernel that leaves the model's distribution unchanged.
+One sign convention: a gradient is that of a loss to be lowered, the mean energy of the data minus the mean energy of
+the model's samples, so low energy means likely. `energy(params, v) -> (batch,)` is a free energy or the energy of
+complete states; v is a pytree of arrays with one leading batch axis. `transition(params, v, key) -> v` is a Markov
+kernel that leaves the model's distribution unchanged.
 """
 
-from abc import ABC, abstractmethod
+from __future__ import annotations
+
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from ._base import Params, check_same_tree
-from ._pytree import accepted, check_count, pytree_dataclass, static
+from ._pytree import Pytree, accepted, count, static
+from ._trees import Params, check_same_tree
 
 Energy = Callable[[Params, Any], jax.Array]
 Transition = Callable[[Params, Any, jax.Array], Any]
@@ -24,7 +26,7 @@ EstimatorState = Any
 
 
 class PhaseStatistics(NamedTuple):
-    """The two phases apart: mean energies (scalars), and their gradients by the parameters."""
+    """Each phase's mean energy and its gradient with respect to the parameters."""
 
     data_energy: jax.Array
     model_energy: jax.Array
@@ -55,7 +57,9 @@ def _mean_energy(energy: Energy, params: Params, v: Batch, weights: Any = None) 
     return jnp.sum(weights * energies) / jnp.sum(weights)
 
 
-def _two_phases(energy: Energy, params: Params, v_data: Batch, v_model: Batch, weights: Any = None):
+def _two_phases(
+    energy: Energy, params: Params, v_data: Batch, v_model: Batch, weights: Any = None
+) -> tuple[Params, PhaseStatistics]:
     phase = jax.value_and_grad(lambda p, v, w=None: _mean_energy(energy, p, v, w))
     data_energy, data_gradient = phase(params, v_data, weights)
     model_energy, model_gradient = phase(params, jax.lax.stop_gradient(v_model))
@@ -64,9 +68,12 @@ def _two_phases(energy: Energy, params: Params, v_data: Batch, v_model: Batch, w
 
 
 def phase_gradient(energy: Energy) -> Callable[..., Params]:
-    """gradient(params, v_data, v_model, weights=None) = ∂/∂params (mean energy(v_data) - mean energy(v_model)).
+    """A function that computes the gradient from data and samples; the samples are not differentiated.
 
-    Samples are not differentiated. `weights` (n_data,) makes the mean over the data a weighted one.
+        gradient(params, v_data, v_model, weights=None) = ∂/∂params (mean energy(v_data) - mean energy(v_model))
+
+    Args:
+        energy: energy(params, v) -> (batch,). `weights` (n_data,) make the mean over the data a weighted one.
     """
 
     def gradient(params: Params, v_data: Batch, v_model: Batch, weights: Any = None) -> Params:
@@ -75,20 +82,18 @@ def phase_gradient(energy: Energy) -> Callable[..., Params]:
     return gradient
 
 
-class Estimator(ABC):
-    """A pure pair that estimates a gradient from a batch; `init, estimate = estimator` unpacks it.
-
-    `init(params, batch, key) -> estimator_state`;
-    `estimate(params, batch, estimator_state, key) -> (gradient, estimator_state, statistics)`.
-    """
+class Estimator(Pytree):
+    """A pure pair that estimates a gradient from a batch; `init, estimate = estimator` unpacks it."""
 
     @abstractmethod
-    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState: ...
+    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
+        """What is carried from batch to batch, the Markov chains say, given a first batch."""
 
     @abstractmethod
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
-    ) -> tuple[Params, EstimatorState, Any]: ...
+    ) -> tuple[Params, EstimatorState, Any]:
+        """(gradient, estimator_state, statistics): statistics, a NamedTuple, are reported and not carried."""
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
         return iter((self.init, self.estimate))
@@ -107,50 +112,56 @@ def _as_states(transition: Transition, params: Params, v: Batch, key: jax.Array)
     return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), v, states)
 
 
-@pytree_dataclass
 class contrastive_divergence(Estimator):
-    """CD-k (Hinton, 2002): the model samples are the batch after `steps` transitions. Statistics: PhaseStatistics."""
+    """CD-k (Hinton, 2002): the model's samples are the batch after `steps` transitions. Statistics: PhaseStatistics.
+
+    Args:
+        energy: energy(params, v) -> (batch,).
+        transition: transition(params, v, key) -> v.
+        steps: a whole number from 1 on.
+    """
 
     energy: Energy = static()
     transition: Transition = static()
-    steps: int = static(default=1)
+    steps: int = count(1, static=True)
 
-    def __post_init__(self):
-        check_count("contrastive_divergence", "steps", self.steps)
-
-    def init(self, params, batch, key):
+    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         return ()
 
-    def estimate(self, params, batch, estimator_state, key):
+    def estimate(
+        self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
+    ) -> tuple[Params, EstimatorState, PhaseStatistics]:
         samples = _run_chains(self.transition, self.steps, params, batch, key)
         gradient, statistics = _two_phases(self.energy, params, batch, samples)
         return gradient, estimator_state, statistics
 
 
-@pytree_dataclass
 class persistent_contrastive_divergence(Estimator):
-    """PCD-k (Tieleman, 2008): chains that go on from update to update, `steps` transitions each.
+    """PCD-k (Tieleman, 2008): Markov chains that persist across updates, advanced `steps` transitions each time.
 
-    They start from the first batch: from its first `chains` states, repeated if there are fewer; chains=None
-    takes as many as the batch has. The chain state is the chains. Statistics: PhaseStatistics.
+    They start from the first batch: from its first `chains` states, repeated if there are fewer. The estimator's
+    state is the chains. Statistics: PhaseStatistics.
+
+    Args:
+        energy: energy(params, v) -> (batch,).
+        transition: transition(params, v, key) -> v.
+        steps: a whole number from 1 on.
+        chains: their number; None takes as many as the batch has states.
     """
 
     energy: Energy = static()
     transition: Transition = static()
-    steps: int = static(default=1)
-    chains: int | None = static(default=None)
+    steps: int = count(1, static=True)
+    chains: int | None = count(None, static=True)
 
-    def __post_init__(self):
-        check_count("persistent_contrastive_divergence", "steps", self.steps)
-        if self.chains is not None:
-            check_count("persistent_contrastive_divergence", "chains", self.chains)
-
-    def init(self, params, batch, key):
+    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         size = batch_size_of("batch", batch)
         rows = jnp.arange(self.chains or size) % size
         return _as_states(self.transition, params, jax.tree.map(lambda v: jnp.asarray(v)[rows], batch), key)
 
-    def estimate(self, params, batch, estimator_state, key):
+    def estimate(
+        self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
+    ) -> tuple[Params, EstimatorState, PhaseStatistics]:
         chains = _run_chains(self.transition, self.steps, params, estimator_state, key)
         gradient, statistics = _two_phases(self.energy, params, batch, chains)
         return gradient, chains, statistics
@@ -162,15 +173,20 @@ class LossStatistics(NamedTuple):
     loss: jax.Array
 
 
-@pytree_dataclass
 class loss_gradient(Estimator):
-    """The gradient of `loss(params, batch) -> scalar`, or of `loss(params, batch, key=key)`: no model phase."""
+    """The gradient of an ordinary loss: no model term. Statistics: LossStatistics.
+
+    Args:
+        loss: loss(params, batch) -> scalar, or loss(params, batch, key=key).
+    """
 
     loss: Callable[..., jax.Array] = static()
 
-    def init(self, params, batch, key):
+    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         return ()
 
-    def estimate(self, params, batch, estimator_state, key):
+    def estimate(
+        self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
+    ) -> tuple[Params, EstimatorState, LossStatistics]:
         loss, gradient = jax.value_and_grad(self.loss)(params, batch, **accepted(self.loss, {"key": key}, positional=2))
         return gradient, estimator_state, LossStatistics(loss)

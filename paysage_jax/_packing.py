@@ -9,6 +9,8 @@ each dtype and sharding, and to an optimizer it is a tree like any other. Two wa
 Predicates on paths see the buffers of a `Packed`, not its leaves; `gradient_magnitude` sees the leaves.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._base import Params, Transformation, as_transformation, check_same_tree, find_states, moment_dtype
-from ._pytree import pytree_dataclass, static
+from ._base import State, Wrapper, find_states
+from ._pytree import static
+from ._trees import Params, Updates, check_same_tree, moment_dtype
 
 LARGEST = 8192  # elements: copying a larger leaf costs more than handing it over
 
@@ -138,26 +141,23 @@ def _is_packed(x: Any) -> bool:
     return isinstance(x, Packed)
 
 
-@pytree_dataclass
-class pack_moments(Transformation):
+class pack_moments(Wrapper):
     """An element-wise optimizer with its moments packed, on parameters and gradients that stay trees.
 
     Its state is that of the optimizer on packed parameters; `unpack_all` and `pack_all_like` convert it from and
     to the state of the optimizer alone.
     """
 
-    optimizer: Transformation
     largest: int = static(default=LARGEST)
 
-    def __post_init__(self):
-        object.__setattr__(self, "optimizer", as_transformation(self.optimizer))
-
-    def init(self, params):
+    def init(self, params: Params) -> State:
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
             return self.optimizer.init(jax.eval_shape(functools.partial(pack, largest=self.largest), params))
         return self.optimizer.init(pack(params, self.largest))
 
-    def update(self, updates, state, params=None, **extra):
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
         moments = find_states(state, Packed)
         if not moments:
             return self.optimizer.update(updates, state, params, **extra)

@@ -1,108 +1,216 @@
-"""Hyperparameters: numbers, arrays and schedules that are the leaves of frozen dataclasses."""
+"""Frozen dataclasses that are pytrees: declared leaves, declared static fields, intervals checked in one place."""
+
+from __future__ import annotations
 
 import dataclasses
 import inspect
+from abc import ABCMeta
 from collections.abc import Callable
-from typing import Any, dataclass_transform
+from operator import attrgetter
+from typing import Any, ClassVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import GetAttrKey
 
 Number = float | jax.Array
 Count = int | jax.Array
-Schedule = Callable[..., Any]
+Schedule = Any  # a callable step -> value. Any, because the rule of an optimizer finds the value itself in its field.
+
+
+# --- what a field may hold ---------------------------------------------------------------------------
+
+
+def number(default: Any = dataclasses.MISSING, interval: str = "[0, inf)") -> Any:
+    """A field for a number or a scalar array in an interval, a leaf of the pytree.
+
+    Args:
+        default: the value if none is given; None where the term that it scales may be absent.
+        interval: such as "[0, 1)".
+    """
+    check = _Number(_Interval.of(interval), optional=default is None)
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def rate(default: Any = dataclasses.MISSING, interval: str = "[0, inf)") -> Any:
+    """A field for a learning rate: a `number`, or a schedule `step -> value`, whose numbers are leaves."""
+    check = _Rate(_Interval.of(interval))
+    return dataclasses.field(default=default, metadata={"check": check, "rate": True})
+
+
+def count(default: Any = dataclasses.MISSING, static: bool = False) -> Any:
+    """A field for a whole number from 1 on (or None, if that is the default), a leaf of the pytree unless `static`."""
+    metadata = {"check": _Count(optional=default is None)} | ({"static": True} if static else {})
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def static(default: Any = dataclasses.MISSING) -> Any:
-    """A field of a `pytree_dataclass` that belongs to its structure (a flag), not to its leaves."""
+    """A field that belongs to the structure of the pytree: a flag, a function. It must be hashable."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
-def absent_at_zero(default: Any = 0.0) -> Any:
-    """A numeric field whose value, if it is the Python number 0, leaves the term it scales out altogether."""
-    return dataclasses.field(default=default, metadata={"absent_at_zero": True})
+@dataclasses.dataclass(frozen=True)
+class _Interval:
+    text: str
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, text: str) -> _Interval:
+        low, high = text[1:-1].split(",")
+        return cls(text, float(low), float(high))
+
+    def contains(self, values: np.ndarray) -> bool:
+        above = values >= self.low if self.text[0] == "[" else values > self.low
+        below = values <= self.high if self.text[-1] == "]" else values < self.high
+        return bool(np.all(above & below))
 
 
-def is_absent(value: Any) -> bool:
-    """Whether a hyperparameter is the Python number 0, known to be so while tracing."""
-    return isinstance(value, int | float) and value == 0
+@dataclasses.dataclass(frozen=True)
+class _Number:
+    interval: _Interval
+    optional: bool = False
+
+    def __call__(self, where: str, value: Any, dtype: Any) -> Any:
+        """`value`, as a float if it is a scalar of Python or NumPy; what is not yet known (a tracer) passes."""
+        if isinstance(value, Tracer) or (self.optional and value is None):
+            return value
+        if not _is_of(value, np.floating, np.integer):
+            raise TypeError(f"{where} must be a number in {self.interval.text}, got {value!r}")
+        with np.errstate(over="ignore"):
+            used = np.asarray(value).astype(dtype)
+        if not self.interval.contains(used):
+            rounded = f", which is {used} in {jnp.dtype(dtype)}" if self.interval.contains(np.asarray(value)) else ""
+            raise ValueError(f"{where} must be in {self.interval.text}, got {value}{rounded}")
+        # One kind of number, so that a jitted function is traced once for all; a copy of what its owner may write to.
+        return jnp.array(value, float) if isinstance(value, np.ndarray) else _python(float, value)
 
 
-def _is_static(field: dataclasses.Field, value: Any) -> bool:
-    if "static" in field.metadata:
-        return True
-    if "absent_at_zero" in field.metadata and is_absent(value):
-        return True
-    if isinstance(value, float | jax.Array):
+@dataclasses.dataclass(frozen=True)
+class _Rate:
+    interval: _Interval
+
+    def __call__(self, where: str, value: Any, dtype: Any) -> Any:
+        if isinstance(value, type):
+            raise TypeError(f"{where} must be a number or a schedule, got the class {value.__name__}: call it")
+        if not callable(value):
+            return _Number(self.interval)(where, value, dtype)
+        is_pytree = not any(callable(leaf) for leaf in jax.tree.leaves(value))
+        return value if is_pytree else _Function(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Count:
+    optional: bool = False
+
+    def __call__(self, where: str, value: Any, dtype: Any) -> Any:
+        if isinstance(value, Tracer) or (self.optional and value is None):
+            return value
+        if not _is_of(value, np.integer):
+            raise TypeError(f"{where} must be a whole number, got {value!r}")
+        if not np.all((np.asarray(value) >= 1) & (np.asarray(value) <= np.iinfo(np.int32).max)):
+            raise ValueError(f"{where} must be a whole number from 1 on, got {value}")
+        return jnp.array(value) if isinstance(value, np.ndarray) else _python(int, value)
+
+
+def _is_of(value: Any, *kinds: Any) -> bool:
+    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
         return False
-    # A plain function (an optax schedule, say) is no array: it belongs to the structure.
-    return any(callable(leaf) for leaf in jax.tree.leaves(value))
+    return any(jnp.issubdtype(jnp.result_type(value), kind) for kind in kinds)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(static, absent_at_zero))
-def pytree_dataclass(cls):
-    """Make a class a frozen dataclass and a pytree whose numbers, arrays and schedules are children.
+def _python(kind: type, value: Any) -> Any:
+    return value if isinstance(value, jax.Array) else kind(value)
 
-    So an object of it can be closed over, passed through `jax.jit` (a new value does not retrace),
-    mapped by `jax.vmap` and differentiated. With float fields it hashes and compares by value, and pickles.
+
+def check_count(where: str, value: Any) -> None:
+    """Raise TypeError or ValueError unless `value` is a whole number from 1 on."""
+    _Count()(where, value, None)
+
+
+# --- the dataclass -----------------------------------------------------------------------------------
+
+
+class _Documented(ABCMeta):
+    def __dir__(cls) -> list[str]:
+        """What `help` shows of a class: not what `dataclass` generates."""
+        shown = ("__call__", "__iter__")
+        return [name for name in super().__dir__() if name in shown or not name.startswith("__")]
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(number, rate, count, static))
+class Pytree(metaclass=_Documented):
+    """Base of the objects of this package: every subclass is a frozen dataclass and a pytree.
+
+    A field declared by `static` belongs to the structure, every other field is a child. So an object can be closed
+    over, passed through `jax.jit` (a new value does not retrace), mapped by `jax.vmap` and differentiated. With
+    float fields it hashes and compares by value, and pickles. Fields declared by `number`, `rate` or `count` are
+    checked when it is made.
+
+    Raises:
+        TypeError, ValueError: if a field does not hold what it should; the message names it.
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)
 
-    def flatten(self):
-        names, children, fixed = [], [], []
-        for field in fields:
-            value = getattr(self, field.name)
-            if _is_static(field, value):
-                fixed.append((field.name, value))
-            else:
-                names.append(field.name)
-                children.append(value)
-        return children, (tuple(names), tuple(fixed))
+    _checks: ClassVar[dict[str, Callable[..., Any]]] = {}
 
-    def flatten_with_keys(self):
-        children, structure = flatten(self)
-        return list(zip(map(GetAttrKey, structure[0]), children, strict=True)), structure
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True)(cls)
+        fields = dataclasses.fields(cls)
+        cls._checks = {field.name: field.metadata["check"] for field in fields if "check" in field.metadata}
+        children = [field.name for field in fields if "static" not in field.metadata]
+        fixed = [field.name for field in fields if "static" in field.metadata]
+        get_children, get_fixed = _getter(children), _getter(fixed)
+        keys = [GetAttrKey(name) for name in children]
 
-    def unflatten(structure, children):
-        names, fixed = structure
-        self = object.__new__(cls)  # not __init__: children may be tracers or placeholders
-        for name, value in (*zip(names, children, strict=True), *fixed):
-            object.__setattr__(self, name, value)
-        return self
+        def flatten(self: Any) -> Any:
+            return get_children(self), get_fixed(self)
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    return cls
+        def flatten_with_keys(self: Any) -> Any:
+            return list(zip(keys, get_children(self), strict=True)), get_fixed(self)
 
+        def unflatten(values: Any, leaves: Any) -> Any:
+            self = object.__new__(cls)  # not __init__: the children may be tracers or placeholders
+            vars(self).update(zip(children, leaves, strict=True))
+            vars(self).update(zip(fixed, values, strict=True))
+            return self
 
-def check_number(owner: str, name: str, value: Any, low: float, high: float, *, open_above: bool = False) -> None:
-    """Raise unless low <= value <= high (< high if open_above). What is not yet known (a tracer) passes."""
-    if isinstance(value, jax.Array):
-        return
-    interval = f"[{low}, {high}{')' if open_above else ']'}"
-    if not isinstance(value, int | float | np.number | np.ndarray):
-        raise TypeError(f"{owner}: {name} must be a number in {interval}, got {value!r}")
-    inside = (np.asarray(low) <= value) & ((value < high) if open_above else (value <= high))
-    if not np.all(inside):
-        raise ValueError(f"{owner}: {name} must be in {interval}, got {value}")
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
+    def __post_init__(self) -> None:
+        self._check(jnp.result_type(float))
 
-def check_count(owner: str, name: str, value: Any) -> None:
-    """Raise unless value is a whole number from 1 on. What is not yet known (a tracer) passes."""
-    if isinstance(value, float):
-        raise TypeError(f"{owner}: {name} must be a whole number, got {value!r}")
-    check_number(owner, name, value, 1, np.iinfo(np.int32).max)
+    def _check(self, dtype: Any) -> None:
+        """Check every declared field, as it is when used in `dtype`."""
+        for name, check in self._checks.items():
+            vars(self)[name] = check(f"{type(self).__name__}: {name}", getattr(self, name), dtype)
+
+    def _with(self, **values: Any) -> Any:
+        """A copy with other values in some fields, unchecked: they may be tracers."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), **values)
+        return twin
 
 
-def check_learning_rate(owner: str, name: str, value: Any) -> None:
-    """Raise unless value is a number >= 0, an array or a callable `step -> value`."""
-    if not callable(value):
-        check_number(owner, name, value, 0, np.inf, open_above=True)
+def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """attrgetter, also of one name or none."""
+    if len(names) > 1:
+        return attrgetter(*names)
+    return (lambda self: (getattr(self, names[0]),)) if names else (lambda self: ())
 
 
-def accepted(function: Callable, extra: dict[str, Any], positional: int = 0) -> dict[str, Any]:
+class _Function(Pytree):
+    """A plain function, a schedule of optax say, as a part of the structure."""
+
+    function: Callable[..., Any] = static()
+
+    def __call__(self, step: Any, **extra: Any) -> Any:
+        return self.function(step, **accepted(self.function, extra, positional=1))
+
+
+def accepted(function: Callable[..., Any], extra: dict[str, Any], positional: int = 0) -> dict[str, Any]:
     """The keyword arguments among `extra` that `function` takes after its first `positional` arguments."""
     parameters = list(inspect.signature(function).parameters.values())
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -110,18 +218,3 @@ def accepted(function: Callable, extra: dict[str, Any], positional: int = 0) -> 
         return {name: value for name, value in extra.items() if name not in taken}
     names = {p.name for p in parameters[positional:]}
     return {name: value for name, value in extra.items() if name in names}
-
-
-def at_step(value: Any, step: Any, extra: dict[str, Any]) -> jax.Array:
-    """A number, or a schedule at `step`, in the default float dtype."""
-    if callable(value):
-        value = value(step, **accepted(value, extra, positional=1))
-    return jnp.asarray(value, dtype=float)
-
-
-def as_scalar(name: str, value: Any) -> jax.Array:
-    """`value` as a scalar array of the default float dtype."""
-    value = jnp.asarray(value, dtype=float)
-    if value.shape != ():
-        raise ValueError(f"{name}: expected a scalar, got shape {value.shape}; use jax.vmap for many values")
-    return value

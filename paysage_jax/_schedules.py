@@ -1,22 +1,20 @@
-"""Schedules: callable pytrees `step -> value`, to stand where an optimizer takes a learning rate.
+"""Schedules: callable pytrees `step -> value`, accepted wherever an optimizer takes a learning rate.
 
-Their numbers are leaves, so a jitted step is not traced again when they change. `step` is an integer or
-an integer array; the epoch is found by integer arithmetic, exact however large the step grows.
+Their numbers are leaves, so a jitted step is not traced again when they change. `step` is an integer or an integer
+array, from 0; the epoch is found by integer arithmetic, exact however large the step grows.
 """
+
+from __future__ import annotations
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ._pytree import Count, Number, Schedule, at_step, check_count, check_number, pytree_dataclass
+from ._base import at_step
+from ._pytree import Count, Number, Pytree, Schedule, count, number, rate
 
-
-def _check_finite(owner: str, **numbers: Any) -> None:
-    largest = float(np.finfo(np.float32).max)
-    for name, value in numbers.items():
-        check_number(owner, name, value, -largest, largest)
+_FINITE = "(-inf, inf)"
 
 
 def _epoch_of(step: Any, steps_per_epoch: Any) -> jax.Array:
@@ -24,75 +22,85 @@ def _epoch_of(step: Any, steps_per_epoch: Any) -> jax.Array:
     return step // jnp.asarray(steps_per_epoch, step.dtype)
 
 
-@pytree_dataclass
-class constant:
-    """value at every step."""
+class constant(Pytree):
+    """The same value at every step.
 
-    value: Number
+    Args:
+        value: a finite number.
+    """
 
-    def __post_init__(self):
-        _check_finite("constant", value=self.value)
+    value: Number = number(interval=_FINITE)
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> jax.Array:
         del step
         return jnp.asarray(self.value, float)
 
 
-@pytree_dataclass
-class power_law_decay:
-    """init_value / (1 + decay_rate * epoch) with epoch = step // steps_per_epoch (paysage, 2017)."""
+class power_law_decay(Pytree):
+    """Hyperbolic decay with the epoch (paysage, 2017).
 
-    init_value: Number
-    decay_rate: Number = 0.1
-    steps_per_epoch: Count = 1
+        init_value / (1 + decay_rate * epoch),  epoch = step // steps_per_epoch
 
-    def __post_init__(self):
-        _check_finite("power_law_decay", init_value=self.init_value, decay_rate=self.decay_rate)
-        check_count("power_law_decay", "steps_per_epoch", self.steps_per_epoch)
+    Args:
+        init_value: the value in epoch 0, a finite number.
+        decay_rate: a finite number.
+        steps_per_epoch: a whole number from 1 on.
+    """
 
-    def __call__(self, step):
+    init_value: Number = number(interval=_FINITE)
+    decay_rate: Number = number(0.1, _FINITE)
+    steps_per_epoch: Count = count(1)
+
+    def __call__(self, step: Any) -> jax.Array:
         init_value, decay_rate = jnp.asarray(self.init_value, float), jnp.asarray(self.decay_rate, float)
         epoch = _epoch_of(step, self.steps_per_epoch).astype(float)
         return init_value / (1 + decay_rate * epoch)
 
 
-@pytree_dataclass
-class exponential_decay:
-    """init_value * decay_rate ** epoch with epoch = step // steps_per_epoch (paysage, 2017)."""
+class exponential_decay(Pytree):
+    """Exponential decay with the epoch (paysage, 2017).
 
-    init_value: Number
-    decay_rate: Number = 0.9
-    steps_per_epoch: Count = 1
+        init_value * decay_rate ** epoch,  epoch = step // steps_per_epoch
 
-    def __post_init__(self):
-        _check_finite("exponential_decay", init_value=self.init_value, decay_rate=self.decay_rate)
-        check_count("exponential_decay", "steps_per_epoch", self.steps_per_epoch)
+    Args:
+        init_value: the value in epoch 0, a finite number.
+        decay_rate: a finite number.
+        steps_per_epoch: a whole number from 1 on.
+    """
 
-    def __call__(self, step):
+    init_value: Number = number(interval=_FINITE)
+    decay_rate: Number = number(0.9, _FINITE)
+    steps_per_epoch: Count = count(1)
+
+    def __call__(self, step: Any) -> jax.Array:
         init_value, decay_rate = jnp.asarray(self.init_value, float), jnp.asarray(self.decay_rate, float)
         epoch = _epoch_of(step, self.steps_per_epoch).astype(float)
         # 0⁰ = 1 has no derivative: epoch 0 does not depend on decay_rate.
         return init_value * jnp.where(epoch == 0, 1, decay_rate ** jnp.maximum(epoch, 1))
 
 
-@pytree_dataclass
-class per_epoch:
-    """schedule(epoch): any schedule, an optax one included, counted in epochs.
+class per_epoch(Pytree):
+    """Any schedule, one of optax included, counted in epochs: schedule(epoch).
 
-    epoch = step // steps_per_epoch; without steps_per_epoch it is the `epoch` that the training loop hands
-    to the optimizer's `update` as an extra keyword argument (`fit` does), and its absence is a ValueError.
+    Args:
+        schedule: a callable epoch -> value.
+        steps_per_epoch: then epoch = step // steps_per_epoch. If None, the epoch is what the training loop hands to
+            `update(..., epoch=epoch)`, as `fit` does.
+
+    Raises:
+        TypeError: if the schedule is not callable.
+        ValueError: when called without an epoch and without steps_per_epoch.
     """
 
-    schedule: Schedule
-    steps_per_epoch: Count | None = None
+    schedule: Schedule = rate()
+    steps_per_epoch: Count | None = count(None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not callable(self.schedule):
-            raise TypeError(f"per_epoch: schedule must be a callable step -> value, got {self.schedule!r}")
-        if self.steps_per_epoch is not None:
-            check_count("per_epoch", "steps_per_epoch", self.steps_per_epoch)
+            raise TypeError(f"per_epoch: schedule must be a callable epoch -> value, got {self.schedule!r}")
+        super().__post_init__()
 
-    def __call__(self, step, epoch=None):
+    def __call__(self, step: Any, epoch: Any = None) -> jax.Array:
         if self.steps_per_epoch is not None:
             epoch = _epoch_of(step, self.steps_per_epoch)
         if epoch is None:
@@ -100,22 +108,20 @@ class per_epoch:
         return self.schedule(epoch)
 
 
-@pytree_dataclass
-class warmup:
-    """schedule(step) * min(1, (step + 1) / steps): a linear rise over the first `steps` steps.
+class warmup(Pytree):
+    """A linear rise over the first `steps` steps; the first step already has a rate above zero.
 
-    `schedule` may be a number. The first step already has a rate above zero.
+        schedule(step) * min(1, (step + 1) / steps)
+
+    Args:
+        schedule: a callable step -> value, or a finite number.
+        steps: a whole number from 1 on.
     """
 
-    schedule: Schedule | Number
-    steps: Count
+    schedule: Schedule | Number = rate(interval=_FINITE)
+    steps: Count = count()
 
-    def __post_init__(self):
-        if not callable(self.schedule):
-            _check_finite("warmup", schedule=self.schedule)
-        check_count("warmup", "steps", self.steps)
-
-    def __call__(self, step, **extra):
+    def __call__(self, step: Any, **extra: Any) -> jax.Array:
         step = jnp.asarray(step)
         steps = jnp.asarray(self.steps, step.dtype)
         # min before the addition: the largest step must not wrap.

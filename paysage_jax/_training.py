@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._base import Params, State, all_finite, apply_updates, as_transformation, find_states
+from ._base import State, apply_updates, as_transformation, find_states
 from ._convergence import ConvergenceState, converged
 from ._estimators import Estimator, EstimatorState, batch_size_of
 from ._pytree import check_count
+from ._trees import Params, all_finite
 
 Metric = Callable[[Params, jax.Array], jax.Array]
 
@@ -97,8 +98,8 @@ def fit(
     options it ends bit for bit as if never cut.
     The optimizer's `update` gets the extra arguments `epoch` and `statistics`. No argument is modified.
     """
-    check_count("fit", "epochs", epochs)
-    check_count("fit", "metrics_every", metrics_every)
+    check_count("fit: epochs", epochs)
+    check_count("fit: metrics_every", metrics_every)
     if isinstance(key, int):
         raise TypeError(f"fit: key must be a key, jax.random.key({key}), got {key}")
     optimizer = as_transformation(optimizer)
@@ -152,7 +153,7 @@ def _check_leaves(**trees):
         for leaf in jax.tree.leaves(tree):
             if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
                 kind = type(leaf).__name__
-                raise TypeError(f"fit: {name}: {kind} is neither number nor array; make the class a pytree_dataclass")
+                raise TypeError(f"fit: {name}: {kind} is neither number nor array; declare its field by static()")
 
 
 def _first_batch(data):
@@ -191,6 +192,10 @@ def _continued(history, fresh, every):
         if first not in (-1, every):
             raise ValueError(f"fit: expected metrics_every {first}, as in resume, got {every}")
     return {name: jnp.concatenate([rows, fresh[name][len(rows) :]]) for name, rows in history.items()}
+
+
+def _train_state(result):
+    return TrainState(result.params, result.optimizer_state, result.estimator_state)
 
 
 def _keys(key, epoch):
@@ -238,10 +243,10 @@ def _run_epochs(optimizer, estimator, data, key, result, stop, *, batch_size, sh
             return _update(estimator, optimizer, state, batch, step_key, epoch=result.epochs_done)[0], None
 
         whole, rest = order[: full * batch_size].reshape(full, batch_size), order[full * batch_size :]
-        state, _ = jax.lax.scan(step, TrainState(*result[:3]), (jnp.arange(full), whole))
+        state, _ = jax.lax.scan(step, _train_state(result), (jnp.arange(full), whole))
         if rest.size:
             state, _ = step(state, (full, rest))
-        return _end_epoch(FitResult(*state, *result[3:]))
+        return _end_epoch(result._replace(**state._asdict()))
 
     def goes_on(result, end):
         return (result.epochs_done < end) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
@@ -269,14 +274,14 @@ def _iterate_epochs(optimizer, estimator, data, key, result, stop, *, measure, e
     """Epochs up to number `stop`, on an iterable of batches."""
     while result.epochs_done < stop and result.outcome == Outcome.EPOCHS_EXHAUSTED:
         _, step_key, _ = _keys(key, result.epochs_done)
-        state = TrainState(*result[:3])
+        state = _train_state(result)
         i = -1
         # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
         for i, batch in enumerate(data):
             state = _numbered_step(optimizer, estimator, state, _own(batch), step_key, np.int32(i), result.epochs_done)
         if i < 0:
             raise ValueError(f"fit: data yielded no batch in epoch {int(result.epochs_done)}")
-        result = _end_epoch_and_measure(FitResult(*state, *result[3:]), key, measure=measure, every=every)
+        result = _end_epoch_and_measure(result._replace(**state._asdict()), key, measure=measure, every=every)
     return result
 
 

@@ -7,20 +7,55 @@ In the equations w and W are the mean and mean square weights, m and v the runni
 is the first gradient, u the update that is added to the parameter (paysage subtracts delta = -u).
 """
 
-from typing import Any
+from __future__ import annotations
 
-import jax
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
-import numpy as np
-from jax.tree_util import Partial, keystr, tree_flatten_with_path
+from jax import Array
 
-from ._base import Leafwise, Params, Updates, norm, update_leaves
-from ._packing import unpack_all
-from ._pytree import Number, Schedule, check_learning_rate, check_number, pytree_dataclass
-from ._textbook import AdamState, MomentumState, RmspropState, SgdState
+from ._base import Leafwise, update_leaves
+from ._pytree import Number, Schedule, number, rate
+from ._trees import Params, Updates
+
+__all__ = ["adam", "momentum", "normalize", "rmsprop", "sgd", "update_mean", "update_mean_square"]
 
 _EPSILON = 2.0**-23  # machine epsilon of float32, as in paysage
 
+
+class ClassicSgdState(NamedTuple):
+    """step: updates done (int32); learning_rate: the step size last applied."""
+
+    step: Array
+    learning_rate: Array
+
+
+class ClassicMomentumState(NamedTuple):
+    """step, learning_rate: as in ClassicSgdState; mean: the running mean of gradients."""
+
+    step: Array
+    learning_rate: Array
+    mean: Params
+
+
+class ClassicRmspropState(NamedTuple):
+    """step, learning_rate: as in ClassicSgdState; mean_square: the running mean of squared gradients."""
+
+    step: Array
+    learning_rate: Array
+    mean_square: Params
+
+
+class ClassicAdamState(NamedTuple):
+    """step, learning_rate: as in ClassicSgdState; mean, mean_square: the running means of g and g²."""
+
+    step: Array
+    learning_rate: Array
+    mean: Params
+    mean_square: Params
+
+
+# --- the equations, each once ------------------------------------------------------------------------
 
 # NumPy arrays stay NumPy arrays in these equations: the class shim computes small models on the host.
 
@@ -49,140 +84,142 @@ def _normalize_unless_zero(x, v, w, W):
     return xp.where(W == 0, x, _normalize(x, v, w, W))
 
 
-@pytree_dataclass
+# --- the optimizers ----------------------------------------------------------------------------------
+
+
 class sgd(Leafwise):
-    """paysage's StochasticGradientDescent: u = -stepsize g."""
+    """paysage's StochasticGradientDescent.
 
-    stepsize: Number | Schedule = 0.001
+        u = -stepsize g
 
-    state_type = SgdState
-    rate = "stepsize"
+    Args:
+        stepsize: a number from 0 on, or a schedule.
+    """
 
-    def __post_init__(self):
-        check_learning_rate("classic.sgd", "stepsize", self.stepsize)
+    stepsize: Number | Schedule = rate(0.001)
+    state_type = ClassicSgdState
 
-    def rule(self, h, g, p):
-        return (-h.stepsize * g,)
+    def rule(self, t: Array, g: Array, p: Array | None) -> tuple[Array]:
+        return (-self.stepsize * g,)
 
 
-@pytree_dataclass
 class momentum(Leafwise):
-    """paysage's Momentum (after Qian, 1999): m = w m + (1 - w) g, u = -stepsize m, with w = momentum."""
+    """paysage's Momentum (after Qian, 1999), w = momentum.
 
-    stepsize: Number | Schedule = 0.001
-    momentum: Number = 0.9
+        m = w m + (1 - w) g
+        u = -stepsize m
 
-    state_type = MomentumState
-    moments = 1
-    rate = "stepsize"
+    Args:
+        stepsize: a number from 0 on, or a schedule.
+        momentum: the weight w, in [0, 1].
+    """
 
-    def __post_init__(self):
-        check_learning_rate("classic.momentum", "stepsize", self.stepsize)
-        check_number("classic.momentum", "momentum", self.momentum, 0, 1)
+    stepsize: Number | Schedule = rate(0.001)
+    momentum: Number = number(0.9, "[0, 1]")
+    state_type = ClassicMomentumState
 
-    def rule(self, h, g, p, m):
-        m = _mean(h.t == 1, h.momentum, m, g)
-        return -h.stepsize * m, m
+    def rule(self, t: Array, g: Array, p: Array | None, m: Array) -> tuple[Array, Array]:
+        m = _mean(t == 1, self.momentum, m, g)
+        return -self.stepsize * m, m
 
 
-@pytree_dataclass
 class rmsprop(Leafwise):
-    """paysage's RMSProp (after Hinton, lecture 6e): v = W v + (1 - W) g², u = -stepsize g / √(eps + v / (1 - W)),
+    """paysage's RMSProp (after Hinton, Coursera lecture 6e, 2012), W = mean_square_weight.
 
-    with W = mean_square_weight; u = -stepsize g where W = 0.
+        v = W v + (1 - W) g²
+        u = -stepsize g / √(eps + v / (1 - W))        (u = -stepsize g where W = 0)
+
+    Args:
+        stepsize: a number from 0 on, or a schedule.
+        mean_square_weight: the weight W, in [0, 1].
     """
 
-    stepsize: Number | Schedule = 0.001
-    mean_square_weight: Number = 0.9
+    stepsize: Number | Schedule = rate(0.001)
+    mean_square_weight: Number = number(0.9, "[0, 1]")
+    state_type = ClassicRmspropState
 
-    state_type = RmspropState
-    moments = 1
-    rate = "stepsize"
-
-    def __post_init__(self):
-        check_learning_rate("classic.rmsprop", "stepsize", self.stepsize)
-        check_number("classic.rmsprop", "mean_square_weight", self.mean_square_weight, 0, 1)
-
-    def rule(self, h, g, p, v):
-        v = _mean_square(h.t == 1, h.mean_square_weight, v, g)
-        direction = _normalize_unless_zero(g, v, 0, h.mean_square_weight)
-        return -h.stepsize * direction, v
+    def rule(self, t: Array, g: Array, p: Array | None, v: Array) -> tuple[Array, Array]:
+        v = _mean_square(t == 1, self.mean_square_weight, v, g)
+        direction = _normalize_unless_zero(g, v, 0, self.mean_square_weight)
+        return -self.stepsize * direction, v
 
 
-@pytree_dataclass
 class adam(Leafwise):
-    """paysage's ADAM (after Kingma & Ba, 2015): m = w m + (1 - w) g, v = W v + (1 - W) g²,
+    """paysage's ADAM (after Kingma & Ba, 2015), w = mean_weight and W = mean_square_weight.
 
-    u = -stepsize (m / (1 - w)) / √(eps + v / (1 - W)), with w = mean_weight and W = mean_square_weight;
-    u = -stepsize m where W = 0.
+        m = w m + (1 - w) g
+        v = W v + (1 - W) g²
+        u = -stepsize (m / (1 - w)) / √(eps + v / (1 - W))        (u = -stepsize m where W = 0)
+
+    Args:
+        stepsize: a number from 0 on, or a schedule.
+        mean_weight: the weight w, in [0, 1].
+        mean_square_weight: the weight W, in [0, 1].
     """
 
-    stepsize: Number | Schedule = 0.001
-    mean_weight: Number = 0.9
-    mean_square_weight: Number = 0.999
+    stepsize: Number | Schedule = rate(0.001)
+    mean_weight: Number = number(0.9, "[0, 1]")
+    mean_square_weight: Number = number(0.999, "[0, 1]")
+    state_type = ClassicAdamState
 
-    state_type = AdamState
-    moments = 2
-    rate = "stepsize"
-
-    def __post_init__(self):
-        check_learning_rate("classic.adam", "stepsize", self.stepsize)
-        check_number("classic.adam", "mean_weight", self.mean_weight, 0, 1)
-        check_number("classic.adam", "mean_square_weight", self.mean_square_weight, 0, 1)
-
-    def rule(self, h, g, p, m, v):
-        m = _mean(h.t == 1, h.mean_weight, m, g)
-        v = _mean_square(h.t == 1, h.mean_square_weight, v, g)
-        direction = _normalize_unless_zero(m, v, h.mean_weight, h.mean_square_weight)
-        return -h.stepsize * direction, m, v
+    def rule(self, t: Array, g: Array, p: Array | None, m: Array, v: Array) -> tuple[Array, Array, Array]:
+        m = _mean(t == 1, self.mean_weight, m, g)
+        v = _mean_square(t == 1, self.mean_square_weight, v, g)
+        direction = _normalize_unless_zero(m, v, self.mean_weight, self.mean_square_weight)
+        return -self.stepsize * direction, m, v
 
 
 # --- the gradient memory: the moments on their own ---------------------------------------------------
 
 
-@Partial
-def _mean_rule(h, g, p, m):
-    return g, _mean(h.first == 1, h.w, m, g)
-
-
-@Partial
-def _mean_square_rule(h, g, p, v):
-    return g, _mean_square(h.first == 1, h.W, v, g)
-
-
-@Partial
-def _normalize_rule(h, g, p, v):
-    return _normalize(g, v, h.w, h.W), v
-
-
 def update_mean(mean: Params, grad: Updates, mean_weight: Number, first: Any = False) -> Params:
-    """w mean + (1 - w) grad with w = mean_weight, and grad itself if `first` (a bool, may be traced)."""
-    return update_leaves(_mean_rule, {"w": mean_weight, "first": first}, grad, None, mean)[1]
+    """The running mean of gradients: w mean + (1 - w) grad, and grad itself at the first gradient.
+
+    Args:
+        mean: the mean so far, a tree like grad.
+        grad: the gradient.
+        mean_weight: the weight w.
+        first: whether this is the first gradient; a bool, which may be traced.
+    """
+    return update_leaves(_mean_rule, mean_weight, _step(first), grad, None, mean)[1]
 
 
 def update_mean_square(mean_square: Params, grad: Updates, mean_square_weight: Number, first: Any = False) -> Params:
-    """W mean_square + (1 - W) grad² with W = mean_square_weight, and grad² if `first` (a bool, may be traced)."""
-    return update_leaves(_mean_square_rule, {"W": mean_square_weight, "first": first}, grad, None, mean_square)[1]
+    """The running mean of squared gradients: W mean_square + (1 - W) grad², and grad² at the first gradient.
+
+    Args:
+        mean_square: the mean so far, a tree like grad.
+        grad: the gradient.
+        mean_square_weight: the weight W.
+        first: whether this is the first gradient; a bool, which may be traced.
+    """
+    return update_leaves(_mean_square_rule, mean_square_weight, _step(first), grad, None, mean_square)[1]
 
 
 def normalize(grad: Updates, mean_square: Params, mean_weight: Number = 0, mean_square_weight: Number = 0) -> Updates:
-    """(grad / (1 - w)) / √(eps + mean_square / (1 - W)): paysage's unbiased form; biased with both weights 0."""
-    return update_leaves(_normalize_rule, {"w": mean_weight, "W": mean_square_weight}, grad, None, mean_square)[0]
+    """The gradient over its root mean square: (grad / (1 - w)) / √(eps + mean_square / (1 - W)).
 
-
-# --- magnitude ---------------------------------------------------------------------------------------
-
-
-def gradient_magnitude(tree: Any) -> jax.Array:
-    """√(mean over leaves of ‖leaf‖² / len(leaf)), len being the size of the first dimension; a float32 scalar.
-
-    Raises ZeroDivisionError for a tree without leaves and TypeError for a leaf without dimensions (paysage, 2017).
+    Args:
+        grad: the gradient, or its mean.
+        mean_square: the running mean of squared gradients, a tree like grad.
+        mean_weight: the weight w of paysage's "unbiased" form; 0 in the biased one.
+        mean_square_weight: the weight W, likewise.
     """
-    leaves = tree_flatten_with_path(unpack_all(tree))[0]
-    if not leaves:
-        raise ZeroDivisionError("gradient_magnitude: the tree has no leaves")
-    for path, leaf in leaves:
-        if jnp.ndim(leaf) == 0:
-            raise TypeError(f"gradient_magnitude: leaf {keystr(path)} has no first dimension")
-    arrays = [jnp.asarray(leaf, jnp.float32) for _, leaf in leaves]
-    return norm(jnp.stack([norm(x) / np.sqrt(np.float32(len(x))) for x in arrays])) / np.sqrt(np.float32(len(arrays)))
+    weights = (mean_weight, mean_square_weight)
+    return update_leaves(_normalize_rule, weights, _step(first=False), grad, None, mean_square)[0]
+
+
+def _step(first: Any) -> Array:
+    return jnp.where(first, 1, 2)
+
+
+def _mean_rule(w, t, g, p, m):
+    return g, _mean(t == 1, w, m, g)
+
+
+def _mean_square_rule(W, t, g, p, v):
+    return g, _mean_square(t == 1, W, v, g)
+
+
+def _normalize_rule(weights, t, g, p, v):
+    return _normalize(g, v, *weights), v

@@ -1,4 +1,4 @@
-"""The classes of paysage.optimizers (2017), thin over `classic`: `from paysage_jax import compat as optimizers`.
+"""The documented classes of paysage.optimizers (2017), thin over `classic`: `from paysage_jax import optimizers`.
 
 `update(model, v_data, v_model, epoch)` calls `model.gradient(v_data, v_model)`, makes one step and hands it to
 `model.parameter_update(delta)`, which subtracts it. The step is jitted; that of a small model in numpy is done in
@@ -6,19 +6,26 @@ numpy, by the same equations. A leaf that came as a numpy array goes back as a w
 a leaf that came as a JAX array stays one. Nothing the model returned is modified.
 """
 
-import itertools
+from copy import copy
 from copy import deepcopy as deepcopy
-from dataclasses import replace
-from functools import partial
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import classic
-from ._base import check_same_tree, moment_dtype, zeros_like_moments
+from ._base import Leafwise
+from ._convergence import gradient_magnitude as _gradient_magnitude
+from ._host import Stepper, as_given
+from ._trees import check_same_tree, zeros_like_moments
+
+_magnitude = jax.jit(_gradient_magnitude)
+_update_mean = jax.jit(classic.update_mean)
+_update_mean_square = jax.jit(classic.update_mean_square)
+_normalize = jax.jit(classic.normalize)
+
+
+# --- schedulers --------------------------------------------------------------------------------------
 
 
 class Scheduler:
@@ -61,25 +68,12 @@ class ExponentialDecay(Scheduler):
         return self.lr
 
 
+# --- gradients ---------------------------------------------------------------------------------------
+
+
 def gradient_magnitude(grad) -> float:
-    """`classic.gradient_magnitude` as a Python float."""
+    """√(mean over leaves of ‖leaf‖² / len(leaf)), len the size of the first dimension."""
     return float(np.asarray(_magnitude(grad)))
-
-
-_magnitude = jax.jit(classic.gradient_magnitude)
-_update_mean = jax.jit(classic.update_mean)
-_update_mean_square = jax.jit(classic.update_mean_square)
-_normalize = jax.jit(classic.normalize)
-
-
-def _as_given(given, computed):
-    """The computed tree in the array kinds of the given one."""
-
-    def convert(g, x):
-        # np.array, not np.asarray: the view of a JAX array is read-only. A float64 leaf gets float64 back.
-        return np.array(x, dtype=np.promote_types(g.dtype, x.dtype)) if isinstance(g, np.ndarray) else x
-
-    return jax.tree.map(convert, given, computed)
 
 
 class GradientMemory:
@@ -102,14 +96,14 @@ class GradientMemory:
         """mean = w mean + (1 - w) grad; the first mean is the first gradient."""
         first = self.mean_gradient is None
         mean = zeros_like_moments(grad) if first else self.mean_gradient
-        self.mean_gradient = _as_given(grad, _update_mean(mean, grad, float(self.mean_weight), first))
+        self.mean_gradient = as_given(grad, _update_mean(mean, grad, float(self.mean_weight), first))
 
     def update_mean_square(self, grad):
         """mean_square = w mean_square + (1 - w) grad²; the first is the first gradient squared."""
         first = self.mean_square_gradient is None
         mean_square = zeros_like_moments(grad) if first else self.mean_square_gradient
         weight = float(self.mean_square_weight)
-        self.mean_square_gradient = _as_given(grad, _update_mean_square(mean_square, grad, weight, first))
+        self.mean_square_gradient = as_given(grad, _update_mean_square(mean_square, grad, weight, first))
 
     def normalize(self, grad, unbiased=False):
         """grad over the root of the mean square gradient; a copy of grad if that has weight 0 and is not kept.
@@ -119,9 +113,9 @@ class GradientMemory:
         if self.mean_square_gradient is None:
             if self.mean_square_weight:
                 raise TypeError("GradientMemory.normalize: no mean square gradient yet; call update(grad) first")
-            return _as_given(grad, grad)
+            return as_given(grad, grad)
         weights = (float(self.mean_weight), float(self.mean_square_weight)) if unbiased else (0.0, 0.0)
-        return _as_given(grad, _normalize(grad, self.mean_square_gradient, *weights))
+        return as_given(grad, _normalize(grad, self.mean_square_gradient, *weights))
 
 
 _DEFAULT_SCHEDULER = PowerLawDecay()
@@ -141,64 +135,32 @@ class Optimizer:
         return bool(self.delta) and gradient_magnitude(self.delta) <= self.tolerance
 
 
-_ON_HOST = [np.dtype(name) for name in ("float16", "float32", "float64")]
-_SMALL = 2**14  # elements: up to this a call of XLA costs more than the arithmetic in numpy
-
-
-@partial(jax.jit, donate_argnames="state")
-def _step(rule, stepsize, grad, state):
-    updates, state = replace(rule, stepsize=stepsize).update(grad, state)
-    return jax.tree.map(jnp.negative, updates), state
-
-
-def _is_small_on_host(tree):
-    leaves = jax.tree.leaves(tree)
-    one_kind = all(type(x) is np.ndarray and x.dtype == leaves[0].dtype for x in leaves)
-    return bool(leaves) and one_kind and leaves[0].dtype in _ON_HOST and sum(x.size for x in leaves) <= _SMALL
-
-
-def _step_on_host(rule, stepsize, grad, state):
-    """`_step` in numpy, on all leaves in one array: so are the moments in the state."""
-    g = np.concatenate([x.ravel() for x in jax.tree.leaves(grad)])
-    dtype = moment_dtype(jax.dtypes.canonicalize_dtype(g.dtype))
-    step, _, *moments = state or (0, None, *(np.zeros(g.shape, dtype) for _ in range(rule.moments)))
-    dtype = moments[0].dtype if moments else dtype
-    t = min(step + 1, np.iinfo(np.int32).max)
-    h = SimpleNamespace(**{name: dtype.type(x) for name, x in (vars(rule) | {"stepsize": stepsize, "t": t}).items()})
-    with np.errstate(all="ignore"):
-        u, *moments = rule.rule(h, g.astype(dtype), None, *moments)
-        delta = jax.tree.map(lambda d, x: d.astype(x.dtype), _cut(-u, grad), grad)
-    return delta, rule.state_type(t, stepsize, *moments)
-
-
-def _cut(array, like):
-    """The tree in the shapes of `like` whose leaves lie in the array one after the other."""
-    leaves, structure = jax.tree.flatten(like)
-    ends = itertools.accumulate(x.size for x in leaves)
-    return structure.unflatten(
-        [array[end - x.size : end].reshape(x.shape) for x, end in zip(leaves, ends, strict=True)]
-    )
-
-
 class _ClassicOptimizer(Optimizer):
-    """One step of a `classic` optimizer per `update`: one jitted call, or numpy for a small model in numpy."""
+    """One step of a `classic` optimizer per `update`."""
 
-    def __init__(self, rule, stepsize, scheduler, tolerance):
+    functional: ClassVar[str]
+
+    def __init__(self, optimizer: Leafwise, stepsize: float, scheduler: Any, tolerance: float) -> None:
         super().__init__(scheduler, tolerance)
         self.stepsize = stepsize
-        self._rule = rule
-        self._state: Any = None
-        self._on_host = None  # once False it stays so
+        self._step = Stepper(optimizer)
 
-    def _learning_rate(self):
+    def __copy__(self) -> Any:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), _step=copy(self._step))
+        return twin
+
+    def _learning_rate(self) -> float:
         # paysage's normalising classes rounded the step size to float32 before this product, the others did not.
-        stepsize = np.float32(self.stepsize) if hasattr(self._rule, "mean_square_weight") else self.stepsize
+        normalises = hasattr(self._step.optimizer, "mean_square_weight")
+        stepsize = np.float32(self.stepsize) if normalises else self.stepsize
         return float(self.scheduler.get_lr()) * float(stepsize)
 
-    def update(self, model, v_data, v_model, epoch):
+    def update(self, model: Any, v_data: Any, v_model: Any, epoch: Any) -> None:
         """One step on `model.gradient(v_data, v_model)`, at the scheduler's rate for `epoch`.
 
-        Raises ValueError naming the leaf if the gradient's tree or shapes are not those of the last one.
+        Raises:
+            ValueError: naming the leaf, if the gradient's tree or shapes are not those of the last one.
         """
         self.scheduler.increment(epoch)
         learning_rate = self._learning_rate()
@@ -207,22 +169,8 @@ class _ClassicOptimizer(Optimizer):
             check_same_tree("gradient", grad, "the last update", self.delta)
         else:
             _check_paysage_tree(grad)
-        self.delta = self._advance(learning_rate, grad)
+        self.delta = self._step(learning_rate, grad)
         model.parameter_update(self.delta)
-
-    def _advance(self, learning_rate, grad):
-        on_host = self._on_host is not False and _is_small_on_host(grad)
-        if on_host:
-            delta, self._state = _step_on_host(self._rule, learning_rate, grad, self._state)
-        else:
-            state = self._rule.init(grad) if self._state is None else self._state
-            if self._on_host:  # until now: the model has changed its kind of arrays
-                step, rate, *moments = state
-                state = type(state)(np.int32(step), np.float32(rate), *(_cut(m, self.delta) for m in moments))
-            delta, self._state = _step(self._rule, learning_rate, grad, state)
-            delta = _as_given(grad, delta)
-        self._on_host = on_host
-        return delta
 
 
 def _check_paysage_tree(grad):
@@ -234,39 +182,62 @@ def _check_paysage_tree(grad):
 class StochasticGradientDescent(_ClassicOptimizer):
     """delta = L g, with L = scheduler.get_lr() * stepsize."""
 
-    def __init__(self, model, stepsize=0.001, scheduler=_DEFAULT_SCHEDULER, tolerance=0.001):
+    functional = "paysage_jax.classic.sgd"
+
+    def __init__(
+        self, model: Any, stepsize: float = 0.001, scheduler: Any = _DEFAULT_SCHEDULER, tolerance: float = 0.001
+    ) -> None:
         super().__init__(classic.sgd(), stepsize, scheduler, tolerance)
 
 
 class Momentum(_ClassicOptimizer):
     """delta = L m, m the running mean of gradients (Qian, 1999; see `classic.momentum`)."""
 
-    def __init__(self, model, stepsize=0.001, momentum=0.9, scheduler=_DEFAULT_SCHEDULER, tolerance=1e-6):
-        super().__init__(classic.momentum(momentum=float(momentum)), stepsize, scheduler, tolerance)
+    functional = "paysage_jax.classic.momentum"
+
+    def __init__(
+        self,
+        model: Any,
+        stepsize: float = 0.001,
+        momentum: float = 0.9,
+        scheduler: Any = _DEFAULT_SCHEDULER,
+        tolerance: float = 1e-6,
+    ) -> None:
+        super().__init__(classic.momentum(momentum=momentum), stepsize, scheduler, tolerance)
 
 
 class RMSProp(_ClassicOptimizer):
     """delta = L g over its root mean square (Hinton, Coursera lecture 6e; see `classic.rmsprop`)."""
 
-    def __init__(self, model, stepsize=0.001, mean_square_weight=0.9, scheduler=_DEFAULT_SCHEDULER, tolerance=1e-6):
-        rule = classic.rmsprop(mean_square_weight=float(mean_square_weight))
-        super().__init__(rule, stepsize, scheduler, tolerance)
+    functional = "paysage_jax.classic.rmsprop"
+
+    def __init__(
+        self,
+        model: Any,
+        stepsize: float = 0.001,
+        mean_square_weight: float = 0.9,
+        scheduler: Any = _DEFAULT_SCHEDULER,
+        tolerance: float = 1e-6,
+    ) -> None:
+        super().__init__(classic.rmsprop(mean_square_weight=mean_square_weight), stepsize, scheduler, tolerance)
 
 
 class ADAM(_ClassicOptimizer):
     """delta = L m over the root of v, the running means of g and g² (Kingma & Ba, 2015; see `classic.adam`)."""
 
+    functional = "paysage_jax.classic.adam"
+
     def __init__(
         self,
-        model,
-        stepsize=0.001,
-        mean_weight=0.9,
-        mean_square_weight=0.999,
-        scheduler=_DEFAULT_SCHEDULER,
-        tolerance=1e-6,
-    ):
-        rule = classic.adam(mean_weight=float(mean_weight), mean_square_weight=float(mean_square_weight))
-        super().__init__(rule, stepsize, scheduler, tolerance)
+        model: Any,
+        stepsize: float = 0.001,
+        mean_weight: float = 0.9,
+        mean_square_weight: float = 0.999,
+        scheduler: Any = _DEFAULT_SCHEDULER,
+        tolerance: float = 1e-6,
+    ) -> None:
+        optimizer = classic.adam(mean_weight=mean_weight, mean_square_weight=mean_square_weight)
+        super().__init__(optimizer, stepsize, scheduler, tolerance)
 
 
 sgd = SGD = StochasticGradientDescent

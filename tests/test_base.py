@@ -16,27 +16,30 @@ from problems import OPTIMIZERS, TEXTBOOK, TREES, each, gradients, rbm_tree, row
 
 from paysage_jax import (
     Leafwise,
+    Number,
+    Pytree,
+    Schedule,
     SgdState,
     Transformation,
     adam,
     apply_updates,
     chain,
     momentum,
+    number,
     per_epoch,
     power_law_decay,
-    pytree_dataclass,
+    rate,
     rmsprop,
     sgd,
     static,
 )
-from paysage_jax._base import norm
+from paysage_jax._trees import norm
 
 PARAMS = rbm_tree()
 GRADIENT = row(gradients(PARAMS, 1), 0)
 each_tree = pytest.mark.parametrize("params", TREES.values(), ids=TREES.keys())
 
 
-@pytree_dataclass
 class Multiply(Transformation):
     """A user's own transformation: updates times `factor`, which is an extra argument, times a number of its own."""
 
@@ -92,10 +95,9 @@ def test_frozen():
         sgd(0.1).learning_rate = 0.2
 
 
-def test_a_users_own_pytree_dataclass():
-    @pytree_dataclass
-    class Line:
-        slope: float
+def test_a_users_own_pytree():
+    class Line(Pytree):
+        slope: Number = number()
         name: str = static(default="line")
 
         def __call__(self, x):
@@ -116,15 +118,14 @@ def test_unpacks_into_init_and_update(optimizer):
     chex.assert_trees_all_equal((updates, state), (expected, expected_state))
 
 
-@pytree_dataclass
 class SignDescent(Leafwise):
     """A user's own optimizer is one equation."""
 
-    learning_rate: float
+    learning_rate: Number | Schedule = rate()
     state_type = SgdState
 
-    def rule(self, h, g, p):
-        return (-h.learning_rate * jnp.sign(g) / h.t.astype(g.dtype),)
+    def rule(self, t, g, p):
+        return (-self.learning_rate * jnp.sign(g) / t,)
 
 
 def test_a_users_own_rule():

@@ -377,10 +377,18 @@ def test_a_transition_that_changes_the_shape_is_an_error(estimator):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: contrastive_divergence(None, None, steps=0), ValueError, "steps must be in"),
+        (lambda: contrastive_divergence(None, None, steps=0), ValueError, "steps must be a whole number"),
         (lambda: contrastive_divergence(None, None, steps=1.5), TypeError, "steps must be a whole number"),
-        (lambda: persistent_contrastive_divergence(None, None, steps=0), ValueError, "steps must be in"),
-        (lambda: persistent_contrastive_divergence(None, None, chains=0), ValueError, "chains must be in"),
+        (
+            lambda: persistent_contrastive_divergence(None, None, steps=0),
+            ValueError,
+            "steps must be a whole number",
+        ),
+        (
+            lambda: persistent_contrastive_divergence(None, None, chains=0),
+            ValueError,
+            "chains must be a whole number",
+        ),
         (lambda: persistent_contrastive_divergence(None, None, chains=2.0), TypeError, "chains must be a whole number"),
     ],
 )

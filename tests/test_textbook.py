@@ -118,7 +118,7 @@ def equations(optimizer, g, p):
             direction = m_hat / (np.sqrt(v_hat) + o.eps)
     updates = np.empty_like(g)
     for i in range(len(g)):
-        updates[i] = -o.learning_rate * (direction[i] + getattr(o, "weight_decay", 0.0) * p)
+        updates[i] = -o.learning_rate * (direction[i] + (getattr(o, "weight_decay", None) or 0.0) * p)
         p = p + updates[i]
     return updates
 
@@ -346,7 +346,7 @@ def test_an_element_without_gradient_spoils_no_derivative(optimizer):
     @jax.jit
     @jax.grad
     def derivative(rate, inputs):
-        trained, params = replace(optimizer, **{optimizer.rate: rate}), jnp.array([1.0, 2.0])
+        trained, params = replace(optimizer, **{optimizer._rate: rate}), jnp.array([1.0, 2.0])
         state = trained.init(params)
         for _ in range(2):
             _, state, params = step(trained, (jnp.sum(inputs * params) - 3) * inputs, state, params)
@@ -385,7 +385,7 @@ def test_the_state_has_its_documented_fields(optimizer):
 
 @each(SCHEDULED)
 def test_the_state_holds_the_learning_rate_that_was_applied(optimizer):
-    schedule = getattr(optimizer, optimizer.rate)
+    schedule = getattr(optimizer, optimizer._rate)
     state = optimizer.init(PARAMS)
     assert state.learning_rate == schedule(0)
     for t in range(25):

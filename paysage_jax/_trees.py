@@ -1,0 +1,138 @@
+"""What is done to trees: the paths of leaves, checks whose errors name the leaf, dtypes, norms, finiteness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+
+Params = Any  # a pytree of floating arrays
+Updates = Any  # a pytree like Params
+Where = Callable[[str], bool]  # a predicate on the path of a leaf
+
+
+def leaf_paths(tree: Any) -> list[str]:
+    """The paths of the leaves in their order, written "weights/0/matrix"."""
+    return [keystr(path, simple=True, separator="/") for path, _ in tree_flatten_with_path(tree)[0]]
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves under their paths."""
+    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
+
+
+def selected(owner: str, where: Where | None, tree: Any) -> list[bool]:
+    """Whether `where` selects each leaf, by its path; None selects all. Raises ValueError if it selects none."""
+    paths = leaf_paths(tree)
+    chosen = [where is None or bool(where(path)) for path in paths]
+    if paths and not any(chosen):
+        raise ValueError(f"{owner}: the predicate selects none of the leaves {paths}")
+    return chosen
+
+
+# --- checks ------------------------------------------------------------------------------------------
+
+
+def check_floating(name: str, tree: Any) -> None:
+    """Raise TypeError for the first leaf of `tree` that is not of a floating dtype."""
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{name}{keystr(path)}: expected a floating dtype, got {dtype}")
+
+
+def _structure_and_shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jnp.shape(leaf) for leaf in leaves]
+
+
+def check_same_tree(name: str, tree: Any, reference_name: str, reference: Any) -> None:
+    """Raise ValueError unless `tree` has the structure and shapes of `reference`."""
+    if _structure_and_shapes(tree) == _structure_and_shapes(reference):
+        return
+    got, got_structure = tree_flatten_with_path(tree)
+    expected, structure = tree_flatten_with_path(reference)
+    got_shapes = {keystr(path): jnp.shape(leaf) for path, leaf in got}
+    shapes = {keystr(path): jnp.shape(leaf) for path, leaf in expected}
+    for path, shape in shapes.items():
+        if path not in got_shapes:
+            raise ValueError(f"{name}{path}: missing; {reference_name} has it, of shape {shape}")
+    for path in got_shapes:
+        if path not in shapes:
+            raise ValueError(f"{name}{path}: unexpected; {reference_name} has no such leaf")
+    if got_structure != structure:
+        raise ValueError(f"{name}: expected the tree structure of {reference_name}, {structure}, got {got_structure}")
+    for path, shape in shapes.items():
+        if got_shapes[path] != shape:
+            raise ValueError(f"{name}{path}: expected shape {shape} as in {reference_name}, got {got_shapes[path]}")
+
+
+def check_params(owner: str, updates: Updates, params: Params | None) -> None:
+    """Raise ValueError unless the parameters were given and are a tree like the updates."""
+    if params is None:
+        raise ValueError(f"{owner}: needs the parameters: update(updates, state, params)")
+    check_same_tree("updates", updates, "params", params)
+
+
+def as_scalar(name: str, value: Any) -> jax.Array:
+    """A copy of `value` as a scalar array of the default float dtype. Raises ValueError for another shape."""
+    # A copy: a state that holds the array of a hyperparameter itself could not be donated.
+    value = jnp.array(value, dtype=float)
+    if value.shape != ():
+        raise ValueError(f"{name}: expected a scalar, got shape {value.shape}; use jax.vmap for many values")
+    return value
+
+
+# --- dtypes ------------------------------------------------------------------------------------------
+
+
+def moment_dtype(dtype: Any) -> Any:
+    """The dtype in which a parameter's arithmetic is done and its moments are kept: at least float32."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def zeros_like_moments(params: Params) -> Params:
+    """Zeros in the shape of every leaf and in its `moment_dtype`."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=moment_dtype(jnp.result_type(p))), params)
+
+
+# --- norms, roots, finiteness ------------------------------------------------------------------------
+
+
+def norm(x: jax.Array) -> jax.Array:
+    """Euclidean norm, accurate even where squares overflow or underflow; NaN and inf propagate."""
+    if x.size < 4096:  # a second pass costs less than a branch
+        return _scaled_norm(x)
+    square = jnp.sum(x**2)
+    # Below this, squares that underflowed may be more than a rounding error of the sum.
+    smallest = x.size * float(jnp.finfo(x.dtype).tiny / jnp.finfo(x.dtype).eps)
+    return jax.lax.cond((square > smallest) & (square < np.inf), lambda: jnp.sqrt(square), lambda: _scaled_norm(x))
+
+
+def _scaled_norm(x: jax.Array) -> jax.Array:
+    largest = jnp.max(jnp.abs(x), initial=0)
+    # The norm does not depend on the scale; its derivative must not pick up what rounding leaves of that.
+    scale = jax.lax.stop_gradient(jnp.where((largest > 0) & (largest < np.inf), largest, 1))
+    return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))
+
+
+@jax.custom_jvp
+def root(v: jax.Array) -> jax.Array:
+    """√v, with derivative 0 at 0: an element that never had a gradient must not spoil a derivative of the run."""
+    return jnp.sqrt(v)
+
+
+@root.defjvp
+def _root_jvp(primals: Any, tangents: Any) -> Any:
+    (v,), (dv,) = primals, tangents
+    x = jnp.sqrt(v)
+    return x, jnp.where(v > 0, dv / (2 * jnp.where(v > 0, x, 1)), 0)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no element of any leaf is NaN or infinite; a bool scalar."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [jnp.array(True)]))
