@@ -1,0 +1,268 @@
+"""The optimizers of paysage 0.1 to 0.2.1.
+
+`update_lr()`, once an epoch, takes the next value of the stepsize schedule; `update(model, grad)` makes one step and
+hands it to `model.parameter_update(delta)`, which subtracts it. The equations are those of `paysage_jax.classic`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from .. import classic
+from .. import optimizers as _documented
+from .._base import Leafwise
+from .._host import Stepper, as_given
+from .._trees import check_same_tree
+from . import schedules
+from .gradient_util import _scale_, grad_rms
+
+
+class GradientMemory(_documented.GradientMemory):
+    """The running means of gradients and of their squares; a mean of weight 0 is not kept (None).
+
+        mean = w mean + (1 - w) grad
+        mean_square = W mean_square + (1 - W) grad²
+
+    Args:
+        mean_weight: the weight w.
+        mean_square_weight: the weight W.
+    """
+
+    def reset(self) -> None:
+        """Forget both means."""
+        self.mean_gradient = None
+        self.mean_square_gradient = None
+
+    def normalize(self, grad: Any, unbiased: bool = False) -> Any:
+        """`grad` over the root of the mean square gradient; a copy of `grad` if there is none.
+
+            grad / √(eps + mean_square)                          (grad / (1 - w)) / √(eps + mean_square / (1 - W))
+
+        Args:
+            grad: the gradient, or its mean.
+            unbiased: whether the second form is taken.
+        """
+        if self.mean_square_gradient is None:
+            return as_given(grad, grad)
+        return super().normalize(grad, unbiased)
+
+
+class _LiveMemory(GradientMemory):
+    """The memory of an optimizer: its means are those in the optimizer's state, copied when they are asked for."""
+
+    def __init__(self, rule: Leafwise) -> None:
+        self.mean_weight = getattr(rule, "mean_weight", getattr(rule, "momentum", 0))
+        self.mean_square_weight = getattr(rule, "mean_square_weight", 0)
+        self._rule = rule
+        self.reset()
+
+    def reset(self) -> None:
+        self._stepper = Stepper(self._rule)
+        self._delta: Any = None
+
+    @property
+    def mean_gradient(self) -> Any:
+        return self._moment("mean") if self.mean_weight else None
+
+    @property
+    def mean_square_gradient(self) -> Any:
+        return self._moment("mean_square") if self.mean_square_weight else None
+
+    def update(self, grad: Any) -> None:
+        raise TypeError("the memory of an optimizer is updated by its optimizer; make a GradientMemory of your own")
+
+    update_mean = update_mean_square = update
+
+    def _moment(self, name: str) -> Any:
+        state = self._stepper.moments_as_trees()
+        if state is None:
+            return None
+        # Copied, because the next step may write into the buffers of the state.
+        return as_given(self._delta, jax.tree.map(lambda x: x.copy(), getattr(state, name)))
+
+    def _step(self, stepsize: float, grad: Any) -> Any:
+        if self._delta is not None and self._rule._moments:
+            check_same_tree("gradient", grad, "the last update", self._delta)
+        self._delta = self._stepper(stepsize, grad)
+        return self._delta
+
+
+_DEFAULT_STEPSIZE = schedules.Constant(initial=0.001)
+
+
+class Optimizer:
+    """Base of the optimizers.
+
+    `delta` is the last step (what the model subtracted), `lr_` multiplies an array by the step size in force, in
+    place; `lr_.args[0]` is that number. It is None before the first `update_lr()`.
+
+    Args:
+        stepsize: a schedule, or another iterator of numbers; it is advanced by `update_lr()`.
+        tolerance: the root mean square of a step at which the run has converged.
+        ascent: whether to step uphill (0.1 only).
+    """
+
+    functional: ClassVar[str] = "one of paysage_jax.classic"
+
+    def __init__(self, stepsize: Any = _DEFAULT_STEPSIZE, tolerance: float = 1e-7, ascent: bool = False) -> None:
+        if not hasattr(type(stepsize), "__next__"):
+            hint = f"Constant({stepsize})" if isinstance(stepsize, int | float) else "Constant(0.001)"
+            raise TypeError(
+                f"{type(self).__name__}: stepsize must be a schedule, such as {hint}, or another iterator, "
+                f"got {stepsize!r}"
+            )
+        # The default is one object for the whole module: every optimizer needs its own.
+        self.stepsize = stepsize.copy() if stepsize is _DEFAULT_STEPSIZE else stepsize
+        self.tolerance = tolerance
+        self.delta: Any = {}
+        self.grad_sign = -1.0 if ascent else 1.0
+        self.lr_: Any = None
+
+    def check_convergence(self) -> bool:
+        """Whether grad_rms(delta) <= tolerance; False before the first update and for NaN."""
+        return bool(jax.tree.leaves(self.delta)) and grad_rms(self.delta) <= self.tolerance
+
+    def update_lr(self) -> None:
+        """Take the next step size of the schedule.
+
+        Raises:
+            ValueError: if it is NaN or infinite.
+        """
+        stepsize = np.float32(next(self.stepsize))
+        if not np.isfinite(stepsize):
+            raise ValueError(f"{type(self).__name__}: stepsize must be finite, but its next value is {stepsize}")
+        self.lr_ = partial(_scale_, np.float32(self.grad_sign) * stepsize)
+
+
+class _ClassicOptimizer(Optimizer):
+    """An optimizer by one of the rules of `classic`."""
+
+    def __init__(self, rule: Leafwise, stepsize: Any, tolerance: float, ascent: bool) -> None:
+        super().__init__(stepsize, tolerance, ascent)
+        self.memory = _LiveMemory(rule)
+
+    def reset(self) -> None:
+        """Forget the running means; the schedule and `delta` stay."""
+        self.memory.reset()
+
+    def update(self, model: Any, grad: Any) -> None:
+        """One step, handed to `model.parameter_update`.
+
+        Args:
+            model: the model.
+            grad: its gradient, a `Gradient` or any other pytree of floating arrays; it is not modified.
+
+        Raises:
+            RuntimeError: before the first `update_lr()`.
+            ValueError: naming the leaf, if the tree or the shapes are not those of the last update.
+        """
+        if self.lr_ is None:
+            raise RuntimeError(f"{type(self).__name__}: call update_lr() before the first update, then once an epoch")
+        self.delta = self.memory._step(float(self.lr_.args[0]), grad)
+        model.parameter_update(self.delta)
+
+
+class Gradient(_ClassicOptimizer):
+    """Stochastic gradient descent.
+
+        delta = lr g
+
+    Args:
+        stepsize: the schedule of lr.
+        tolerance: the root mean square of a step at which the run has converged.
+        ascent: whether to step uphill (0.1 only).
+    """
+
+    functional = "paysage_jax.classic.sgd"
+
+    def __init__(self, stepsize: Any = _DEFAULT_STEPSIZE, tolerance: float = 1e-7, ascent: bool = False) -> None:
+        super().__init__(classic.sgd(), stepsize, tolerance, ascent)
+
+
+class Momentum(_ClassicOptimizer):
+    """Gradient descent with momentum (Qian, 1999), w = momentum.
+
+        m = w m + (1 - w) g
+        delta = lr m
+
+    Args:
+        stepsize: the schedule of lr.
+        momentum: the weight w, in [0, 1].
+        tolerance: the root mean square of a step at which the run has converged.
+        ascent: whether to step uphill (0.1 only).
+    """
+
+    functional = "paysage_jax.classic.momentum"
+
+    def __init__(
+        self,
+        stepsize: Any = _DEFAULT_STEPSIZE,
+        momentum: float = 0.9,
+        tolerance: float = 1e-7,
+        ascent: bool = False,
+    ) -> None:
+        super().__init__(classic.momentum(momentum=momentum), stepsize, tolerance, ascent)
+
+
+class RMSProp(_ClassicOptimizer):
+    """RMSProp (Hinton, Coursera lecture 6e, 2012), W = mean_square_weight.
+
+        v = W v + (1 - W) g²
+        delta = lr g / √(eps + v / (1 - W))
+
+    Args:
+        stepsize: the schedule of lr.
+        mean_square_weight: the weight W, in [0, 1].
+        tolerance: the root mean square of a step at which the run has converged.
+        ascent: whether to step uphill (0.1 only).
+    """
+
+    functional = "paysage_jax.classic.rmsprop"
+
+    def __init__(
+        self,
+        stepsize: Any = _DEFAULT_STEPSIZE,
+        mean_square_weight: float = 0.9,
+        tolerance: float = 1e-7,
+        ascent: bool = False,
+    ) -> None:
+        super().__init__(classic.rmsprop(mean_square_weight=mean_square_weight), stepsize, tolerance, ascent)
+
+
+class ADAM(_ClassicOptimizer):
+    """Adam (Kingma & Ba, 2015) as in paysage, w = mean_weight and W = mean_square_weight.
+
+        m = w m + (1 - w) g
+        v = W v + (1 - W) g²
+        delta = lr (m / (1 - w)) / √(eps + v / (1 - W))
+
+    Args:
+        stepsize: the schedule of lr.
+        mean_weight: the weight w, in [0, 1].
+        mean_square_weight: the weight W, in [0, 1].
+        tolerance: the root mean square of a step at which the run has converged.
+        ascent: whether to step uphill (0.1 only).
+    """
+
+    functional = "paysage_jax.classic.adam"
+
+    def __init__(
+        self,
+        stepsize: Any = _DEFAULT_STEPSIZE,
+        mean_weight: float = 0.9,
+        mean_square_weight: float = 0.999,
+        tolerance: float = 1e-7,
+        ascent: bool = False,
+    ) -> None:
+        rule = classic.adam(mean_weight=mean_weight, mean_square_weight=mean_square_weight)
+        super().__init__(rule, stepsize, tolerance, ascent)
+
+
+gradient = Gradient
+momentum = Momentum
+rmsprop = RMSProp
+adam = ADAM
