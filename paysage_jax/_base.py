@@ -103,8 +103,9 @@ class Leafwise(Transformation):
         cls._rate = rates[0]
         cls._moments = tuple(name for name in cls.state_type._fields if name not in ("step", "learning_rate"))
 
+    # Of a method with `*moments: Any, **_: Any` type checkers allow an override that names its moments.
     @abstractmethod
-    def rule(self, t: jax.Array, g: jax.Array, p: jax.Array | None, *moments: jax.Array) -> tuple[jax.Array, ...]:
+    def rule(self, t: jax.Array, g: jax.Array, p: jax.Array | None, *moments: Any, **_: Any) -> tuple[jax.Array, ...]:
         """(u, *moments) of one leaf: the update that is added to the parameter, and the moments after it.
 
         All are in the dtype of the moments, and so are the fields of self: the numbers of this step.

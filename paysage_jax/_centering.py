@@ -52,7 +52,7 @@ class center(Transformation):
         ValueError: where a path or a shape does not fit, or `statistics` are missing.
     """
 
-    decay: Number = number(0.99, "[0, 1)")
+    decay: Number = number("[0, 1)", default=0.99)
     enhanced: bool = static(default=False)
     joins: Sequence[Join] | None = static(default=None)
 

@@ -57,9 +57,9 @@ class track_convergence(Transformation):
         patience: a whole number from 1 on.
     """
 
-    tolerance: Number = number(interval="[0, inf]")
+    tolerance: Number = number("[0, inf]")
     magnitude: Callable[[Any], jax.Array] = static(default=gradient_magnitude)
-    patience: Count = count(1)
+    patience: Count = count(default=1)
 
     def init(self, params: Params) -> State:
         return ConvergenceState(jnp.array(np.inf, float), jnp.zeros((), jnp.int32), jnp.array(False))

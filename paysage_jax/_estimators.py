@@ -123,7 +123,7 @@ class contrastive_divergence(Estimator):
 
     energy: Energy = static()
     transition: Transition = static()
-    steps: int = count(1, static=True)
+    steps: int = count(default=1, static=True)
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         return ()
@@ -151,8 +151,8 @@ class persistent_contrastive_divergence(Estimator):
 
     energy: Energy = static()
     transition: Transition = static()
-    steps: int = count(1, static=True)
-    chains: int | None = count(None, static=True)
+    steps: int = count(default=1, static=True)
+    chains: int | None = count(default=None, static=True)
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         size = batch_size_of("batch", batch)

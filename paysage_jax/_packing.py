@@ -39,14 +39,14 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
     groups: tuple[tuple[int, ...], ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Hashed at every jitted call: once is enough.
         object.__setattr__(self, "_hash", hash((self.structure, self.shapes, self.groups)))
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
 
-    def __reduce__(self):  # a hash of strings does not outlive its process
+    def __reduce__(self) -> tuple[Any, ...]:  # a hash of strings does not outlive its process
         return Layout, (self.structure, self.shapes, self.groups)
 
 

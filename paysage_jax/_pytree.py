@@ -7,7 +7,7 @@ import inspect
 from abc import ABCMeta
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, cast, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -23,30 +23,33 @@ Schedule = Any  # a callable step -> value. Any, because the rule of an optimize
 # --- what a field may hold ---------------------------------------------------------------------------
 
 
-def number(default: Any = dataclasses.MISSING, interval: str = "[0, inf)") -> Any:
+# The default is given by name, for type checkers see it only so (PEP 681).
+
+
+def number(interval: str = "[0, inf)", *, default: Any = dataclasses.MISSING) -> Any:
     """A field for a number or a scalar array in an interval, a leaf of the pytree.
 
     Args:
-        default: the value if none is given; None where the term that it scales may be absent.
         interval: such as "[0, 1)".
+        default: the value if none is given; None where the term that it scales may be absent.
     """
     check = _Number(_Interval.of(interval), optional=default is None)
     return dataclasses.field(default=default, metadata={"check": check})
 
 
-def rate(default: Any = dataclasses.MISSING, interval: str = "[0, inf)") -> Any:
+def rate(interval: str = "[0, inf)", *, default: Any = dataclasses.MISSING) -> Any:
     """A field for a learning rate: a `number`, or a schedule `step -> value`, whose numbers are leaves."""
     check = _Rate(_Interval.of(interval))
     return dataclasses.field(default=default, metadata={"check": check, "rate": True})
 
 
-def count(default: Any = dataclasses.MISSING, static: bool = False) -> Any:
+def count(*, default: Any = dataclasses.MISSING, static: bool = False) -> Any:
     """A field for a whole number from 1 on (or None, if that is the default), a leaf of the pytree unless `static`."""
     metadata = {"check": _Count(optional=default is None)} | ({"static": True} if static else {})
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def static(default: Any = dataclasses.MISSING) -> Any:
+def static(*, default: Any = dataclasses.MISSING) -> Any:
     """A field that belongs to the structure of the pytree: a flag, a function. It must be hashable."""
     return dataclasses.field(default=default, metadata={"static": True})
 
@@ -158,7 +161,7 @@ class Pytree(metaclass=_Documented):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
-        fields = dataclasses.fields(cls)
+        fields = dataclasses.fields(cast(Any, cls))
         cls._checks = {field.name: field.metadata["check"] for field in fields if "check" in field.metadata}
         children = [field.name for field in fields if "static" not in field.metadata]
         fixed = [field.name for field in fields if "static" in field.metadata]

@@ -29,7 +29,7 @@ class constant(Pytree):
         value: a finite number.
     """
 
-    value: Number = number(interval=_FINITE)
+    value: Number = number(_FINITE)
 
     def __call__(self, step: Any) -> jax.Array:
         del step
@@ -47,9 +47,9 @@ class power_law_decay(Pytree):
         steps_per_epoch: a whole number from 1 on.
     """
 
-    init_value: Number = number(interval=_FINITE)
-    decay_rate: Number = number(0.1, _FINITE)
-    steps_per_epoch: Count = count(1)
+    init_value: Number = number(_FINITE)
+    decay_rate: Number = number(_FINITE, default=0.1)
+    steps_per_epoch: Count = count(default=1)
 
     def __call__(self, step: Any) -> jax.Array:
         init_value, decay_rate = jnp.asarray(self.init_value, float), jnp.asarray(self.decay_rate, float)
@@ -68,9 +68,9 @@ class exponential_decay(Pytree):
         steps_per_epoch: a whole number from 1 on.
     """
 
-    init_value: Number = number(interval=_FINITE)
-    decay_rate: Number = number(0.9, _FINITE)
-    steps_per_epoch: Count = count(1)
+    init_value: Number = number(_FINITE)
+    decay_rate: Number = number(_FINITE, default=0.9)
+    steps_per_epoch: Count = count(default=1)
 
     def __call__(self, step: Any) -> jax.Array:
         init_value, decay_rate = jnp.asarray(self.init_value, float), jnp.asarray(self.decay_rate, float)
@@ -93,7 +93,7 @@ class per_epoch(Pytree):
     """
 
     schedule: Schedule = rate()
-    steps_per_epoch: Count | None = count(None)
+    steps_per_epoch: Count | None = count(default=None)
 
     def __post_init__(self) -> None:
         if not callable(self.schedule):
@@ -118,7 +118,7 @@ class warmup(Pytree):
         steps: a whole number from 1 on.
     """
 
-    schedule: Schedule | Number = rate(interval=_FINITE)
+    schedule: Schedule | Number = rate(_FINITE)
     steps: Count = count()
 
     def __call__(self, step: Any, **extra: Any) -> jax.Array:

@@ -77,7 +77,7 @@ class momentum(Leafwise):
     """
 
     learning_rate: Number | Schedule = rate()
-    decay: Number = number(0.9, "[0, 1)")
+    decay: Number = number("[0, 1)", default=0.9)
     nesterov: bool = static(default=False)
     state_type = MomentumState
 
@@ -100,8 +100,8 @@ class rmsprop(Leafwise):
     """
 
     learning_rate: Number | Schedule = rate()
-    decay: Number = number(0.9, "[0, 1)")
-    eps: Number = number(1e-8)
+    decay: Number = number("[0, 1)", default=0.9)
+    eps: Number = number(default=1e-8)
     state_type = RmspropState
 
     def rule(self, t: Array, g: Array, p: Array | None, v: Array) -> tuple[Array, Array]:
@@ -125,10 +125,10 @@ class adam(Leafwise):
     """
 
     learning_rate: Number | Schedule = rate()
-    b1: Number = number(0.9, "[0, 1)")
-    b2: Number = number(0.999, "[0, 1)")
-    eps: Number = number(1e-8)
-    weight_decay: Number | None = number(None)
+    b1: Number = number("[0, 1)", default=0.9)
+    b2: Number = number("[0, 1)", default=0.999)
+    eps: Number = number(default=1e-8)
+    weight_decay: Number | None = number(default=None)
     state_type = AdamState
 
     def rule(self, t: Array, g: Array, p: Array | None, m: Array, v: Array) -> tuple[Array, Array, Array]:

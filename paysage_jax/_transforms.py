@@ -59,7 +59,7 @@ class clip_by_global_norm(Transformation):
         max_norm: a number above 0.
     """
 
-    max_norm: Number = number(interval="(0, inf]")
+    max_norm: Number = number("(0, inf]")
 
     def init(self, params: Params) -> State:
         return ()
@@ -193,7 +193,7 @@ class average_parameters(Transformation):
         decay: in [0, 1).
     """
 
-    decay: Number = number(0.999, "[0, 1)")
+    decay: Number = number("[0, 1)", default=0.999)
 
     def init(self, params: Params) -> State:
         return AverageState(jnp.zeros((), float), zeros_like_moments(params))

@@ -96,7 +96,7 @@ class sgd(Leafwise):
         stepsize: a number from 0 on, or a schedule.
     """
 
-    stepsize: Number | Schedule = rate(0.001)
+    stepsize: Number | Schedule = rate(default=0.001)
     state_type = ClassicSgdState
 
     def rule(self, t: Array, g: Array, p: Array | None) -> tuple[Array]:
@@ -114,8 +114,8 @@ class momentum(Leafwise):
         momentum: the weight w, in [0, 1].
     """
 
-    stepsize: Number | Schedule = rate(0.001)
-    momentum: Number = number(0.9, "[0, 1]")
+    stepsize: Number | Schedule = rate(default=0.001)
+    momentum: Number = number("[0, 1]", default=0.9)
     state_type = ClassicMomentumState
 
     def rule(self, t: Array, g: Array, p: Array | None, m: Array) -> tuple[Array, Array]:
@@ -134,8 +134,8 @@ class rmsprop(Leafwise):
         mean_square_weight: the weight W, in [0, 1].
     """
 
-    stepsize: Number | Schedule = rate(0.001)
-    mean_square_weight: Number = number(0.9, "[0, 1]")
+    stepsize: Number | Schedule = rate(default=0.001)
+    mean_square_weight: Number = number("[0, 1]", default=0.9)
     state_type = ClassicRmspropState
 
     def rule(self, t: Array, g: Array, p: Array | None, v: Array) -> tuple[Array, Array]:
@@ -157,9 +157,9 @@ class adam(Leafwise):
         mean_square_weight: the weight W, in [0, 1].
     """
 
-    stepsize: Number | Schedule = rate(0.001)
-    mean_weight: Number = number(0.9, "[0, 1]")
-    mean_square_weight: Number = number(0.999, "[0, 1]")
+    stepsize: Number | Schedule = rate(default=0.001)
+    mean_weight: Number = number("[0, 1]", default=0.9)
+    mean_square_weight: Number = number("[0, 1]", default=0.999)
     state_type = ClassicAdamState
 
     def rule(self, t: Array, g: Array, p: Array | None, m: Array, v: Array) -> tuple[Array, Array, Array]:

@@ -31,12 +31,12 @@ _normalize = jax.jit(classic.normalize)
 class Scheduler:
     """Base of the learning-rate schedules: counts updates and remembers the epoch. Subclasses add `get_lr()`."""
 
-    def __init__(self):
-        self.lr = 1
-        self.iter = 0
-        self.epoch = 0
+    def __init__(self) -> None:
+        self.lr: float = 1
+        self.iter: int = 0
+        self.epoch: Any = 0
 
-    def increment(self, epoch):
+    def increment(self, epoch: Any) -> None:
         """Note one more update, made in `epoch`."""
         self.iter += 1
         self.epoch = epoch
@@ -45,33 +45,33 @@ class Scheduler:
 class PowerLawDecay(Scheduler):
     """lr = 1 / (1 + lr_decay * epoch)."""
 
-    def __init__(self, lr_decay=0.1):
+    def __init__(self, lr_decay: float = 0.1) -> None:
         super().__init__()
-        self.lr_decay = lr_decay
+        self.lr_decay: float = lr_decay
 
-    def get_lr(self):
+    def get_lr(self) -> float:
         """The factor on the step size in the present epoch, a float."""
-        self.lr = 1 / (1 + self.lr_decay * float(self.epoch))
+        self.lr: float = 1 / (1 + self.lr_decay * float(self.epoch))
         return self.lr
 
 
 class ExponentialDecay(Scheduler):
     """lr = lr_decay ** epoch."""
 
-    def __init__(self, lr_decay=0.9):
+    def __init__(self, lr_decay: float = 0.9) -> None:
         super().__init__()
-        self.lr_decay = lr_decay
+        self.lr_decay: float = lr_decay
 
-    def get_lr(self):
+    def get_lr(self) -> float:
         """The factor on the step size in the present epoch, a float."""
-        self.lr = self.lr_decay ** float(self.epoch)
+        self.lr: float = self.lr_decay ** float(self.epoch)
         return self.lr
 
 
 # --- gradients ---------------------------------------------------------------------------------------
 
 
-def gradient_magnitude(grad) -> float:
+def gradient_magnitude(grad: Any) -> float:
     """√(mean over leaves of ‖leaf‖² / len(leaf)), len the size of the first dimension."""
     return float(np.asarray(_magnitude(grad)))
 
@@ -79,33 +79,33 @@ def gradient_magnitude(grad) -> float:
 class GradientMemory:
     """The running mean of gradients and of squared gradients; a moment of weight 0 is not kept (None)."""
 
-    def __init__(self, mean_weight=0.9, mean_square_weight=0.0):
-        self.mean_weight = mean_weight
-        self.mean_square_weight = mean_square_weight
-        self.mean_gradient = None
-        self.mean_square_gradient = None
+    def __init__(self, mean_weight: float = 0.9, mean_square_weight: float = 0.0) -> None:
+        self.mean_weight: float = mean_weight
+        self.mean_square_weight: float = mean_square_weight
+        self.mean_gradient: Any = None
+        self.mean_square_gradient: Any = None
 
-    def update(self, grad):
+    def update(self, grad: Any) -> None:
         """Update the moments that have a weight."""
         if self.mean_weight:
             self.update_mean(grad)
         if self.mean_square_weight:
             self.update_mean_square(grad)
 
-    def update_mean(self, grad):
+    def update_mean(self, grad: Any) -> None:
         """mean = w mean + (1 - w) grad; the first mean is the first gradient."""
         first = self.mean_gradient is None
         mean = zeros_like_moments(grad) if first else self.mean_gradient
         self.mean_gradient = as_given(grad, _update_mean(mean, grad, float(self.mean_weight), first))
 
-    def update_mean_square(self, grad):
+    def update_mean_square(self, grad: Any) -> None:
         """mean_square = w mean_square + (1 - w) grad²; the first is the first gradient squared."""
         first = self.mean_square_gradient is None
         mean_square = zeros_like_moments(grad) if first else self.mean_square_gradient
         weight = float(self.mean_square_weight)
         self.mean_square_gradient = as_given(grad, _update_mean_square(mean_square, grad, weight, first))
 
-    def normalize(self, grad, unbiased=False):
+    def normalize(self, grad: Any, unbiased: bool = False) -> Any:
         """grad over the root of the mean square gradient; a copy of grad if that has weight 0 and is not kept.
 
         Raises TypeError before the first update.
@@ -124,13 +124,13 @@ _DEFAULT_SCHEDULER = PowerLawDecay()
 class Optimizer:
     """Base of the optimizers: a scheduler, a tolerance and `delta`, the last step (what the model subtracted)."""
 
-    def __init__(self, scheduler=_DEFAULT_SCHEDULER, tolerance=0.001):
+    def __init__(self, scheduler: Any = _DEFAULT_SCHEDULER, tolerance: float = 0.001) -> None:
         # The default is one object for the whole module: every optimizer needs its own.
-        self.scheduler = deepcopy(scheduler) if scheduler is _DEFAULT_SCHEDULER else scheduler
-        self.tolerance = tolerance
-        self.delta = {}
+        self.scheduler: Any = deepcopy(scheduler) if scheduler is _DEFAULT_SCHEDULER else scheduler
+        self.tolerance: float = tolerance
+        self.delta: Any = {}
 
-    def check_convergence(self):
+    def check_convergence(self) -> bool:
         """Whether gradient_magnitude(delta) <= tolerance; False before the first update and for NaN."""
         return bool(self.delta) and gradient_magnitude(self.delta) <= self.tolerance
 
@@ -142,7 +142,7 @@ class _ClassicOptimizer(Optimizer):
 
     def __init__(self, optimizer: Leafwise, stepsize: float, scheduler: Any, tolerance: float) -> None:
         super().__init__(scheduler, tolerance)
-        self.stepsize = stepsize
+        self.stepsize: float = stepsize
         self._step = Stepper(optimizer)
 
     def __copy__(self) -> Any:
@@ -169,7 +169,7 @@ class _ClassicOptimizer(Optimizer):
             check_same_tree("gradient", grad, "the last update", self.delta)
         else:
             _check_paysage_tree(grad)
-        self.delta = self._step(learning_rate, grad)
+        self.delta: Any = self._step(learning_rate, grad)
         model.parameter_update(self.delta)
 
 

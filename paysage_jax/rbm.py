@@ -8,12 +8,20 @@ paysage's tree {"layers": [{"loc": b}, {"loc": c}], "weights": [{"matrix": W}]} 
 a "log_var" in the first layer makes the visible units Gaussian. States are floating arrays (batch, units).
 """
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 from jax.nn import sigmoid, softplus
 from jax.scipy.special import logit, logsumexp
+
+from ._trees import Params, Updates
+
+States = Array | np.ndarray  # (batch, units)
 
 MOST_HIDDEN = 20  # the exact partition function is a sum over 2**hidden states
 
@@ -23,14 +31,14 @@ _each_row = partial(jax.vmap, in_axes=(None, 0))  # the equations below are thos
 # --- parameters to start from ------------------------------------------------------------------------
 
 
-def init_bernoulli(data, hidden, key):
+def init_bernoulli(data: States, hidden: int, key: Array) -> Params:
     """Independent pixels with the means of the data, and weights of 0.01 to break the symmetry."""
     smallest = 2.0**-23
     mean = jnp.clip(jnp.mean(data, axis=0), smallest, 1 - smallest)
     return _small_weights({"loc": logit(mean)}, hidden, key)
 
 
-def init_gaussian(data, hidden, key):
+def init_gaussian(data: States, hidden: int, key: Array) -> Params:
     """Independent components with the means and variances of the data, none of them constant."""
     variance = jnp.var(data, axis=0)
     if not jnp.all(variance > 0):
@@ -58,7 +66,7 @@ def _visible_input(params, h):
 
 
 @_each_row
-def free_energy(params, v):
+def free_energy(params: Params, v: States) -> Array:
     """F(v) of every row of v."""
     visible = params["layers"][0]
     if "log_var" in visible:
@@ -69,7 +77,7 @@ def free_energy(params, v):
 
 
 @_each_row
-def hidden_free_energy(params, h):
+def hidden_free_energy(params: Params, h: States) -> Array:
     """-log Σ_v exp(-E(v, h)) of every row of h; an integral over v if the visible units are Gaussian."""
     visible, hidden = params["layers"]
     x = _visible_input(params, h)
@@ -81,7 +89,7 @@ def hidden_free_energy(params, h):
     return -hidden["loc"] @ h - jnp.sum(log_sums)
 
 
-def gradient(params, v_data, v_model):
+def gradient(params: Params, v_data: States, v_model: States) -> Updates:
     """The gradient of the mean free energy of the data minus that of the model's samples, to be descended."""
     return jax.grad(lambda p: jnp.mean(free_energy(p, v_data)) - jnp.mean(free_energy(p, v_model)))(params)
 
@@ -90,24 +98,24 @@ def gradient(params, v_data, v_model):
 
 
 @_each_row
-def hidden_mean(params, v):
+def hidden_mean(params: Params, v: States) -> Array:
     """E[h | v] of every row of v."""
     return sigmoid(_hidden_input(params, v))
 
 
 @_each_row
-def visible_mean(params, h):
+def visible_mean(params: Params, h: States) -> Array:
     """E[v | h] of every row of h."""
     x = _visible_input(params, h)
     return x if "log_var" in params["layers"][0] else sigmoid(x)
 
 
-def sample_hidden(params, v, key):
+def sample_hidden(params: Params, v: States, key: Array) -> Array:
     """A draw from p(h | v) for every row of v."""
     return jax.random.bernoulli(key, hidden_mean(params, v)).astype(v.dtype)
 
 
-def sample_visible(params, h, key):
+def sample_visible(params: Params, h: States, key: Array) -> Array:
     """A draw from p(v | h) for every row of h."""
     visible, mean = params["layers"][0], visible_mean(params, h)
     if "log_var" in visible:
@@ -115,7 +123,7 @@ def sample_visible(params, h, key):
     return jax.random.bernoulli(key, mean).astype(h.dtype)
 
 
-def gibbs(params, v, key):
+def gibbs(params: Params, v: States, key: Array) -> Array:
     """One step of block Gibbs sampling, v to h to v: a Markov kernel that leaves p(v) as it is."""
     visible, hidden = params["layers"]
     if "log_var" in visible:
@@ -132,12 +140,12 @@ def gibbs(params, v, key):
 # --- likelihood --------------------------------------------------------------------------------------
 
 
-def log_likelihood(params, v, log_z):
+def log_likelihood(params: Params, v: States, log_z: Array | float) -> Array:
     """The mean of log p(v) over the rows of v, in nats."""
     return -jnp.mean(free_energy(params, v)) - log_z
 
 
-def log_partition(params):
+def log_partition(params: Params) -> Array:
     """log Z exactly, as a sum over all 2**hidden states of the hidden layer."""
     hidden = len(params["layers"][1]["loc"])
     if hidden > MOST_HIDDEN:
@@ -151,7 +159,9 @@ def log_partition(params):
     return logsumexp(jax.lax.map(log_sum, jnp.arange(2**hidden).reshape(-1, 2 ** min(hidden, 12))))
 
 
-def estimate_log_partition(params, key, chains=256, temperatures=1000):
+def estimate_log_partition(
+    params: Params, key: Array, chains: int = 256, temperatures: int = 1000
+) -> tuple[Array, Array]:
     """An estimate of log Z and its standard error, by annealed importance sampling.
 
     Salakhutdinov & Murray (2008): chains start from independent visible units (c = 0, W = 0), whose Z is known,

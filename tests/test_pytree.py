@@ -33,12 +33,12 @@ from paysage_jax import (
 class Box(Pytree):
     """One field of each kind."""
 
-    inside: Number = number(0.5, "[0, 1)")
-    positive: Number = number(1.0, "(0, inf]")
-    maybe: Number | None = number(None)
-    times: int = count(1)
-    fixed: int = count(2, static=True)
-    name: str = static("box")
+    inside: Number = number("[0, 1)", default=0.5)
+    positive: Number = number("(0, inf]", default=1.0)
+    maybe: Number | None = number(default=None)
+    times: int = count(default=1)
+    fixed: int = count(default=2, static=True)
+    name: str = static(default="box")
 
 
 def refuses(make, error, message):
