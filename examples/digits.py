@@ -5,6 +5,7 @@ import io
 import math
 import zipfile
 import zlib
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,12 @@ def load(path=None) -> Images:
 
     Raises OSError if the file cannot be read and ValueError if it does not hold images with values in [0, 1].
     """
-    images = _read_digits() if path is None else _read(path)
+    if path is None:
+        from sklearn.datasets import load_digits  # takes a second, and a file of one's own does not need it
+
+        images = load_digits().images / 16
+    else:
+        images = _read(path)
     rows = images.reshape(len(images), -1)
     rows = rows[np.random.RandomState(137).permutation(len(rows))]
     binary = (rows >= 0.5).astype(np.float32)
@@ -40,17 +46,8 @@ def load(path=None) -> Images:
     return Images(binary[: steps * BATCH].reshape(steps, BATCH, -1), binary[steps * BATCH :], images.shape[1:])
 
 
-def _read_digits():
-    # Imported here: it takes a second, and a file of one's own does not need it.
-    from sklearn.datasets import load_digits
-
-    pixels, _ = load_digits(return_X_y=True)
-    return pixels.reshape(-1, 8, 8) / 16
-
-
 def _read(path):
-    with open(path, "rb") as file:
-        content = file.read()
+    content = Path(path).read_bytes()
     try:
         if content.startswith(b"PK"):
             return _as_images(_read_npz(content))
