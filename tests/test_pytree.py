@@ -1,6 +1,7 @@
 """Declared fields: what they hold, what they refuse, and what `help` shows of them."""
 
 import pydoc
+import re
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def test_a_number_is_checked_in_the_dtype_of_the_moments():
 def test_none_is_absent_and_a_value_is_a_leaf():
     assert jax.tree.leaves(Box()) == [0.5, 1.0, 1]
     assert jax.tree.leaves(Box(maybe=0.0)) == [0.5, 1.0, 0.0, 1]
-    with pytest.raises(ValueError, match="weight_decay"):
+    with pytest.raises(ValueError, match="weight_decay|Expected None, got 0.1"):  # jax 0.9 does not name the field
         jax.tree.map(jnp.add, adam(1e-3), adam(1e-3, weight_decay=0.1))
 
 
@@ -175,7 +176,7 @@ def test_help_shows_signature_equation_and_arguments(optimizer):
     kind = type(optimizer)
     text = pydoc.plain(pydoc.render_doc(kind))
     name = "stepsize" if kind.__module__ == classic.__name__ else "learning_rate"
-    assert f"{kind.__name__}({name}: 'Number | Schedule'" in text
+    assert re.search(rf"{kind.__name__}\([\s|]*{name}: 'Number \| Schedule'", text)  # Python 3.13 breaks the line
     assert "u = -" in text
     assert f"{name}: a number from 0 on, or a schedule." in text
     for noise in ("__dataclass", "__eq__", "__setattr__", "__match_args__", "__post_init__"):
