@@ -1,64 +1,54 @@
-"""A numpy script written for `paysage.optimizers`, run unchanged but for one import, beside its functional rewrite.
+"""Scripts written for paysage, of both generations: run with one changed import, and rewritten as pure functions.
 
     python examples/migrate_from_paysage.py
 
-trains the same restricted Boltzmann machine in both ways, each with random numbers of its own.
+Each trains the same restricted Boltzmann machine on digits, with random numbers of its own. Prints exact
+log-likelihoods.
 """
 
 import digits
 import jax
 import numpy as np
-from rbm_digits import Parser, number, train
+import shared
 
-import paysage_jax
-from paysage_jax import (
-    optimizers,  # was: from paysage import optimizers
-    rbm,
-)
-
-# --- the script of 2017 ------------------------------------------------------------------------------
+import paysage_jax as pj
+from paysage_jax import optimizers  # was: from paysage import optimizers
+from paysage_jax import paysage_0_2 as paysage  # was: import paysage
 
 
 class NumpyRBM:
-    """What an optimizer asks of a model is `gradient` and `parameter_update`; how it samples is its own affair."""
+    """A model in NumPy. Scripts of both generations call its `gradient`, the optimizers its `parameter_update`."""
 
     def __init__(self, params, seed):
         self.params = jax.tree.map(np.array, params)
         self.random = np.random.default_rng(seed)
 
-    def _unpack(self):
+    def unpack(self):
+        """Biases of the visible and of the hidden units, and weights."""
         visible, hidden = self.params["layers"]
         return visible["loc"], hidden["loc"], self.params["weights"][0]["matrix"]
 
-    def _hidden_mean(self, v):
-        _, c, w = self._unpack()
-        return sigmoid(c + v @ w)
-
     def gradient(self, v_data, v_model):
-        """Of the mean free energy of the data minus that of the model's samples."""
-        h_data, h_model = self._hidden_mean(v_data), self._hidden_mean(v_model)
+        """Of the mean free energy of the data minus that of the model's samples; any tree of arrays will do."""
+        _, c, w = self.unpack()
+        h_data, h_model = sigmoid(c + v_data @ w), sigmoid(c + v_model @ w)
         return {
-            "layers": [
-                {"loc": np.mean(v_model, 0) - np.mean(v_data, 0)},
-                {"loc": np.mean(h_model, 0) - np.mean(h_data, 0)},
-            ],
+            "layers": [{"loc": v_model.mean(0) - v_data.mean(0)}, {"loc": h_model.mean(0) - h_data.mean(0)}],
             "weights": [{"matrix": v_model.T @ h_model / len(v_model) - v_data.T @ h_data / len(v_data)}],
         }
 
     def parameter_update(self, delta):
         """Step downhill, in place."""
-        for group, layers in self.params.items():
-            for layer, change in zip(layers, delta[group], strict=True):
-                for name in layer:
-                    layer[name] -= change[name]
+        for parameter, change in zip(jax.tree.leaves(self.params), jax.tree.leaves(delta), strict=True):
+            parameter -= change
 
     def gibbs(self, v):
         """One step of block Gibbs sampling, v to h to v."""
-        b, _, w = self._unpack()
-        h = self._draw(self._hidden_mean(v))
-        return self._draw(sigmoid(b + h @ w.T))
+        b, c, w = self.unpack()
+        return self.draw(sigmoid(b + self.draw(sigmoid(c + v @ w)) @ w.T))
 
-    def _draw(self, mean):
+    def draw(self, mean):
+        """Units that are 1 with the given probabilities."""
         return (self.random.random(mean.shape) < mean).astype(mean.dtype)
 
 
@@ -67,8 +57,11 @@ def sigmoid(x):
     return (1 + np.tanh(x / 2)) / 2
 
 
-def train_numpy(model, batches, epochs):
-    """Persistent contrastive divergence with the documented ADAM of 2017."""
+# --- a script of early 2017: the optimizer asks the model for its gradient ---------------------------
+
+
+def script_2017(model, batches, epochs):
+    """Persistent contrastive divergence with the rate 0.01 / (1 + 0.1 epoch)."""
     adam = optimizers.ADAM(model, stepsize=0.01, scheduler=optimizers.PowerLawDecay(lr_decay=0.1))
     chains = batches[0]
     for epoch in range(epochs):
@@ -77,33 +70,53 @@ def train_numpy(model, batches, epochs):
             adam.update(model, v_data, chains, epoch)
 
 
-# --- the same, functional ----------------------------------------------------------------------------
+def rewritten_2017():
+    """The same optimizer as a pure (init, update) pair."""
+    return pj.classic.adam(pj.per_epoch(pj.power_law_decay(0.01, decay_rate=0.1)))
 
 
-def train_functional(params, images, key, epochs):
-    """The same numerics as a pure (init, update) pair; the whole run is one compiled call."""
-    stepsize = paysage_jax.per_epoch(paysage_jax.power_law_decay(0.01, decay_rate=0.1))
-    return train(paysage_jax.classic.adam(stepsize), params, images, key, epochs).params
+# --- a script for paysage 0.2: the schedule moves on once an epoch, the gradient is handed over -------
+
+
+def script_0_2(model, batches, epochs):
+    """Persistent contrastive divergence with 1 / rate = 1 / 0.01 + 2 epoch."""
+    adam = paysage.optimizers.ADAM(stepsize=paysage.schedules.PowerLawDecay(initial=0.01, coefficient=2.0))
+    chains = batches[0]
+    for _ in range(epochs):
+        adam.update_lr()
+        for v_data in batches:
+            chains = model.gibbs(chains)
+            adam.update(model, model.gradient(v_data, chains))
+
+
+def rewritten_0_2():
+    """The same: the decay rate is the initial step size times paysage's coefficient."""
+    return pj.classic.adam(pj.per_epoch(pj.power_law_decay(0.01, decay_rate=0.01 * 2.0)))
+
+
+def train(optimizer, params, images, key, epochs):
+    """The whole run as one compiled call."""
+    estimator = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs)
+    options = {"epochs": epochs, "batch_size": digits.BATCH, "shuffle": False, "key": key}
+    return pj.fit(params, optimizer, estimator, images, **options).params
 
 
 def main(argv=None):
-    """Train both and print their exact log-likelihoods."""
-    parser = Parser(description="A paysage script with the class shim, beside its functional rewrite.")
-    parser.add_argument("--epochs", type=number(int, 1, 100_000), default=30, help="passes over the data (%(default)s)")
-    parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0)
-    options = parser.parse_args(argv)
-
+    """Train in all four ways and print the log-likelihoods."""
+    options = shared.parse(shared.make_parser(__doc__, 30), argv)
     images = digits.load()
-    init_key, train_key = jax.random.split(jax.random.key(options.seed))
-    start = rbm.init_bernoulli(images.train, 16, init_key)
-
-    model = NumpyRBM(start, options.seed)
-    train_numpy(model, images.batches, options.epochs)
-    functional = train_functional(start, images, train_key, options.epochs)
+    init_key, *keys = jax.random.split(jax.random.key(options.seed), 3)
+    trained = {"start": pj.rbm.init_bernoulli(images.train, 16, init_key)}
+    ways = {"2017": (script_2017, rewritten_2017), "0.2": (script_0_2, rewritten_0_2)}
+    for key, (name, (script, rewritten)) in zip(keys, ways.items(), strict=True):
+        model = NumpyRBM(trained["start"], options.seed)
+        script(model, images.batches, options.epochs)
+        trained[f"{name} script"] = model.params
+        trained[f"{name} rewritten"] = train(rewritten(), trained["start"], images.train, key, options.epochs)
 
     print("exact log-likelihood of the training images, nats per image")
-    for name, params in (("start", start), ("class shim", model.params), ("functional", functional)):
-        print(f"{name:12}{rbm.log_likelihood(params, images.train, rbm.log_partition(params)):8.2f}")
+    for name, params in trained.items():
+        print(f"{name:16}{pj.rbm.log_likelihood(params, images.train, pj.rbm.log_partition(params)):8.2f}")
 
 
 if __name__ == "__main__":

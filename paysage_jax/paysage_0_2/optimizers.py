@@ -106,8 +106,6 @@ class Optimizer:
         ascent: whether to step uphill (0.1 only).
     """
 
-    functional: ClassVar[str] = "one of paysage_jax.classic"
-
     def __init__(self, stepsize: Any = _DEFAULT_STEPSIZE, tolerance: float = 1e-7, ascent: bool = False) -> None:
         if not hasattr(type(stepsize), "__next__"):
             hint = f"Constant({stepsize})" if isinstance(stepsize, int | float) else "Constant(0.001)"
@@ -140,6 +138,8 @@ class Optimizer:
 
 class _ClassicOptimizer(Optimizer):
     """An optimizer by one of the rules of `classic`."""
+
+    functional: ClassVar[str]  # what to use where an (init, update) pair is expected
 
     def __init__(self, rule: Leafwise, stepsize: Any, tolerance: float, ascent: bool) -> None:
         super().__init__(stepsize, tolerance, ascent)
