@@ -6,7 +6,6 @@ import inspect
 import itertools
 import json
 import pickle
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -775,12 +774,3 @@ def test_a_script_and_its_rewrite_make_the_same_steps(generation):
         updates, state = update(grad, state, epoch=t // 3)
         chex.assert_trees_all_close(scaled(updates, -1), delta, rtol=1e-5, atol=1e-9)
     assert len(steps) == 12
-
-
-def test_the_example_reaches_what_was_measured(capsys):
-    migrate_from_paysage.main([])
-    rows = dict(re.findall(r"^(\S+(?: \w+)?) +(-\d+\.\d\d)$", capsys.readouterr().out, re.MULTILINE))
-    # Over ten seeds the standard deviations are 0.24 to 0.27.
-    expected = {"start": -25.04, "2017 script": -21.89, "2017 rewritten": -21.89}
-    expected |= {"0.2 script": -21.1, "0.2 rewritten": -21.1}
-    assert {name: float(value) for name, value in rows.items()} == pytest.approx(expected, abs=1)
