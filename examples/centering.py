@@ -10,6 +10,7 @@ Prints exact log-likelihoods after training, over several runs, and draws them b
 """
 
 from functools import partial
+from typing import Any
 
 import digits
 import jax
@@ -65,7 +66,7 @@ def main(argv=None):
     kinds = {"digits": images, "inverted": 1 - images}
     keys = jax.random.split(jax.random.key(options.seed), options.runs)
     figure = Figure(figsize=(11, 4.8), layout="constrained")
-    layout = [["digits", "plain", "centred"], ["inverted", "plain", "centred"]]
+    layout: list[Any] = [["digits", "plain", "centred"], ["inverted", "plain", "centred"]]
     panels = figure.subplot_mosaic(layout, width_ratios=(2.4, 4.6, 4.6))
     figure.suptitle(f"SGD, learning rate {options.learning_rate:g}: exact log-likelihood in nats per image")
 

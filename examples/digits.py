@@ -36,7 +36,7 @@ def load(path=None) -> Images:
     if path is None:
         from sklearn.datasets import load_digits  # takes a second, and a file of one's own does not need it
 
-        images = load_digits().images / 16
+        images = load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 16
     else:
         images = _read(path)
     rows = images.reshape(len(images), -1)
