@@ -86,7 +86,7 @@ class _LiveMemory(GradientMemory):
 
     def _step(self, stepsize: float, grad: Any) -> Any:
         if self._delta is not None and self._rule._moments:
-            check_same_tree("gradient", grad, "the last update", self._delta)
+            check_same_tree("gradient", grad, "the last update (reset() forgets it)", self._delta)
         self._delta = self._stepper(stepsize, grad)
         return self._delta
 
@@ -158,7 +158,8 @@ class _ClassicOptimizer(Optimizer):
 
         Raises:
             RuntimeError: before the first `update_lr()`.
-            ValueError: naming the leaf, if the tree or the shapes are not those of the last update.
+            ValueError: naming the leaf, if the tree or the shapes are not those of the last update and `reset` was not
+                called in between.
         """
         if self.lr_ is None:
             raise RuntimeError(f"{type(self).__name__}: call update_lr() before the first update, then once an epoch")
