@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from golden import leaves, load, nest
 
-from paysage_jax import adam, apply_updates, classic, momentum, rmsprop, sgd
+from paysage_jax import (
+    adam,
+    apply_updates,
+    classic,
+    exponential_decay,
+    momentum,
+    per_epoch,
+    power_law_decay,
+    rmsprop,
+    sgd,
+)
 
 # --- optimizers --------------------------------------------------------------------------------------
 
@@ -44,13 +54,16 @@ class Pair(NamedTuple):
     second: object
 
 
+def shaped(shapes, make):
+    """make(shape) for every tuple in a tree of shapes."""
+    return jax.tree.map(make, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
 def rbm_tree(visible=4, hidden=3, seed=0):
     """Parameters of a small Boltzmann machine, in paysage's form."""
     rng = np.random.default_rng(seed)
     shapes = {"layers": [{"loc": (visible,)}, {"loc": (hidden,)}], "weights": [{"matrix": (visible, hidden)}]}
-    return jax.tree.map(
-        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    return shaped(shapes, lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32))
 
 
 TREES = {
@@ -79,6 +92,15 @@ def row(tree, t):
     return jax.tree.map(lambda x: x[t], tree)
 
 
+def scaled(tree, factor):
+    return jax.tree.map(lambda x: (factor * x).astype(x.dtype), tree)
+
+
+def poisoned(g, value):
+    """The gradient of an `rbm_tree` with one element of the weights replaced."""
+    return g | {"weights": [{"matrix": g["weights"][0]["matrix"].at[1, 2].set(value)}]}
+
+
 # --- runs --------------------------------------------------------------------------------------------
 
 
@@ -99,6 +121,11 @@ def run(optimizer, params, gradients, state=None):
     state = optimizer.init(params) if state is None else state
     (state, params), updates = jax.lax.scan(scanned, [state, params], gradients)
     return updates, state, params
+
+
+def assert_trees_close(actual, expected, atol=1e-6):
+    chex.assert_trees_all_equal_structs(actual, expected)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=atol), actual, expected)
 
 
 def assert_runs_close(actual, expected, tolerance):
@@ -123,6 +150,22 @@ GOLDEN["rbm_replay"] = np.load(GOLDEN_FOLDER / "rbm_replay.npz")
 def golden(file, *key):
     """The golden tree under a key: leaves have a leading axis of steps."""
     return nest(leaves(GOLDEN[file], "/".join(key)))
+
+
+CLASSIC_BY_CLASS = {
+    "StochasticGradientDescent": classic.sgd,
+    "Momentum": classic.momentum,
+    "RMSProp": classic.rmsprop,
+    "ADAM": classic.adam,
+}
+SCHEDULES = {"PowerLawDecay": power_law_decay, "ExponentialDecay": exponential_decay}
+
+
+def classic_optimizer(case):
+    """The functional optimizer of a golden case; its schedule wants the epoch."""
+    kwargs = dict(case["kwargs"])
+    schedule = SCHEDULES[case["scheduler"]["class"]](kwargs.pop("stepsize", 0.001), case["scheduler"]["lr_decay"])
+    return CLASSIC_BY_CLASS[case["optimizer"]](per_epoch(schedule), **kwargs)
 
 
 def each_golden(section):

@@ -1,23 +1,23 @@
-"""The protocol: pytree objects, chains, optax on both sides, trees and the errors they raise."""
+"""The (init, update) pair: objects, chains, optax on both sides, any tree, the compiled step, and errors."""
 
-import dataclasses
+import math
 import pickle
+import re
+from functools import partial
 from typing import NamedTuple
 
 import chex
-import hypothesis
-import hypothesis.strategies as st
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import OPTIMIZERS, TEXTBOOK, TREES, each, gradients, rbm_tree, row, run, step
+from problems import OPTIMIZERS, TEXTBOOK, TREES, each, gradients, rbm_tree, row, run, shaped, step
 
 from paysage_jax import (
     Leafwise,
     Number,
-    Pytree,
     Schedule,
     SgdState,
     Transformation,
@@ -25,15 +25,14 @@ from paysage_jax import (
     apply_updates,
     chain,
     momentum,
-    number,
+    pack,
     per_epoch,
     power_law_decay,
     rate,
     rmsprop,
     sgd,
-    static,
+    warmup,
 )
-from paysage_jax._trees import norm
 
 PARAMS = rbm_tree()
 GRADIENT = row(gradients(PARAMS, 1), 0)
@@ -88,26 +87,6 @@ def test_leaves_are_the_hyperparameters_by_name():
     assert names(rmsprop(power_law_decay(0.1)))[:2] == [".learning_rate.init_value", ".learning_rate.decay_rate"]
     assert names(sgd(optax.constant_schedule(0.1))) == []  # a plain function is structure
     assert jax.tree.leaves(COMPOSITE) == [0.1, 0.5, 10, 0.9, 2.0]
-
-
-def test_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        sgd(0.1).learning_rate = 0.2
-
-
-def test_a_users_own_pytree():
-    class Line(Pytree):
-        slope: Number = number()
-        name: str = static(default="line")
-
-        def __call__(self, x):
-            return self.slope * x
-
-    line = Line(2.0, name="steep")
-    assert jax.tree.leaves(line) == [2.0]
-    assert jax.jit(lambda line, x: line(x))(line, 3.0) == 6.0
-    assert jax.grad(lambda line: line(3.0))(line) == Line(3.0, name="steep")
-    chex.assert_trees_all_equal(jax.vmap(lambda line: line(3.0))(Line(jnp.arange(3.0))), 3 * jnp.arange(3.0))
 
 
 @each(OBJECTS)
@@ -300,6 +279,68 @@ def test_apply_updates_adds_in_float32_and_keeps_the_dtype(dtype, update_dtype):
     chex.assert_trees_all_equal(moved, jnp.asarray(np.float32(exact)).astype(dtype))
 
 
+# --- the compiled step -------------------------------------------------------------------------------
+
+SMALLEST = 500  # elements: what is smaller may be copied
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("arrange", [lambda tree: tree, pack], ids=["tree", "packed"])
+@each(OPTIMIZERS | {"scheduled adam": adam(power_law_decay(0.1))})
+def test_a_donated_step_moves_nothing_it_need_not(optimizer, arrange, dtype):
+    """Parameters and moments are updated in place, without a copy or a buffer besides."""
+    shapes = {"layers": [{"loc": (784,)}, {"loc": (500,)}], "weights": [{"matrix": (784, 500)}]}
+    params = arrange(shaped(shapes, partial(jnp.zeros, dtype=dtype)))
+
+    def donated_step(params, state, gradients):
+        _, state, params = step(optimizer, gradients, state, params)
+        return params, state  # in the order of what is given, so that each takes the place of its own
+
+    state = optimizer.init(params)
+    compiled = jax.jit(donated_step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    memory = compiled.memory_analysis()
+    assert memory
+    large = [x for x in jax.tree.leaves((params, state)) if x.size >= SMALLEST]
+    assert memory.alias_size_in_bytes >= sum(x.nbytes for x in large)
+    assert memory.temp_size_in_bytes < 1024
+    assert largest_copy(compiled.as_text()) < SMALLEST
+
+
+def largest_copy(hlo):
+    """The number of elements of the largest array that is copied anywhere in a program."""
+    copies = re.findall(r"= \w+\[([\d,]*)\]\S* copy(?:-start)?\(", hlo)
+    return max((math.prod(map(int, filter(None, c.split(",")))) for c in copies), default=0)
+
+
+def test_largest_copy_sees_a_copy():
+    transposed = jax.jit(lambda x: (x, x)).lower(jnp.zeros((30, 40))).compile().as_text()
+    assert largest_copy(transposed) == 1200
+
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+LONG_CHAIN = chain(adam(warmup(per_epoch(power_law_decay(0.1)), 5), weight_decay=0.1), adam(0.1))
+
+
+@each(OPTIMIZERS | {"chain": LONG_CHAIN})
+def test_a_step_is_exported_for_every_platform(optimizer):
+    """And the exported one computes the same."""
+    params = {"float32": jnp.linspace(-1.0, 2.0, 6).reshape(2, 3), "bfloat16": jnp.linspace(-1, 2, 3, dtype="bfloat16")}
+
+    @jax.jit
+    def one_step(*args):
+        return step(*args, epoch=jnp.int32(3))
+
+    args = optimizer, params, optimizer.init(params), params
+    exported = jax.export.export(one_step, platforms=PLATFORMS)(*args)
+    assert exported.platforms == PLATFORMS
+
+    def check(actual, expected):
+        precision = jnp.finfo(actual.dtype).eps if jnp.issubdtype(actual.dtype, jnp.floating) else 0
+        np.testing.assert_allclose(np.float64(actual), np.float64(expected), rtol=2 * float(precision))
+
+    jax.tree.map(check, exported.call(*args), one_step(*args))
+
+
 # --- errors ------------------------------------------------------------------------------------------
 
 
@@ -382,30 +423,3 @@ def test_the_state_of_another_optimizer_is_refused(optimizer, other):
 def test_mistakes_are_named(act, error, message):
     with pytest.raises(error, match=message):
         act()
-
-
-# --- the norm ----------------------------------------------------------------------------------------
-
-
-@hypothesis.given(size=st.sampled_from([1, 100, 10_000]), exponent=st.floats(-36, 37))
-def test_norm_is_that_of_float64_whatever_the_scale(size, exponent):
-    x = np.float32(10**exponent) * np.random.default_rng(size).uniform(-1, 1, size).astype(np.float32)
-    expected = np.linalg.norm(x.astype(np.float64))
-    hypothesis.assume(expected < np.finfo(np.float32).max)
-    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("size", [3, 10_000])
-def test_norm_of_zero_of_nan_and_of_infinity(size):
-    x = np.ones(size, np.float32)
-    assert norm(0 * x) == 0
-    for value in (np.nan, np.inf, -np.inf):
-        x[1] = value
-        np.testing.assert_equal(np.asarray(norm(jnp.asarray(x))), np.abs(value))
-
-
-@pytest.mark.parametrize("size", [3, 10_000])
-@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
-def test_derivative_of_the_norm(size, scale):
-    x = scale * jax.random.normal(jax.random.key(0), (size,))
-    chex.assert_trees_all_close(jax.grad(norm)(x), x / norm(x), rtol=1e-5)

@@ -14,6 +14,7 @@ from problems import (
     assert_golden_moment,
     assert_golden_parameters,
     assert_runs_close,
+    classic_optimizer,
     each,
     each_golden,
     golden,
@@ -25,15 +26,7 @@ from problems import (
     run,
 )
 
-from paysage_jax import apply_updates, classic, exponential_decay, gradient_magnitude, per_epoch, power_law_decay
-
-CLASSES = {
-    "StochasticGradientDescent": classic.sgd,
-    "Momentum": classic.momentum,
-    "RMSProp": classic.rmsprop,
-    "ADAM": classic.adam,
-}
-SCHEDULES = {"PowerLawDecay": power_law_decay, "ExponentialDecay": exponential_decay}
+from paysage_jax import apply_updates, classic, gradient_magnitude
 
 
 @jax.jit
@@ -52,9 +45,7 @@ def golden_run(optimizer, params, gradients, epochs):
 
 @each_golden("cases")
 def test_scan_replays_the_golden_run(case):
-    group, name, kwargs = case["group"], case["id"], dict(case["kwargs"])
-    schedule = SCHEDULES[case["scheduler"]["class"]](kwargs.pop("stepsize", 0.001), case["scheduler"]["lr_decay"])
-    optimizer = CLASSES[case["optimizer"]](per_epoch(schedule), **kwargs)
+    group, name, optimizer = case["group"], case["id"], classic_optimizer(case)
     start = row(golden(group, name, "param"), 0)
     epochs = GOLDEN[group][f"{name}/epoch"]
 

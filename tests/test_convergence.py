@@ -6,35 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import GOLDEN, each_golden, golden, magnitude64, rbm_tree, row, step
+from problems import GOLDEN, classic_optimizer, each_golden, golden, magnitude64, rbm_tree, row, step
 
 from paysage_jax import (
     adam,
     chain,
-    classic,
     converged,
-    exponential_decay,
-    per_epoch,
-    power_law_decay,
     sgd,
     skip_nonfinite,
     track_convergence,
 )
-
-CLASSES = {
-    "StochasticGradientDescent": classic.sgd,
-    "Momentum": classic.momentum,
-    "RMSProp": classic.rmsprop,
-    "ADAM": classic.adam,
-}
-SCHEDULES = {"PowerLawDecay": power_law_decay, "ExponentialDecay": exponential_decay}
-
-
-def classic_optimizer(case):
-    """The optimizer of a golden case; its schedule wants the epoch."""
-    kwargs = dict(case["kwargs"])
-    schedule = SCHEDULES[case["scheduler"]["class"]](kwargs.pop("stepsize", 0.001), case["scheduler"]["lr_decay"])
-    return CLASSES[case["optimizer"]](per_epoch(schedule), **kwargs)
 
 
 @jax.jit

@@ -23,6 +23,7 @@ from problems import (
     golden_magnitude_tree,
     rbm_tree,
     row,
+    scaled,
 )
 
 import paysage_jax
@@ -263,10 +264,6 @@ KEPT = {
 
 def delta(optimizer):
     return updated(optimizer, gradient(seed=2), G, epoch=3).delta
-
-
-def scaled(g, factor):
-    return jax.tree.map(lambda x: factor * x, g)
 
 
 RATE = 0.001 / 1.3  # default step size and schedule at epoch 3

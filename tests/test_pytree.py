@@ -1,8 +1,10 @@
 """Declared fields: what they hold, what they refuse, and what `help` shows of them."""
 
+import dataclasses
 import pydoc
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,7 +115,7 @@ def test_a_number_is_checked_in_the_dtype_of_the_moments():
 def test_none_is_absent_and_a_value_is_a_leaf():
     assert jax.tree.leaves(Box()) == [0.5, 1.0, 1]
     assert jax.tree.leaves(Box(maybe=0.0)) == [0.5, 1.0, 0.0, 1]
-    with pytest.raises(ValueError, match="weight_decay|Expected None, got 0.1"):  # jax 0.9 does not name the field
+    with pytest.raises(ValueError, match=r"weight_decay|Expected None, got 0\.1"):  # jax 0.9 does not name the field
         jax.tree.map(jnp.add, adam(1e-3), adam(1e-3, weight_decay=0.1))
 
 
@@ -166,6 +168,26 @@ def test_a_subclass_may_be_made_inside_jit():
         return adam(x, b1=x).b1
 
     assert f(2.0) == 2.0  # a tracer: not yet known
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sgd(0.1).learning_rate = 0.2
+
+
+def test_a_users_own_pytree():
+    class Line(Pytree):
+        slope: Number = number()
+        name: str = static(default="line")
+
+        def __call__(self, x):
+            return self.slope * x
+
+    line = Line(2.0, name="steep")
+    assert jax.tree.leaves(line) == [2.0]
+    assert jax.jit(lambda line, x: line(x))(line, 3.0) == 6.0
+    assert jax.grad(lambda line: line(3.0))(line) == Line(3.0, name="steep")
+    chex.assert_trees_all_equal(jax.vmap(lambda line: line(3.0))(Line(jnp.arange(3.0))), 3 * jnp.arange(3.0))
 
 
 # --- what `help` shows -------------------------------------------------------------------------------

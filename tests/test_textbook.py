@@ -18,7 +18,7 @@ import optax
 import pytest
 from absl.testing import parameterized
 from hypothesis import given
-from problems import OPTIMIZERS, TEXTBOOK, assert_runs_close, each, gradients, rbm_tree, row, run, step
+from problems import OPTIMIZERS, TEXTBOOK, assert_runs_close, each, gradients, rbm_tree, row, run, scaled, shaped, step
 
 from paysage_jax import adam, apply_updates, classic, exponential_decay, momentum, power_law_decay, rmsprop, sgd, warmup
 
@@ -138,8 +138,7 @@ def test_agrees_with_the_equations(optimizer, x64, tolerance):
 
 # --- laws --------------------------------------------------------------------------------------------
 
-SHAPES = {"layers": [{"loc": (3,)}], "weights": [{"matrix": (3, 2)}]}
-START = jax.tree.map(jnp.ones, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+START = shaped({"layers": [{"loc": (3,)}], "weights": [{"matrix": (3, 2)}]}, jnp.ones)
 
 
 def six_gradients():
@@ -151,10 +150,6 @@ def six_gradients():
         return hnp.arrays(np.float32, (6, *shape), elements=elements)
 
     return st.tuples(draw((3,)), draw((3, 2))).map(lambda g: {"layers": [{"loc": g[0]}], "weights": [{"matrix": g[1]}]})
-
-
-def scaled(tree, factor):
-    return jax.tree.map(lambda x: np.float32(factor) * x, tree)
 
 
 WITHOUT_DECAY = {name: optimizer for name, optimizer in OPTIMIZERS.items() if name != "adamw"}

@@ -1,0 +1,141 @@
+"""What is done to trees: paths, checks that name the leaf, dtypes of moments, norms, roots, finiteness."""
+
+from collections import OrderedDict
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import TREES, Pair, rbm_tree
+
+from paysage_jax import _trees
+from paysage_jax._trees import norm
+
+TREE = rbm_tree()
+PATHS = ["layers/0/loc", "layers/1/loc", "weights/0/matrix"]
+
+
+# --- paths -------------------------------------------------------------------------------------------
+
+
+def test_paths_are_written_with_slashes_in_the_order_of_the_leaves():
+    assert _trees.leaf_paths(TREE) == PATHS
+    assert _trees.leaf_paths(Pair(first=1.0, second=(2.0, None))) == ["first", "second/0"]
+    assert _trees.leaf_paths(OrderedDict(b=1.0, a=2.0)) == ["b", "a"]
+    assert _trees.leaf_paths(TREES["one array"]) == [""]
+    by_path = _trees.by_path(TREE)
+    assert list(by_path) == PATHS
+    assert all(a is b for a, b in zip(by_path.values(), jax.tree.leaves(TREE), strict=True))
+
+
+def test_a_predicate_selects_leaves_by_their_paths():
+    assert _trees.selected("freeze", None, TREE) == [True] * 3
+    assert _trees.selected("freeze", lambda path: path.startswith("layers/"), TREE) == [True, True, False]
+    assert _trees.selected("freeze", lambda path: False, {}) == []
+    with pytest.raises(ValueError, match=r"freeze: the predicate selects none of the leaves \['layers/0/loc', "):
+        _trees.selected("freeze", lambda path: False, TREE)
+
+
+# --- checks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [int, bool, complex])
+def test_a_leaf_that_is_not_floating_is_named(dtype):
+    _trees.check_floating("params", TREES)
+    with pytest.raises(TypeError, match=r"params\['b'\]\[1\]: expected a floating dtype, got (int|bool|complex)"):
+        _trees.check_floating("params", {"a": jnp.ones(2), "b": [jnp.ones(2), jnp.ones(2, dtype)]})
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"a": jnp.ones(3), "b": [jnp.ones(2)]}, r"g\['a'\]: expected shape \(2,\) as in p, got \(3,\)"),
+        ({"a": jnp.ones(2), "b": []}, r"g\['b'\]\[0\]: missing; p has it, of shape \(2,\)"),
+        ({"a": jnp.ones(2), "b": [jnp.ones(2)], "c": 1.0}, r"g\['c'\]: unexpected; p has no such leaf"),
+        ({"a": jnp.ones(2), "b": (jnp.ones(2),)}, "g: expected the tree structure of p, "),
+    ],
+    ids=["shape", "missing", "unexpected", "node"],
+)
+def test_a_tree_that_is_not_like_the_other_is_named(tree, message):
+    reference = {"a": np.ones(2), "b": [jax.ShapeDtypeStruct((2,), float)]}
+    _trees.check_same_tree("g", {"a": jnp.zeros(2, int), "b": [np.zeros(2)]}, "p", reference)
+    with pytest.raises(ValueError, match=message):
+        _trees.check_same_tree("g", tree, "p", reference)
+
+
+def test_parameters_are_asked_for():
+    _trees.check_params("project", TREE, TREE)
+    with pytest.raises(ValueError, match="project: needs the parameters"):
+        _trees.check_params("project", TREE, None)
+    with pytest.raises(ValueError, match=r"updates\['layers'\]\[0\]\['loc'\]: expected shape \(5,\) as in params"):
+        _trees.check_params("project", TREE, rbm_tree(visible=5))
+
+
+def test_a_scalar_is_a_copy():
+    """A step that donates its state may free a copy, but not the array of a hyperparameter."""
+    rate = jnp.array(0.5)
+    copy = _trees.as_scalar("rate", rate)
+    assert copy == rate
+    assert copy.unsafe_buffer_pointer() != rate.unsafe_buffer_pointer()
+    chex.assert_type([_trees.as_scalar("rate", value) for value in (1, np.float64(2))], jnp.float32)
+    with pytest.raises(ValueError, match=r"rate: expected a scalar, got shape \(2,\); use jax.vmap"):
+        _trees.as_scalar("rate", jnp.ones(2))
+
+
+# --- dtypes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("bfloat16", "float32"), ("float16", "float32"), ("float32", "float32"), ("float64", "float64")],
+)
+def test_moments_are_at_least_float32(dtype, expected):
+    with jax.enable_x64(True):
+        assert _trees.moment_dtype(jnp.dtype(dtype)) == expected
+        zeros = _trees.zeros_like_moments({"a": jnp.ones((2, 3), dtype), "b": None})
+        chex.assert_trees_all_equal(zeros, {"a": jnp.zeros((2, 3)), "b": None})
+        assert zeros["a"].dtype == expected
+
+
+# --- the norm ----------------------------------------------------------------------------------------
+
+
+@hypothesis.given(size=st.sampled_from([1, 100, 10_000]), exponent=st.floats(-36, 37))
+def test_norm_is_that_of_float64_whatever_the_scale(size, exponent):
+    x = np.float32(10**exponent) * np.random.default_rng(size).uniform(-1, 1, size).astype(np.float32)
+    expected = np.linalg.norm(x.astype(np.float64))
+    hypothesis.assume(expected < np.finfo(np.float32).max)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 10_000])
+def test_norm_of_zero_of_nan_and_of_infinity(size):
+    x = np.ones(size, np.float32)
+    assert norm(0 * x) == 0
+    for value in (np.nan, np.inf, -np.inf):
+        x[1] = value
+        np.testing.assert_equal(np.asarray(norm(jnp.asarray(x))), np.abs(value))
+
+
+@pytest.mark.parametrize("size", [3, 10_000])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_derivative_of_the_norm(size, scale):
+    x = scale * jax.random.normal(jax.random.key(0), (size,))
+    chex.assert_trees_all_close(jax.grad(norm)(x), x / norm(x), rtol=1e-5)
+
+
+def test_root_has_a_derivative_at_zero():
+    v = jnp.array([0.0, 1e-30, 0.25, 4.0])
+    np.testing.assert_allclose(_trees.root(v), jnp.sqrt(v), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(_trees.root))(v), [0, 0.5e15, 1, 0.25], rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_element_that_is_not_finite_is_seen(value):
+    assert _trees.all_finite(TREE)
+    assert _trees.all_finite({})
+    assert _trees.all_finite(TREES["empty array"])
+    assert not _trees.all_finite({**TREE, "more": jnp.array([[1, value]], jnp.bfloat16)})
