@@ -1,4 +1,4 @@
-"""The README: every Python block runs as it stands, and its commands are the ones that CI runs."""
+"""README and CONTRIBUTING: every Python block runs as it stands, and the commands are the ones that CI runs."""
 
 import re
 from pathlib import Path
@@ -8,19 +8,24 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+BLOCKS = {
+    f"{name} {i}": block
+    for name in ("README", "CONTRIBUTING")
+    for i, block in enumerate(re.findall(r"^```python\n(.*?)^```$", (ROOT / f"{name}.md").read_text(), re.M | re.S))
+}
 COMMANDS = re.findall(r"^```\n(python3 .*)\n```$", README, re.MULTILINE)
 
 
-@pytest.mark.parametrize("block", range(len(BLOCKS)))
+@pytest.mark.parametrize("block", BLOCKS)
 def test_block_runs(block):
     # As a user has it: without the stricter settings of the test suite.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        exec(compile(BLOCKS[block], f"README block {block}", "exec"), {"__name__": "readme"})
+        exec(compile(BLOCKS[block], block, "exec"), {"__name__": "readme"})
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) >= 4
+    assert len([name for name in BLOCKS if name.startswith("README")]) >= 4
+    assert "CONTRIBUTING 0" in BLOCKS
 
 
 def test_two_commands_of_one_line_each():
