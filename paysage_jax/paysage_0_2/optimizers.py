@@ -34,8 +34,8 @@ class GradientMemory(_documented.GradientMemory):
 
     def reset(self) -> None:
         """Forget both means."""
-        self.mean_gradient = None
-        self.mean_square_gradient = None
+        self.mean_gradient: Any = None
+        self.mean_square_gradient: Any = None
 
     def normalize(self, grad: Any, unbiased: bool = False) -> Any:
         """`grad` over the root of the mean square gradient; a copy of `grad` if there is none.
@@ -55,8 +55,8 @@ class _LiveMemory(GradientMemory):
     """The memory of an optimizer: its means are those in the optimizer's state, copied when they are asked for."""
 
     def __init__(self, rule: Leafwise) -> None:
-        self.mean_weight = getattr(rule, "mean_weight", getattr(rule, "momentum", 0))
-        self.mean_square_weight = getattr(rule, "mean_square_weight", 0)
+        self.mean_weight: float = getattr(rule, "mean_weight", getattr(rule, "momentum", 0))
+        self.mean_square_weight: float = getattr(rule, "mean_square_weight", 0)
         self._rule = rule
         self.reset()
 
@@ -75,7 +75,8 @@ class _LiveMemory(GradientMemory):
     def update(self, grad: Any) -> None:
         raise TypeError("the memory of an optimizer is updated by its optimizer; make a GradientMemory of your own")
 
-    update_mean = update_mean_square = update
+    update_mean: Any = update
+    update_mean_square: Any = update
 
     def _moment(self, name: str) -> Any:
         state = self._stepper.moments_as_trees()
@@ -114,10 +115,10 @@ class Optimizer:
                 f"got {stepsize!r}"
             )
         # The default is one object for the whole module: every optimizer needs its own.
-        self.stepsize = stepsize.copy() if stepsize is _DEFAULT_STEPSIZE else stepsize
-        self.tolerance = tolerance
+        self.stepsize: Any = stepsize.copy() if stepsize is _DEFAULT_STEPSIZE else stepsize
+        self.tolerance: float = tolerance
         self.delta: Any = {}
-        self.grad_sign = -1.0 if ascent else 1.0
+        self.grad_sign: float = -1.0 if ascent else 1.0
         self.lr_: Any = None
 
     def check_convergence(self) -> bool:
@@ -143,7 +144,7 @@ class _ClassicOptimizer(Optimizer):
 
     def __init__(self, rule: Leafwise, stepsize: Any, tolerance: float, ascent: bool) -> None:
         super().__init__(stepsize, tolerance, ascent)
-        self.memory = _LiveMemory(rule)
+        self.memory: _LiveMemory = _LiveMemory(rule)
 
     def reset(self) -> None:
         """Forget the running means; the schedule and `delta` stay."""
@@ -163,7 +164,7 @@ class _ClassicOptimizer(Optimizer):
         """
         if self.lr_ is None:
             raise RuntimeError(f"{type(self).__name__}: call update_lr() before the first update, then once an epoch")
-        self.delta = self.memory._step(float(self.lr_.args[0]), grad)
+        self.delta: Any = self.memory._step(float(self.lr_.args[0]), grad)
         model.parameter_update(self.delta)
 
 

@@ -91,13 +91,13 @@ class Linear(Schedule):
         maxval: float = 1.0,
     ) -> None:
         self._start(initial, value)
-        self.delta = _number(self, "delta", delta)
-        self.minval = _number(self, "minval", minval)
-        self.maxval = _number(self, "maxval", maxval)
+        self.delta: float = _number(self, "delta", delta)
+        self.minval: float = _number(self, "minval", minval)
+        self.maxval: float = _number(self, "maxval", maxval)
 
     def __next__(self) -> np.float32:
         value = self.value
-        self.value = float(np.clip(value - self.delta, self.minval, self.maxval))
+        self.value: float = float(np.clip(value - self.delta, self.minval, self.maxval))
         return np.float32(value)
 
 
@@ -116,9 +116,9 @@ class Step(Schedule):
         self, initial: float = 1.0, final: float = 0.0, steps: float = 1, value: float | None = None, *, t: int = 0
     ) -> None:
         self._start(initial, value)
-        self.final = _number(self, "final", final)
-        self.steps = _number(self, "steps", steps)
-        self.t = t
+        self.final: float = _number(self, "final", final)
+        self.steps: float = _number(self, "steps", steps)
+        self.t: int = t
 
     def reset(self) -> None:
         """Go back to the initial value and count anew."""
@@ -127,7 +127,7 @@ class Step(Schedule):
 
     def __next__(self) -> np.float32:
         value = self.value
-        self.value = self.initial if self.t <= self.steps else self.final
+        self.value: float = self.initial if self.t <= self.steps else self.final
         self.t += 1
         return np.float32(value)
 
@@ -143,11 +143,11 @@ class ExponentialDecay(Schedule):
 
     def __init__(self, initial: float = 1.0, coefficient: float = 0.9, value: float | None = None) -> None:
         self._start(initial, value)
-        self.coefficient = _number(self, "coefficient", coefficient)
+        self.coefficient: float = _number(self, "coefficient", coefficient)
 
     def __next__(self) -> np.float32:
         value = self.value
-        self.value *= self.coefficient
+        self.value: float = value * self.coefficient
         return np.float32(value)
 
 
@@ -164,11 +164,11 @@ class PowerLawDecay(Schedule):
 
     def __init__(self, initial: float = 1.0, coefficient: float = 0.9, value: float | None = None) -> None:
         self._start(initial, value)
-        self.coefficient = _number(self, "coefficient", coefficient)
+        self.coefficient: float = _number(self, "coefficient", coefficient)
 
     def __next__(self) -> np.float32:
         value = self.value
-        self.value /= 1 + self.coefficient * value
+        self.value: float = value / (1 + self.coefficient * value)
         return np.float32(value)
 
 
