@@ -8,6 +8,7 @@ are in `classic` as functions, and as classes in `optimizers` (2017) and `paysag
 from . import classic, optimizers, paysage_0_2, rbm
 from ._base import Leafwise, Transformation, apply_updates, chain
 from ._centering import Join, center
+from ._checkpoints import restore
 from ._convergence import ConvergenceState, converged, gradient_magnitude, track_convergence
 from ._estimators import (
     Estimator,
@@ -18,11 +19,13 @@ from ._estimators import (
     persistent_contrastive_divergence,
     phase_gradient,
 )
+from ._fit import fit
+from ._metrics import Best, early_stopping, free_energy_gap, pseudo_log_likelihood, reconstruction_error
 from ._packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
 from ._pytree import Number, Pytree, Schedule, count, number, rate, static
 from ._schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
 from ._textbook import AdamState, MomentumState, RmspropState, SgdState, adam, momentum, rmsprop, sgd
-from ._training import FitResult, Outcome, TrainState, fit, train_step
+from ._training import FitResult, Outcome, TrainState, train_step
 from ._transforms import (
     AverageState,
     SkipNonfiniteState,
@@ -114,6 +117,12 @@ __all__ = [  # noqa: RUF022 (by room)
     "TrainState",
     "fit",
     "train_step",
+    "restore",
+    "Best",
+    "early_stopping",
+    "free_energy_gap",
+    "pseudo_log_likelihood",
+    "reconstruction_error",
     # to build one's own
     "Leafwise",
     "Transformation",

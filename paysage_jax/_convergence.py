@@ -13,11 +13,11 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from ._base import State, Transformation, find_states
 from ._packing import unpack_all
 from ._pytree import Count, Number, count, number, static
-from ._trees import Params, Updates, as_scalar, norm
+from ._trees import Params, Updates, as_scalar, moment_dtype, norm
 
 
 def gradient_magnitude(tree: Any) -> jax.Array:
-    """The size of a gradient or an update as paysage (2017) measures it; a float32 scalar.
+    """The size of a gradient or an update as paysage (2017) measures it; a scalar of at least float32.
 
         √(mean over leaves of ‖leaf‖² / len(leaf)),  len the size of the first dimension
 
@@ -34,12 +34,16 @@ def gradient_magnitude(tree: Any) -> jax.Array:
     for path, leaf in leaves:
         if jnp.ndim(leaf) == 0:
             raise TypeError(f"gradient_magnitude: leaf {keystr(path)} has no first dimension")
-    arrays = [jnp.asarray(leaf, jnp.float32) for _, leaf in leaves]
-    return norm(jnp.stack([norm(x) / np.sqrt(np.float32(len(x))) for x in arrays])) / np.sqrt(np.float32(len(arrays)))
+    widest = max((moment_dtype(jnp.result_type(leaf)) for _, leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
+    norms = [norm(jnp.asarray(leaf, widest)) / np.sqrt(widest.type(max(len(leaf), 1))) for _, leaf in leaves]
+    return norm(jnp.stack(norms)) / np.sqrt(widest.type(len(leaves)))
 
 
 class ConvergenceState(NamedTuple):
-    """The magnitude of the last update, the updates in a row at or below the tolerance, and whether that is enough."""
+    """The magnitude of the last update, the updates in a row at or below the tolerance, and whether that is enough.
+
+    Before the first update the magnitude is the largest number.
+    """
 
     magnitude: jax.Array
     streak: jax.Array
@@ -50,6 +54,8 @@ class track_convergence(Transformation):
     """Last in a chain: notes whether the updates have become small. They pass unchanged; NaN never counts as small.
 
         converged: magnitude(updates) <= tolerance, `patience` updates in a row
+
+    Under `fit` an update of zeros for a gradient that is not zero, skipped or overflowed say, does not count at all.
 
     Args:
         tolerance: a number from 0 on.
@@ -62,16 +68,24 @@ class track_convergence(Transformation):
     patience: Count = count(default=1)
 
     def init(self, params: Params) -> State:
-        return ConvergenceState(jnp.array(np.inf, float), jnp.zeros((), jnp.int32), jnp.array(False))
+        largest = jnp.array(jnp.finfo(jnp.result_type(float)).max, float)
+        return ConvergenceState(largest, jnp.zeros((), jnp.int32), jnp.array(False))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, *, gradient: Any = None, **extra: Any
     ) -> tuple[Updates, State]:
         magnitude = as_scalar("magnitude(updates)", self.magnitude(updates))
         patience = jnp.asarray(self.patience, jnp.int32)
         below = magnitude <= jnp.asarray(self.tolerance, float)
         streak = jnp.where(below, jnp.minimum(state.streak, patience - 1) + 1, 0)
+        if gradient is not None:
+            no_step = jax.lax.cond(magnitude == 0, lambda: ~_all_zero(gradient), lambda: jnp.array(False))
+            streak = jnp.where(no_step, state.streak, streak)
         return updates, ConvergenceState(magnitude, streak, streak >= patience)
+
+
+def _all_zero(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(x == 0) for x in jax.tree.leaves(tree)]))
 
 
 def converged(state: State) -> jax.Array:
@@ -84,3 +98,15 @@ def converged(state: State) -> jax.Array:
     if not found:
         raise ValueError("converged: no track_convergence in the state; chain one after the optimizer")
     return jnp.all(jnp.stack([s.converged for s in found]))
+
+
+def still_converged(optimizer: Transformation, state: State) -> jax.Array:
+    """`converged(state)`, and also by the tolerances and patience that `optimizer` has now."""
+    found = find_states(state, ConvergenceState)
+    is_tracker = lambda x: isinstance(x, track_convergence)  # noqa: E731
+    trackers = [x for x in jax.tree.leaves(optimizer, is_leaf=is_tracker) if is_tracker(x)]
+    small = [
+        (s.magnitude <= jnp.asarray(t.tolerance, float)) & (s.streak >= jnp.asarray(t.patience, jnp.int32))
+        for s, t in zip(found, trackers, strict=False)  # a tracker inside another library's chain is not seen
+    ]
+    return jnp.all(jnp.stack([converged(state), *small]))

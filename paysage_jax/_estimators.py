@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr, tree_flatten_with_path
 
+from ._data import Batch, batch_size_of
 from ._pytree import Pytree, accepted, count, static
 from ._trees import Params, check_same_tree
 
 Energy = Callable[[Params, Any], jax.Array]
 Transition = Callable[[Params, Any, jax.Array], Any]
-Batch = Any  # a pytree of arrays with one leading batch axis
 EstimatorState = Any
 
 
@@ -32,16 +31,6 @@ class PhaseStatistics(NamedTuple):
     model_energy: jax.Array
     data_gradient: Params
     model_gradient: Params
-
-
-def batch_size_of(name: str, batch: Batch) -> int:
-    """The size of the leading axis. Raises ValueError where leaves have none or disagree."""
-    leaves = tree_flatten_with_path(batch)[0]
-    sizes = {jnp.shape(leaf)[:1] for _, leaf in leaves}
-    if len(sizes) != 1 or sizes == {()}:
-        shapes = ", ".join(f"{name}{keystr(path)} {jnp.shape(leaf)}" for path, leaf in leaves)
-        raise ValueError(f"{name}: expected leaves with one common leading batch axis, got {shapes or 'no leaves'}")
-    return sizes.pop()[0]
 
 
 def _mean_energy(energy: Energy, params: Params, v: Batch, weights: Any = None) -> jax.Array:

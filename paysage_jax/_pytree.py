@@ -7,6 +7,7 @@ import inspect
 from abc import ABCMeta
 from collections.abc import Callable
 from operator import attrgetter
+from types import CellType, FunctionType, ModuleType
 from typing import Any, ClassVar, cast, dataclass_transform
 
 import jax
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.tree_util import GetAttrKey
+
+_UNCHANGING = (int, float, complex, str, type(None), type, jax.Array, FunctionType, ModuleType)
 
 Number = float | jax.Array
 Count = int | jax.Array
@@ -100,8 +103,7 @@ class _Rate:
             raise TypeError(f"{where} must be a number or a schedule, got the class {value.__name__}: call it")
         if not callable(value):
             return _Number(self.interval)(where, value, dtype)
-        is_pytree = not any(callable(leaf) for leaf in jax.tree.leaves(value))
-        return value if is_pytree else _Function(value)
+        return as_pytree(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,13 +206,47 @@ def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
     return (lambda self: (getattr(self, names[0]),)) if names else (lambda self: ())
 
 
+def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A callable pytree unchanged; a plain function, a schedule of optax say, as a pytree without leaves."""
+    is_pytree = not any(callable(leaf) for leaf in jax.tree.leaves(function))
+    return function if is_pytree else _Function(_SameCode(function))
+
+
 class _Function(Pytree):
-    """A plain function, a schedule of optax say, as a part of the structure."""
+    """Any number of positional arguments, and the keyword arguments that the function takes."""
 
-    function: Callable[..., Any] = static()
+    same: _SameCode = static()
 
-    def __call__(self, step: Any, **extra: Any) -> Any:
-        return self.function(step, **accepted(self.function, extra, positional=1))
+    def __call__(self, *args: Any, **extra: Any) -> Any:
+        function = self.same.function
+        return function(*args, **accepted(function, extra, positional=len(args)))
+
+    def __repr__(self) -> str:
+        return repr(self.same.function)
+
+
+class _SameCode:
+    """A function that equals another of the same code that closes over the same objects, none of which can change.
+
+    So a lambda written in the call of a jitted function, in a loop say, is traced once.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._code, self._captured = function, ()
+        if isinstance(function, FunctionType) and CellType() not in (function.__closure__ or ()):
+            cells = [cell.cell_contents for cell in function.__closure__ or ()]
+            captured = (*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+            if all(isinstance(value, _UNCHANGING) for value in captured):
+                self._code, self._captured = function.__code__, (function.__globals__, *captured)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _SameCode) or self._code != other._code:
+            return False
+        return all(a is b for a, b in zip(self._captured, other._captured, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(self._code)
 
 
 def accepted(function: Callable[..., Any], extra: dict[str, Any], positional: int = 0) -> dict[str, Any]:

@@ -110,14 +110,16 @@ def norm(x: jax.Array) -> jax.Array:
     square = jnp.sum(x**2)
     # Below this, squares that underflowed may be more than a rounding error of the sum.
     smallest = x.size * float(jnp.finfo(x.dtype).tiny / jnp.finfo(x.dtype).eps)
-    return jax.lax.cond((square > smallest) & (square < np.inf), lambda: jnp.sqrt(square), lambda: _scaled_norm(x))
+    return jax.lax.cond((square > smallest) & (square < np.inf), lambda: root(square), lambda: _scaled_norm(x))
 
 
 def _scaled_norm(x: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(x), initial=0)
-    # The norm does not depend on the scale; its derivative must not pick up what rounding leaves of that.
-    scale = jax.lax.stop_gradient(jnp.where((largest > 0) & (largest < np.inf), largest, 1))
-    return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))
+    # A power of two, so that x / scale is exact, also where XLA makes it x * (1 / scale); 1 / scale must not underflow.
+    _, exponent = jnp.frexp(jnp.where((largest >= jnp.finfo(x.dtype).tiny) & (largest < np.inf), largest, 1))
+    most = jnp.finfo(x.dtype).maxexp - 2
+    scale = jax.lax.stop_gradient(jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, -most, most)))
+    return scale * root(jnp.sum((x / scale) ** 2))
 
 
 @jax.custom_jvp

@@ -1,0 +1,167 @@
+"""Runs on disk: save, find the last whole checkpoint, restore. The files are orbax's, written atomically.
+
+A checkpoint holds the leaves of a tree in one flat dictionary, and as JSON their paths, shapes and dtypes, and what
+the run was called with. So it can be looked at without the code of the model, and what does not fit is named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+
+VERSION = 1
+
+
+def _orbax() -> Any:
+    try:
+        import orbax.checkpoint
+    except ImportError:
+        raise ImportError("checkpoints need orbax: pip install orbax-checkpoint") from None
+    return orbax.checkpoint
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder, numbered by epochs.
+
+    Args:
+        folder: made if it does not exist.
+        keep: how many of the last ones are kept.
+        settings: what the run was called with, as JSON takes it; another run is refused by it.
+    """
+
+    def __init__(self, folder: Any, keep: int, settings: dict[str, Any]) -> None:
+        self._folder, self._settings = Path(folder).absolute(), settings
+        orbax = _orbax()
+        options = orbax.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = orbax.CheckpointManager(self._folder, options=options)
+
+    @property
+    def epoch(self) -> int | None:
+        """That of the last whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, epoch: int, tree: Any) -> None:
+        """Begin to write, unless this epoch has been written; what was begun before is finished first."""
+        if epoch in self._manager.all_steps():
+            return
+        args = _orbax().args
+        leaves, description = _flat(tree)
+        content = args.Composite(
+            leaves=args.StandardSave(leaves),
+            about=args.JsonSave({"version": VERSION, "settings": self._settings} | description),
+        )
+        self._manager.save(epoch, args=content, force=True)
+
+    def latest(self, like: Any) -> Any:
+        """The last whole checkpoint as a tree like this one, whose history may have any number of rows; or None.
+
+        Raises:
+            ValueError: if it does not fit; the message names the leaf or the argument.
+        """
+        epoch = self.epoch
+        if epoch is None:
+            return None
+        arrays, about = _read(self._manager, epoch, self._folder)
+        where = f"fit: the checkpoint {self._folder / str(epoch)}"
+        for name, value in self._settings.items():
+            if about["settings"].get(name) != value:
+                raise ValueError(f"{where} was written with {name}={about['settings'].get(name)}, not {value}")
+        _check(where, about, _flat(like)[1])
+        leaves = [
+            jax.random.wrap_key_data(x, impl=jax.random.key_impl(old)) if _is_key(old) else x
+            for x, old in zip(arrays, jax.tree.leaves(like), strict=True)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def restore(folder: Any, epoch: int | None = None) -> dict[str, Any]:
+    """A checkpoint as plain nested dictionaries of NumPy arrays, to look at without the code of the model.
+
+    Args:
+        folder: what `fit(..., checkpoints=folder)` was given.
+        epoch: which one; the last if None.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"restore: no folder {folder}")
+    with _orbax().CheckpointManager(folder) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps or (epoch is not None and epoch not in steps):
+            raise FileNotFoundError(f"restore: no checkpoint {'' if epoch is None else epoch} in {folder}; has {steps}")
+        arrays, about = _read(manager, steps[-1] if epoch is None else epoch, folder)
+    tree: dict[str, Any] = {}
+    for leaf, array in zip(about["leaves"], arrays, strict=True):
+        inner = tree
+        for name in leaf["path"][:-1]:
+            inner = inner.setdefault(name, {})
+        inner[leaf["path"][-1]] = np.asarray(array)
+    return tree
+
+
+# --- leaves and their description --------------------------------------------------------------------
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+
+
+def _flat(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The leaves under their numbers, without the empty ones, which orbax refuses; and what they are."""
+    leaves, described = {}, []
+    for number, (path, leaf) in enumerate(tree_flatten_with_path(tree)[0]):
+        x = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        names = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
+        described.append({"name": keystr(path), "path": names, "shape": list(x.shape), "dtype": str(x.dtype)})
+        if x.size:
+            leaves[f"{number:06d}"] = x
+    return leaves, {"leaves": described, "states": _names_of_states(tree)}
+
+
+def _names_of_states(tree: Any) -> list[str]:
+    """The types of NamedTuples in the tree: two optimizers may have leaves alike."""
+    if not isinstance(tree, tuple | list | dict):
+        return []
+    own = [type(tree).__name__] if hasattr(tree, "_fields") else []
+    children = tree.values() if isinstance(tree, dict) else tree
+    return own + [name for child in children for name in _names_of_states(child)]
+
+
+def _read(manager: Any, epoch: int, folder: Path) -> tuple[list[Any], dict[str, Any]]:
+    args = _orbax().args
+    about = manager.restore(epoch, args=args.Composite(about=args.JsonRestore())).about
+    if about["version"] > VERSION:
+        raise ValueError(f"{folder / str(epoch)}: written by a newer paysage_jax (format {about['version']})")
+    leaves = manager.restore(epoch, args=args.Composite(leaves=args.StandardRestore())).leaves
+    for number, leaf in enumerate(about["leaves"]):
+        if 0 in leaf["shape"]:
+            leaves[f"{number:06d}"] = np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"]))
+    return [leaves[number] for number in sorted(leaves)], about
+
+
+def _check(where: str, saved: dict[str, Any], expected: dict[str, Any]) -> None:
+    old, new = ({leaf["name"]: leaf for leaf in described["leaves"]} for described in (saved, expected))
+    for name in old | new:
+        if name not in old:
+            raise ValueError(f"{where} has no leaf {name}, which this run has")
+        if name not in new:
+            raise ValueError(f"{where} has a leaf {name}, which this run has not")
+        rows = int(name.startswith(".history"))
+        for what in ("dtype", "shape"):
+            a, b = old[name][what], new[name][what]
+            if a[rows:] != b[rows:] if what == "shape" else a != b:
+                raise ValueError(f"{where}: {name} has {what} {a}, in this run {b}")
+    if saved["states"] != expected["states"]:
+        raise ValueError(f"{where} holds the states {saved['states']}, this run's optimizer has {expected['states']}")

@@ -1,0 +1,298 @@
+"""`fit`: a whole run, on data in memory or from a loader, that reports, stops in time and survives."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import keystr
+
+from ._base import as_transformation
+from ._checkpoints import Checkpoints
+from ._data import Loader, as_arrays, batch_size_of, in_memory
+from ._estimators import Estimator
+from ._metrics import History, Metric, check_metrics, empty_rows, rows_before
+from ._metrics import early_stopping as EarlyStopping
+from ._pytree import check_count
+from ._training import (
+    FitResult,
+    Outcome,
+    end_of_epoch,
+    first_row,
+    keys_of,
+    no_sums,
+    numbered_step,
+    outcome_now,
+    run_epochs,
+)
+from ._trees import Params
+
+_ROWS = 64  # measurements that one call of the compiled program can hold
+_ELEMENTS = 2**20  # in all of them together
+_SECONDS = 0.1  # what such a call should take at least
+
+
+def fit(
+    params: Params,
+    optimizer: Any,
+    estimator: Estimator,
+    data: Any,
+    *,
+    epochs: int,
+    key: jax.Array,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    metrics: Mapping[str, Metric] | None = None,
+    metrics_every: int = 1,
+    early_stopping: EarlyStopping | None = None,
+    callback: Callable[[FitResult], Any] | None = None,
+    progress: bool = False,
+    checkpoints: Any = None,
+    checkpoint_every: int = 1,
+    keep: int = 3,
+    resume: FitResult | None = None,
+) -> FitResult:
+    """Train until epoch number `epochs`, or until the run has converged, stopped improving or become non-finite.
+
+    The result is the state after the last good epoch, and `result.outcome` says how the run ended. If anything raises
+    in mid-run, Ctrl-C or the loader say, the exception carries the epochs done as `exception.result`.
+    No argument is modified. Data in memory are one compiled program, which may be mapped by `jax.vmap` over
+    hyperparameters and keys; rows of the history that were not reached then have epoch -1 (and NaN where there is one).
+    As in `jax.jit`, functions are traced once: what they read from globals or from an object is what it was then.
+
+    Args:
+        params: a pytree of floating arrays, which may be NumPy's; not used with `resume`.
+        optimizer: an optimizer, ours or another library's; its `update` gets the extra arguments `epoch`, `statistics`
+            and `gradient`. With a `track_convergence` in it, the run ends when that says so at the end of an epoch.
+        estimator: where gradients come from: `persistent_contrastive_divergence`, `loss_gradient`, ...
+        data: an array, or a dict or tuple of arrays, with one leading axis, cut into batches (the last may be
+            smaller). Or batches that can be read anew every epoch: a list, a loader, or a function `data(epoch)` or
+            `data()` that returns an iterable. A step compiles once for each size of batch.
+        epochs: the number of the last epoch, those done before `resume` included.
+        key: a PRNG key, of `jax.random.key`.
+        batch_size: rows of data in memory for each step.
+        shuffle: cut data in memory in a new order every epoch.
+        metrics: name -> metric(params, key), traced; it may also take `state=` (`TrainState`) and `data=` (in memory).
+        metrics_every: measure every so many epochs.
+        early_stopping: stop when a metric has not improved for a while; `result.best` has the best parameters.
+        callback: callback(result) after every measurement, on the host; True stops the run.
+        progress: show a tqdm bar with the latest metrics (in a terminal).
+        checkpoints: a folder. The same call started again goes on from the last checkpoint there, and ends as if
+            never cut, provided that batches depend on nothing but the epoch.
+        checkpoint_every: epochs between checkpoints; writing one takes about a tenth of a second.
+        keep: how many of the last checkpoints are kept.
+        resume: the result of an earlier call, to go on from. With the same key, data and options it ends bit for bit
+            as if never cut. A checkpoint goes before it.
+
+    Raises:
+        TypeError, ValueError: for wrong arguments, naming them.
+    """
+    for name, value in dict(epochs=epochs, metrics_every=metrics_every, checkpoint_every=checkpoint_every).items():
+        check_count(f"fit: {name}", value)
+    check_count("fit: keep", keep)
+    _check_kinds(key, shuffle, early_stopping, callback, resume)
+    optimizer = as_transformation(optimizer)
+    _check_leaves(optimizer=optimizer, estimator=estimator)
+    measured = check_metrics(metrics or {})
+    rows, loader = None, None
+    if in_memory(data):
+        data = as_arrays("data", data)
+        rows = batch_size_of("data", data)
+        if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= rows:
+            raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size}")
+    else:
+        if batch_size is not None:
+            raise ValueError("fit: batch_size does not go with an iterable, whose items are the batches")
+        data, loader = None, Loader(data)
+    options = dict(batch_size=batch_size, shuffle=bool(shuffle), every=metrics_every)
+    init_key, run_key = jax.random.split(key)
+
+    with contextlib.ExitStack() as on_exit:
+        disk = None
+        if checkpoints is not None:
+            key_data = np.asarray(jax.random.key_data(key)).tolist()
+            disk = Checkpoints(checkpoints, keep, options | {"rows": rows, "key": key_data})
+            on_exit.callback(disk.close)
+
+        if loader is None:
+            first = jax.tree.map(lambda x: x[:batch_size], data)
+        else:
+            begun = disk.epoch if disk else None
+            first = loader.first(begun if begun is not None else 0 if resume is None else int(resume.epochs_done))
+        result = _start(params, optimizer, estimator, first, init_key) if resume is None else _own(resume)
+        if early_stopping is not None and result.best == ():
+            result = result._replace(best=early_stopping.start(result.params))
+        alone = result._replace(history=())
+        shapes = first_row.eval_shape(estimator, measured, early_stopping, data, run_key, alone, first)
+        result = result._replace(history=rows_before(result.history, shapes, metrics_every))
+        if disk and disk.epoch is not None:
+            result = disk.latest(like=result)
+        result = result._replace(outcome=outcome_now(result, optimizer, early_stopping))
+
+        run = partial(run_epochs, optimizer, estimator, measured, early_stopping, data, run_key, **options)
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves((result, optimizer, estimator, data, key))):
+            for name, given in dict(callback=callback, progress=progress or None, checkpoints=checkpoints).items():
+                if given is not None:
+                    raise ValueError(f"fit: {name} is for the host: leave it out under jax.jit and jax.vmap")
+            room = empty_rows(shapes, max(1, epochs // metrics_every) - len(result.history["epoch"]))
+            history = jax.tree.map(lambda *parts: jnp.concatenate(parts), result.history, room)
+            return run(result._replace(history=history), np.int32(epochs), rows=0)
+
+        capacity = max(1, min(_ROWS, _ELEMENTS // sum(x.size for x in jax.tree.leaves(shapes))))
+        if loader is None:
+            run = partial(run, rows=capacity)
+        else:
+            zeros = no_sums(estimator, result.state, first, run_key)
+            run = partial(
+                _read_epoch, optimizer, estimator, measured, early_stopping, loader, run_key, zeros, metrics_every
+            )
+        bar = on_exit.enter_context(_bar(epochs, int(result.epochs_done))) if progress else None
+        return _drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
+
+
+def _drive(
+    run: Callable[[FitResult, Any], FitResult],
+    result: FitResult,
+    epochs: int,
+    every: int,
+    capacity: int,
+    callback: Any,
+    bar: Any,
+    disk: Checkpoints | None,
+    checkpoint_every: int,
+) -> FitResult:
+    """Calls of the compiled program, each of a few epochs, and what is to be done on the host between them."""
+    history = History(result.history)
+    began = done = int(result.epochs_done)
+    piece = 1
+    try:
+        while done < epochs and int(result.outcome) == Outcome.EPOCHS_EXHAUSTED:
+            stop = min(epochs, done + piece, (done // every + capacity) * every)
+            if callback:
+                stop = min(stop, (done // every + 1) * every)
+            if disk:
+                stop = min(stop, (done // checkpoint_every + 1) * checkpoint_every)
+            start = time.perf_counter()
+            advanced = run(result._replace(history=()), np.int32(stop))
+            _wait(advanced.epochs_done)
+            measurements = int(advanced.epochs_done) // every - done // every
+            history.extend(advanced.history, measurements)
+            result, done = advanced._replace(history=history.arrays()), int(advanced.epochs_done)
+            seconds = time.perf_counter() - start
+            piece *= 4 if seconds < _SECONDS / 4 else 2 if seconds < _SECONDS else 1
+            if bar is not None:
+                bar.set_postfix(_latest(result.history), refresh=False)
+                bar.update(done - bar.n)
+            if callback and measurements and _is_true(callback(result)):
+                result = result._replace(outcome=jnp.array(Outcome.STOPPED, jnp.int32))
+            if disk and (done % checkpoint_every == 0 or done == epochs or int(result.outcome)):
+                disk.save(done, result)
+    except BaseException as error:  # Ctrl-C too: no finished epoch is thrown away
+        if done > began:
+            result = result._replace(outcome=jnp.array(Outcome.INTERRUPTED, jnp.int32))
+            if disk:
+                disk.save(done, result)
+            error.result = result  # type: ignore[attr-defined]
+            error.add_note(f"fit: the {done} epochs done are this exception's `result`, for fit(..., resume=result)")
+        raise
+    return result._replace(history=history.arrays())
+
+
+def _read_epoch(
+    optimizer: Any,
+    estimator: Estimator,
+    metrics: Any,
+    stopping: Any,
+    loader: Loader,
+    key: jax.Array,
+    zeros: Any,
+    every: int,
+    result: FitResult,
+    stop: Any,
+) -> FitResult:
+    """One epoch on an iterable."""
+    del stop
+    epoch = int(result.epochs_done)
+    step_key = keys_of(key, epoch)[1]
+    carry = jax.tree.map(jnp.copy, (result.state, zeros))  # the steps donate it, and the result stays as it is
+    size = 0
+    # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
+    for i, batch in enumerate(loader.epoch(epoch)):
+        size += batch_size_of("batch", batch)
+        carry = numbered_step(optimizer, estimator, carry, batch, step_key, np.int32(i), result.epochs_done)
+    return end_of_epoch(metrics, stopping, key, result, carry, np.int32(size), every=every)
+
+
+# --- how a run starts --------------------------------------------------------------------------------
+
+
+def _own(tree: Any) -> Any:
+    # A copy: JAX may alias a NumPy buffer that its owner goes on writing to.
+    return jax.tree.map(jnp.array, tree)
+
+
+def _start(params: Params, optimizer: Any, estimator: Estimator, first: Any, key: jax.Array) -> FitResult:
+    params = _own(params)
+    zero = jnp.zeros((), jnp.int32)
+    states = optimizer.init(params), estimator.init(params, first, key)
+    return FitResult(params, *states, epochs_done=zero, outcome=zero, best=(), history={})
+
+
+# --- on the host -------------------------------------------------------------------------------------
+
+
+def _wait(x: jax.Array) -> None:
+    """Until it has been computed; unlike `block_until_ready` in the main thread, it hears Ctrl-C at once."""
+    waiting = threading.Thread(target=x.block_until_ready, daemon=True)
+    waiting.start()
+    waiting.join()
+
+
+def _bar(epochs: int, done: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise ImportError("fit: progress=True needs tqdm: pip install tqdm") from None
+    return tqdm(total=epochs, initial=done, unit="epoch", disable=None)
+
+
+def _latest(history: Any) -> dict[str, str]:
+    """The scalars measured last, as text."""
+    scalars = {name: x for name, x in history.items() if name != "epoch" and getattr(x, "ndim", 0) == 1 and len(x)}
+    return {name: f"{float(x[-1]):.4g}" for name, x in scalars.items() if x.dtype.kind in "biuf"}
+
+
+def _is_true(answer: Any) -> bool:
+    return isinstance(answer, bool | np.bool_) and bool(answer)
+
+
+# --- mistakes ----------------------------------------------------------------------------------------
+
+
+def _check_kinds(key: Any, shuffle: Any, stopping: Any, callback: Any, resume: Any) -> None:
+    if isinstance(key, int):
+        raise TypeError(f"fit: key must be a key, jax.random.key({key}), got {key}")
+    if not isinstance(shuffle, bool | np.bool_):
+        raise TypeError(f"fit: shuffle must be True or False, got {type(shuffle).__name__}")
+    if stopping is not None and not isinstance(stopping, EarlyStopping):
+        raise TypeError(f"fit: early_stopping must be early_stopping(metric, ...), got {stopping!r}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"fit: callback must be a function callback(result), got {callback!r}")
+    if resume is not None and not isinstance(resume, FitResult):
+        raise TypeError(f"fit: resume must be the FitResult of an earlier call, got {type(resume).__name__}")
+
+
+def _check_leaves(**trees: Any) -> None:
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
+                kind = type(leaf).__name__
+                raise TypeError(f"fit: {name}{keystr(path)}: {kind} is neither number nor array; declare it static()")
