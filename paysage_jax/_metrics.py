@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr
 
-from ._data import Batch
+from ._data import Batch, as_arrays
 from ._pytree import Count, Number, Pytree, accepted, as_pytree, count, number, static
 from ._trees import Params, as_scalar, moment_dtype
 
@@ -38,7 +38,11 @@ class pseudo_log_likelihood(Pytree):
     """
 
     energy: Callable[..., jax.Array] = static()
-    v: jax.Array
+    v: Batch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self)["v"] = as_arrays("v", self.v)
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         rows, units = jnp.shape(self.v)
@@ -60,6 +64,10 @@ class reconstruction_error(Pytree):
     transition: Callable[..., Batch] = static()
     v: Batch
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self)["v"] = as_arrays("v", self.v)
+
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         squares = jax.tree.map(lambda x, y: (x - y) ** 2, self.v, self.transition(params, self.v, key))
         return sum(jnp.sum(x) for x in jax.tree.leaves(squares)) / sum(x.size for x in jax.tree.leaves(squares))
@@ -76,6 +84,10 @@ class free_energy_gap(Pytree):
     energy: Callable[..., jax.Array] = static()
     train: Batch
     validation: Batch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self).update(train=as_arrays("train", self.train), validation=as_arrays("validation", self.validation))
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         return jnp.mean(self.energy(params, self.validation)) - jnp.mean(self.energy(params, self.train))

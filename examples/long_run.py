@@ -1,0 +1,90 @@
+"""Train for hours, and lose nothing: what a real script looks like.
+
+    python examples/long_run.py --folder run
+
+Centred PCD on handwritten digits with a pseudo-likelihood of validation images that stops the run in time. The folder
+gets a checkpoint every 5 epochs, history.csv, a picture redrawn as it goes, and events for TensorBoard. Kill it when
+you like: the same command goes on where it was, and ends with the same numbers.
+"""
+
+import csv
+from pathlib import Path
+
+import digits
+import jax
+import numpy as np
+import shared
+from matplotlib.figure import Figure
+from tensorboardX import SummaryWriter
+
+import paysage_jax as pj
+
+
+def train(images, epochs, key, folder, callback):
+    """The result of `pj.fit`; all that makes the run survive, report and stop is in its last four arguments."""
+    start_key, fit_key = jax.random.split(key)
+    validation = np.repeat(images.validation, 20, axis=0)  # twenty of the metric's draws for each image
+    return pj.fit(
+        pj.rbm.init_bernoulli(images.train, 36, start_key),
+        pj.chain(pj.center(), pj.sgd(pj.per_epoch(pj.power_law_decay(0.3, 0.1)))),
+        pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs, chains=100),
+        images.train,
+        epochs=epochs,
+        batch_size=digits.BATCH,
+        key=fit_key,
+        metrics={
+            "validation": pj.pseudo_log_likelihood(pj.rbm.free_energy, validation),
+            "gap": pj.free_energy_gap(pj.rbm.free_energy, images.train, images.validation),
+        },
+        early_stopping=pj.early_stopping("validation", patience=40, maximize=True),
+        callback=callback,
+        checkpoints=folder / "checkpoints",
+        checkpoint_every=5,
+    )
+
+
+def reporter(folder, images):
+    """A callback that writes history.csv and events for TensorBoard and, every tenth epoch, draws progress.png."""
+    writer = SummaryWriter(folder)
+
+    def report(result):
+        history = result.history
+        with open(folder / "history.csv", "w", newline="") as file:
+            csv.writer(file).writerows([history, *zip(*history.values(), strict=True)])
+        for name in history:
+            writer.add_scalar(name, history[name][-1], history["epoch"][-1])
+        if result.epochs_done % 10 == 0:
+            draw(result, images).savefig(folder / "progress.png", dpi=130)
+
+    return report
+
+
+def draw(result, images):
+    """The pseudo-likelihood and the gap by epoch, and the filters of the best parameters."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    likelihood, gap, filters = figure.subplots(1, 3)
+    for axes, name in ((likelihood, "pseudo-log-likelihood, validation"), (gap, "free energy, validation - training")):
+        axes.plot(result.history["epoch"], result.history["validation" if axes is likelihood else "gap"])
+        axes.axvline(int(result.best.epoch), color="0.6", linestyle="--", label="best so far")
+        axes.set(title=name, xlabel="epoch", ylabel="nats per image")
+    likelihood.legend()
+    rows = result.best.params["weights"][0]["matrix"].T[:36]
+    shared.show(filters, "filters of the best epoch", rows, images.shape, largest=float(abs(rows).max()))
+    return figure
+
+
+def main(argv=None):
+    """Train or go on, and say how it ended."""
+    parser = shared.make_parser(__doc__, 300)
+    parser.add_argument("--folder", type=Path, default=Path("long_run"), help="of all that the run leaves")
+    options = shared.parse(parser, argv)
+    folder, images = options.folder, digits.load()
+    folder.mkdir(parents=True, exist_ok=True)
+    result = train(images, options.epochs, jax.random.key(options.seed), folder, reporter(folder, images))
+    draw(result, images).savefig(folder / "progress.png", dpi=130)
+    print(f"{pj.Outcome(result.outcome).name} after {result.epochs_done} epochs, the best {result.best.epoch}")
+    return result
+
+
+if __name__ == "__main__":
+    main()
