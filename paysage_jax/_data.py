@@ -87,7 +87,7 @@ class Loader:
         return self._read(epoch)
 
     def _read(self, epoch: int) -> Iterator[Batch]:
-        source = self._data
+        source: Any = self._data
         if not hasattr(source, "__iter__"):
             source = _call(source, epoch)
         empty = True

@@ -70,7 +70,8 @@ class reconstruction_error(Pytree):
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         squares = jax.tree.map(lambda x, y: (x - y) ** 2, self.v, self.transition(params, self.v, key))
-        return sum(jnp.sum(x) for x in jax.tree.leaves(squares)) / sum(x.size for x in jax.tree.leaves(squares))
+        total: Any = sum(jnp.sum(x) for x in jax.tree.leaves(squares))
+        return total / sum(x.size for x in jax.tree.leaves(squares))
 
 
 class free_energy_gap(Pytree):
