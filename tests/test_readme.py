@@ -9,23 +9,24 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = {
-    f"{name} {i}": block
+    name: re.findall(r"^```python\n(.*?)^```$", (ROOT / f"{name}.md").read_text(), re.MULTILINE | re.DOTALL)
     for name in ("README", "CONTRIBUTING")
-    for i, block in enumerate(re.findall(r"^```python\n(.*?)^```$", (ROOT / f"{name}.md").read_text(), re.M | re.S))
 }
 COMMANDS = re.findall(r"^```\n(python3 .*)\n```$", README, re.MULTILINE)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_block_runs(block):
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_run_one_after_the_other(name):
+    namespace = {"__name__": "readme"}
     # As a user has it: without the stricter settings of the test suite.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        exec(compile(BLOCKS[block], block, "exec"), {"__name__": "readme"})
+        for i, block in enumerate(BLOCKS[name]):
+            exec(compile(block, f"{name} block {i}", "exec"), namespace)
 
 
 def test_there_are_blocks():
-    assert len([name for name in BLOCKS if name.startswith("README")]) >= 4
-    assert "CONTRIBUTING 0" in BLOCKS
+    assert len(BLOCKS["README"]) >= 7
+    assert len(BLOCKS["CONTRIBUTING"]) >= 1
 
 
 def test_two_commands_of_one_line_each():
