@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from . import machines, report, shim, steps
+from . import boltzmann, report, shim, steps
 from .trees import TREES
 
 PARTS = {
@@ -20,7 +20,7 @@ PARTS = {
     "schedules": (steps.schedules, 2),
     "wrappers": (steps.wrappers, 1),
     "shim": (shim.update, 2),
-    "rbm": (machines.epochs_of_training, 3),
+    "rbm": (boltzmann.epochs_of_training, 3),
     "compile": (steps.compiling, 2),
 }
 RESULTS = Path(__file__).parent / "results"

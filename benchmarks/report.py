@@ -15,10 +15,10 @@ from . import picture
 from .measure import Quartiles, Result
 from .peers import on_cpu
 
-# --- the machine -------------------------------------------------------------------------------------
+# --- the computer ------------------------------------------------------------------------------------
 
 
-def machine() -> str:
+def computer() -> str:
     """What the figures depend on: the processor and its cores, or the accelerator."""
     return f"{_processor()}, {os.cpu_count()} cores" if on_cpu() else jax.devices()[0].device_kind
 
@@ -65,7 +65,7 @@ def _ratio(ratio: Quartiles | None) -> str:
 def heading() -> str:
     """The machine, the versions, and the peers that are not there."""
     found = versions()
-    lines = [machine(), ", ".join(f"{name} {version}" for name, version in found.items() if version)]
+    lines = [computer(), ", ".join(f"{name} {version}" for name, version in found.items() if version)]
     if missing := [name for name, version in found.items() if not version]:
         lines.append(f"not installed and skipped: {', '.join(missing)}")
     if not on_cpu():
@@ -80,18 +80,18 @@ def keep(results: Mapping[str, list[Result]], folder: Path) -> list[Path]:
     """Write the figures and their picture under the machine's name."""
     folder.mkdir(exist_ok=True)
     figures = {
-        "machine": machine(),
+        "machine": computer(),
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
         "quartiles": "low, median and high over the rounds",
         "parts": {part: [_as_json(result) for result in of_part] for part, of_part in results.items()},
     }
     text = json.dumps(figures, indent=1, ensure_ascii=False)
-    name = re.sub(r"[^a-z0-9]+", "-", machine().lower())
+    name = re.sub(r"[^a-z0-9]+", "-", computer().lower())
     data, image = folder / f"{name}.json", folder / f"{name}.png"
     data.write_text(re.sub(r"\[\s+(\S+)\s+(\S+)\s+(\S+)\s+\]", r"[\1 \2 \3]", text) + "\n")
     libraries = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
-    picture.save(image, f"{machine()} · {figures['date']} · {libraries}", results)
+    picture.save(image, f"{computer()} · {figures['date']} · {libraries}", results)
     return [data, image]
 
 
