@@ -20,6 +20,7 @@ from ._estimators import (
     phase_gradient,
 )
 from ._fit import fit
+from ._groups import AccumulateState, PartitionState, accumulate, partition, scale_leaves
 from ._metrics import Best, early_stopping, free_energy_gap, pseudo_log_likelihood, reconstruction_error
 from ._packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
 from ._pytree import Number, Pytree, Schedule, count, number, rate, static
@@ -90,6 +91,11 @@ __all__ = [  # noqa: RUF022 (by room)
     "project",
     "skip_nonfinite",
     "unit_column_norm",
+    "AccumulateState",
+    "PartitionState",
+    "accumulate",
+    "partition",
+    "scale_leaves",
     "Join",
     "center",
     "ConvergenceState",

@@ -177,5 +177,9 @@ class loss_gradient(Estimator):
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, LossStatistics]:
-        loss, gradient = jax.value_and_grad(self.loss)(params, batch, **accepted(self.loss, {"key": key}, positional=2))
+        loss, gradient = jax.value_and_grad(self.value)(params, batch, key)
         return gradient, estimator_state, LossStatistics(loss)
+
+    def value(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
+        """The loss, which the line searches of optax take at other parameters too."""
+        return self.loss(params, batch, **accepted(self.loss, {"key": key}, positional=2))

@@ -66,9 +66,23 @@ def _update(
     estimator: Estimator, optimizer: Any, state: TrainState, batch: Batch, key: jax.Array, **extra: Any
 ) -> tuple[TrainState, Any]:
     gradient, estimator_state, statistics = estimator.estimate(state.params, batch, state.estimator_state, key)
-    extra = {"statistics": statistics, "gradient": gradient} | extra
+    extra = _what_is_known(estimator, state.params, batch, key, gradient, statistics) | extra
     updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params, **extra)
     return TrainState(apply_updates(state.params, updates), optimizer_state, estimator_state), statistics
+
+
+def _what_is_known(
+    estimator: Estimator, params: Params, batch: Batch, key: jax.Array, gradient: Params, statistics: Any
+) -> dict[str, Any]:
+    """The extra arguments of an optimizer; `grad`, `value` and `value_fn` are optax's names."""
+    known = {"statistics": statistics, "gradient": gradient, "grad": gradient}
+    scalars = scalars_of(statistics)
+    if "loss" in scalars:
+        known["value"] = scalars["loss"]
+    if value := getattr(estimator, "value", None):
+        # A line search hands on by name what it was given, and refuses what the function does not take.
+        known["value_fn"] = lambda p, statistics=None, gradient=None, epoch=None: value(p, batch, key)
+    return known
 
 
 _jitted_update = jax.jit(_update, donate_argnames="state")
@@ -81,8 +95,9 @@ def train_step(estimator: Estimator, optimizer: Any) -> Callable[..., tuple[Trai
 
     Args:
         estimator: where the gradient comes from.
-        optimizer: an optimizer, ours or another library's. It gets `extra` (`epoch=`, say), `statistics` and
-            `gradient` as keyword arguments.
+        optimizer: an optimizer, ours or another library's. It gets as keyword arguments `extra` (`epoch=`, say),
+            `statistics` and `gradient`, and what optax's `reduce_on_plateau` and line searches take: `grad`, and with
+            a `loss_gradient` also `value` (the loss) and `value_fn` (the loss of other parameters on the same batch).
     """
     return partial(_jitted_update, estimator, as_transformation(optimizer))
 

@@ -19,6 +19,7 @@ ROOMS = [  # ground floor first
     "_textbook",
     "classic",
     "_transforms",
+    "_groups",
     "_centering",
     "_convergence",
     "_data",

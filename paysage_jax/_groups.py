@@ -1,0 +1,242 @@
+"""Optimizers for parts of a tree, learning rates leaf by leaf, gradients accumulated over several batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import all_leaves, keystr, tree_flatten_with_path, tree_map_with_path
+
+from ._base import State, Transformation, Wrapper, as_transformation, find_states, next_step
+from ._packing import Packed
+from ._pytree import Count, Pytree, as_pytree, count, number, static
+from ._trees import (
+    Params,
+    Updates,
+    as_scalar,
+    check_floating,
+    check_same_tree,
+    leaf_paths,
+    moment_dtype,
+    zeros_like_moments,
+)
+
+
+def _at_leaves(owner: str, values: Iterable[tuple[Any, Any]], tree: Any) -> list[Any]:
+    """For each leaf of `tree` the one of `values`, pairs (path, value), that stands at it or at a branch it is on."""
+    at = dict(values)
+
+    def value(path: Any) -> Any:
+        for length in range(len(path) + 1):
+            if path[:length] in at:
+                return at[path[:length]]
+        raise ValueError(f"{owner}: nothing is given for the leaf {keystr(path)}, only for {[*map(keystr, at)]}")
+
+    return [value(path) for path, _ in tree_flatten_with_path(tree)[0]]
+
+
+# --- an optimizer for each group ---------------------------------------------------------------------
+
+
+class PartitionState(NamedTuple):
+    """states: the state of each group's optimizer, under its label."""
+
+    states: dict[Any, State]
+
+
+class _ByPath(Pytree):
+    """A tree of labels as pairs (path, label), which hash."""
+
+    pairs: tuple[tuple[Any, Any], ...] = static()
+
+
+class partition(Transformation):
+    """Different optimizers for parts of a tree: each sees its leaves, and None in the place of the others.
+
+        partition({"weights": adam(1e-3), "biases": sgd(1e-2)}, lambda path: path.split("/")[0])
+
+    AdamW that decays the weights only, which in optax is a mask:
+
+        decayed, plain = adam(1e-3, weight_decay=0.1), adam(1e-3)
+        partition({"decayed": decayed, "plain": plain}, {"weights": "decayed", "biases": "plain"})
+
+    A group with `sgd(0.0)` stays as it is; `freeze` round the whole holds leaves still also if a gradient is NaN. Of
+    the extra arguments a group gets its part of `gradient` and `grad`, and no `value_fn`, a function of all parameters.
+
+    Args:
+        optimizers: label -> optimizer, ours or another library's.
+        labels: a function path -> label, of paths written "weights/0/matrix"; or a tree of labels, in which one may
+            stand for a whole branch.
+
+    Raises:
+        ValueError: for a leaf without label or with an unknown one, a label without leaves, packed parameters.
+    """
+
+    names: tuple[Any, ...] = static()
+    optimizers: tuple[Transformation, ...]
+    labels: Any
+
+    def __init__(self, optimizers: Mapping[Any, Any], labels: Any) -> None:
+        if not isinstance(optimizers, Mapping) or not optimizers:
+            raise TypeError(f"partition: expected a dict label -> optimizer, got {optimizers!r}")
+        if callable(labels) and all_leaves([labels]):
+            by_path: Any = as_pytree(labels)
+        else:
+            by_path = _ByPath(tuple(tree_flatten_with_path(labels)[0]))
+        members = tuple(as_transformation(optimizer) for optimizer in optimizers.values())
+        vars(self).update(names=tuple(optimizers), optimizers=members, labels=by_path)
+
+    def init(self, params: Params) -> State:
+        labels = self._labels_of(params)
+        members = zip(self.names, self.optimizers, strict=True)
+        return PartitionState({name: member.init(_part(name, labels, params)) for name, member in members})
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        labels = self._labels_of(updates)
+        _check_state("partition", PartitionState, state)
+        if set(state.states) != set(self.names):
+            raise ValueError(f"partition: expected states of {list(self.names)}, got {list(state.states)}")
+        if params is not None:
+            check_same_tree("updates", updates, "params", params)
+        extra.pop("value_fn", None)
+        new, states = {}, {}
+        for name, member in zip(self.names, self.optimizers, strict=True):
+            own, own_params = _part(name, labels, updates), None if params is None else _part(name, labels, params)
+            cut = {key: _part(name, labels, extra[key]) for key in ("gradient", "grad") if key in extra}
+            own, states[name] = member.update(own, state.states[name], own_params, **extra | cut)
+            new[name] = iter(jax.tree.leaves(own))
+        return jax.tree.structure(updates).unflatten([next(new[name]) for name in labels]), PartitionState(states)
+
+    def _labels_of(self, tree: Any) -> list[Any]:
+        """The label of each leaf."""
+        if find_states(tree, Packed):
+            raise ValueError("partition: packed parameters have no leaves; pack the moments of a group: pack_moments")
+        paths = leaf_paths(tree)
+        if isinstance(self.labels, _ByPath):
+            labels = _at_leaves("partition", self.labels.pairs, tree)
+        else:
+            labels = [self.labels(path) for path in paths]
+        for label, path in zip(labels, paths, strict=True):
+            if label not in self.names:
+                raise ValueError(f"partition: {path} has the label {label!r}, expected one of {list(self.names)}")
+        if unused := [name for name in self.names if name not in labels]:
+            raise ValueError(f"partition: no leaf has the label {unused[0]!r}; the leaves are {paths}")
+        return labels
+
+
+def _part(name: Any, labels: list[Any], tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure.unflatten([x if label == name else None for label, x in zip(labels, leaves, strict=True)])
+
+
+def _check_state(owner: str, kind: type, state: Any) -> None:
+    if not isinstance(state, kind):
+        raise TypeError(f"{owner}: expected a state of type {kind.__name__}, got {type(state).__name__}")
+
+
+# --- a learning rate for each leaf -------------------------------------------------------------------
+
+
+class scale_leaves(Transformation):
+    """Multiply the update of each leaf by a number of its own: learning rates leaf by leaf, after an optimizer.
+
+        chain(adam(1e-3), scale_leaves({"weights": 1.0, "biases": 0.1}))
+
+    Args:
+        factors: a tree of numbers from 0 on, in which one may stand for a whole branch. They are leaves of the
+            pytree: changing one does not recompile.
+
+    Raises:
+        TypeError, ValueError: for what is no such number, naming it; for a leaf without one.
+    """
+
+    factors: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = number().metadata["check"]
+
+        def checked(path: Any, factor: Any) -> Any:
+            return check(f"scale_leaves: factors{keystr(path)}", factor, jnp.result_type(float))
+
+        vars(self)["factors"] = tree_map_with_path(checked, self.factors)
+
+    def init(self, params: Params) -> State:
+        self._factors_of(params)
+        return ()
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        check_floating("updates", updates)
+
+        def scale(u: Any, factor: Any) -> jax.Array:
+            wide = moment_dtype(jnp.result_type(u))
+            return (jnp.asarray(u, wide) * as_scalar("scale_leaves", factor).astype(wide)).astype(jnp.result_type(u))
+
+        leaves, structure = jax.tree.flatten(updates)
+        return structure.unflatten(map(scale, leaves, self._factors_of(updates))), state
+
+    def _factors_of(self, tree: Any) -> list[Any]:
+        return _at_leaves("scale_leaves", tree_flatten_with_path(self.factors)[0], tree)
+
+
+# --- one step on several batches ---------------------------------------------------------------------
+
+
+class AccumulateState(NamedTuple):
+    """inner: the wrapped optimizer's state; waiting: the number of gradients (int32) in total, their sum."""
+
+    inner: State
+    waiting: jax.Array
+    total: Updates
+
+
+class accumulate(Wrapper):
+    """Wraps an optimizer; it makes one step on the mean of every `steps` gradients, in the dtype that they have.
+
+        u = optimizer((g₁ + ... + gₖ) / k) at every k-th call, zeros in between
+
+    In between the optimizer's state stays as it is, so its schedules and its `step` count the steps made. The sum is
+    in at least float32 and goes on from one epoch to the next. The extra arguments that count are those of the k-th
+    call. A `track_convergence` is chained inside, accumulate(chain(adam(1e-3), track_convergence(1e-6)), 4), for
+    outside it sees the zeros (and leaves them out only under `fit` and `train_step`, which pass it the gradient).
+
+    Args:
+        optimizer: an optimizer or transformation.
+        steps: a whole number from 1 on.
+    """
+
+    steps: Count = count()
+
+    def init(self, params: Params) -> State:
+        return AccumulateState(self.optimizer.init(params), jnp.zeros((), jnp.int32), zeros_like_moments(params))
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        _check_state("accumulate", AccumulateState, state)
+        check_same_tree("updates", updates, "the state", state.total)
+        now = AccumulateState(
+            state.inner,
+            next_step(state.waiting),
+            jax.tree.map(lambda total, g: total + jnp.asarray(g, total.dtype), state.total, updates),
+        )
+
+        def step(s: AccumulateState) -> tuple[Updates, AccumulateState]:
+            means = jax.tree.map(lambda x: x / s.waiting.astype(x.dtype), s.total)
+            mean = jax.tree.map(lambda x, g: x.astype(jnp.result_type(g)), means, updates)
+            new, inner = self.optimizer.update(mean, s.inner, params, **extra)
+            return new, AccumulateState(inner, jnp.zeros_like(s.waiting), jax.tree.map(jnp.zeros_like, s.total))
+
+        def wait(s: AccumulateState) -> tuple[Updates, AccumulateState]:
+            new, after = jax.eval_shape(step, s)
+            # Another library's state may change its dtype at an update.
+            s = jax.tree.map(lambda like, x: x if x.dtype == like.dtype else x.astype(like.dtype), after, s)
+            return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), new), s
+
+        return jax.lax.cond(now.waiting >= jnp.asarray(self.steps, jnp.int32), step, wait, now)
