@@ -6,7 +6,7 @@ are in `classic` as functions, and as classes in `optimizers` (2017) and `paysag
 """
 
 from . import classic, optimizers, paysage_0_2, rbm
-from ._base import Leafwise, Transformation, apply_updates, chain
+from ._base import Transformation, apply_updates, chain
 from ._centering import Join, center
 from ._checkpoints import restore
 from ._convergence import ConvergenceState, converged, gradient_magnitude, track_convergence
@@ -21,6 +21,7 @@ from ._estimators import (
 )
 from ._fit import fit
 from ._groups import AccumulateState, PartitionState, accumulate, partition, scale_leaves
+from ._leafwise import Leafwise
 from ._metrics import Best, early_stopping, free_energy_gap, pseudo_log_likelihood, reconstruction_error
 from ._packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
 from ._pytree import Number, Pytree, Schedule, count, number, rate, static
@@ -28,18 +29,20 @@ from ._schedules import constant, exponential_decay, per_epoch, power_law_decay,
 from ._textbook import AdamState, MomentumState, RmspropState, SgdState, adam, momentum, rmsprop, sgd
 from ._training import FitResult, Outcome, TrainState, train_step
 from ._transforms import (
-    AverageState,
-    SkipNonfiniteState,
     add_decayed_weights,
     add_l1_decay,
-    average_parameters,
-    averaged_parameters,
     clip_by_global_norm,
-    freeze,
     non_negative,
     project,
-    skip_nonfinite,
     unit_column_norm,
+)
+from ._wrappers import (
+    AverageState,
+    SkipNonfiniteState,
+    average_parameters,
+    averaged_parameters,
+    freeze,
+    skip_nonfinite,
 )
 from .optimizers import (
     ADAM,

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from ._pytree import Pytree, accepted, static
-from ._trees import (
-    Params,
-    Updates,
-    as_scalar,
-    check_floating,
-    check_same_tree,
-    moment_dtype,
-    zeros_like_moments,
-)
+from ._trees import Params, Updates, check_addable, check_same_tree, moment_dtype
 
 State = Any
+
+# The stages of a chain.
+BEFORE, OPTIMIZER, PROJECTION, LAST = range(4)
+_PLACES = {PROJECTION: "after all that changes the updates", LAST: "last"}
 
 
 class Transformation(Pytree):
@@ -30,14 +25,19 @@ class Transformation(Pytree):
 
     Updates are added to the parameters (`apply_updates`): an optimizer returns minus its step. A subclass declares
     its hyperparameters as fields (`number`, `rate`, `count`, `static`) and is a frozen dataclass and a pytree.
+
+    The gradient of a complex parameter x + iy is ∂/∂x + i ∂/∂y, the direction in which a real loss rises fastest.
+    `jax.grad` gives its conjugate: hand over `jax.tree.map(jnp.conj, gradient)`, as with optax.
     """
+
+    _stage: ClassVar[int | None] = None  # where it stands in a chain, if not anywhere
 
     @abstractmethod
     def init(self, params: Params) -> State:
         """The state before the first update.
 
         Args:
-            params: a pytree of floating arrays, which may be abstract (`jax.ShapeDtypeStruct`).
+            params: a pytree of floating or complex arrays, which may be abstract (`jax.ShapeDtypeStruct`).
 
         Raises:
             TypeError, ValueError: at trace time, naming the leaf that does not fit.
@@ -62,6 +62,10 @@ class Transformation(Pytree):
     def __iter__(self) -> Iterator[Callable[..., Any]]:
         return iter((self.init, self.update))
 
+    def _in_order(self) -> list[Transformation]:
+        """What is applied one after the other."""
+        return [self]
+
     def to_optax(self) -> Any:
         """The same pair as an `optax.GradientTransformationExtraArgs`.
 
@@ -70,109 +74,6 @@ class Transformation(Pytree):
         import optax
 
         return optax.GradientTransformationExtraArgs(self.init, self.update)
-
-
-# --- an optimizer is its fields and its rule ---------------------------------------------------------
-
-
-class Leafwise(Transformation):
-    """An optimizer that is one equation, applied to every leaf.
-
-    A subclass declares its numbers as fields, one of them by `rate`; names its state; and writes its `rule`:
-
-        class signsgd(Leafwise):
-            learning_rate: Number | Schedule = rate()
-            state_type = SgdState
-
-            def rule(self, t, g, p):
-                return (-self.learning_rate * jnp.sign(g),)
-
-    The state is a NamedTuple of `step`, `learning_rate` (the one last applied) and the moments, which start at zero
-    and are at least float32, whatever the parameters are.
-    """
-
-    state_type: ClassVar[type[Any]]
-    _rate: ClassVar[str]
-    _moments: ClassVar[tuple[str, ...]]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        rates = [field.name for field in dataclasses.fields(cast(Any, cls)) if "rate" in field.metadata]
-        if len(rates) != 1 or not hasattr(cls, "state_type"):
-            raise TypeError(f"{cls.__name__}: expected one field declared by `rate` and a `state_type`, got {rates}")
-        cls._rate = rates[0]
-        cls._moments = tuple(name for name in cls.state_type._fields if name not in ("step", "learning_rate"))
-
-    # Of a method with `*moments: Any, **_: Any` type checkers allow an override that names its moments.
-    @abstractmethod
-    def rule(self, t: jax.Array, g: jax.Array, p: jax.Array | None, *moments: Any, **_: Any) -> tuple[jax.Array, ...]:
-        """(u, *moments) of one leaf: the update that is added to the parameter, and the moments after it.
-
-        All are in the dtype of the moments, and so are the fields of self: the numbers of this step.
-
-        Args:
-            t: the number of this step, from 1.
-            g: the gradient.
-            p: the parameter; None where `update` was called without.
-            *moments: in the order of `state_type`.
-        """
-
-    def init(self, params: Params) -> State:
-        check_floating("params", params)
-        for dtype in {moment_dtype(jnp.result_type(p)) for p in jax.tree.leaves(params)}:
-            self._check(dtype)
-        step = jnp.zeros((), jnp.int32)
-        moments = {name: zeros_like_moments(params) for name in self._moments}
-        return self.state_type(step=step, learning_rate=self._rate_at(step, {"epoch": step}), **moments)
-
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
-    ) -> tuple[Updates, State]:
-        if not isinstance(state, self.state_type):
-            name, expected = type(self).__name__, self.state_type.__name__
-            raise TypeError(f"{name}: expected a state of type {expected}, got {type(state).__name__}")
-        rate, t = self._rate_at(state.step, extra), next_step(state.step)
-        now = self._with(**{self._rate: rate})
-        before = [getattr(state, name) for name in self._moments]
-        updates, *moments = update_leaves(type(self).rule, now, t, updates, params, *before)
-        return updates, self.state_type(step=t, learning_rate=rate, **dict(zip(self._moments, moments, strict=True)))
-
-    def _rate_at(self, step: jax.Array, extra: dict[str, Any]) -> jax.Array:
-        return as_scalar(self._rate, at_step(getattr(self, self._rate), step, extra))
-
-
-def update_leaves(
-    rule: Callable[..., tuple[jax.Array, ...]],
-    numbers: Any,
-    t: jax.Array,
-    updates: Updates,
-    params: Params | None,
-    *moments: Params,
-) -> tuple[Any, ...]:
-    """(updates, *moments), leaf by leaf, from `rule(numbers, t, g, p, *m) -> (u, *m)`.
-
-    The rule sees everything in the moments' dtype. The update comes back in the parameter's dtype (the gradient's
-    where `params` is None). Raises ValueError or TypeError for a leaf that does not fit.
-    """
-    check_floating("updates", updates)
-    if moments:
-        check_same_tree("updates", updates, "the state", moments[0])
-    if params is not None:
-        check_same_tree("updates", updates, "params", params)
-    leaves, structure = jax.tree.flatten(updates)
-    columns = [[None] * len(leaves) if tree is None else jax.tree.leaves(tree) for tree in (params, *moments)]
-    rows = [_update_leaf(rule, numbers, t, *row) for row in zip(leaves, *columns, strict=True)]
-    outputs = zip(*rows, strict=True) if rows else [()] * (1 + len(moments))
-    return tuple(structure.unflatten(column) for column in outputs)
-
-
-@partial(jax.jit, static_argnums=0)  # traced once for all leaves of a shape and dtype; one call a leaf outside jit
-def _update_leaf(rule, numbers, t, g, p, *m):
-    out_dtype = g.dtype if p is None else p.dtype
-    dtype = m[0].dtype if m else moment_dtype(out_dtype)
-    numbers, t, g, p = jax.tree.map(lambda x: jnp.asarray(x, dtype), (numbers, t, g, p))
-    u, *m = rule(numbers, t, g, p, *m)
-    return u.astype(out_dtype), *m
 
 
 # --- steps and schedules -----------------------------------------------------------------------------
@@ -234,6 +135,9 @@ class Wrapper(Transformation):
         super().__post_init__()
         vars(self)["optimizer"] = as_transformation(self.optimizer)
 
+    def _in_order(self) -> list[Transformation]:
+        return self.optimizer._in_order()
+
 
 class chain(Transformation):
     """`chain(a, b, ...)`: a, then b on the updates of a, and so on; the state is the tuple of their states.
@@ -243,12 +147,17 @@ class chain(Transformation):
 
     Raises:
         TypeError: if a member is no transformation.
+        ValueError: if one stands where it would not do what it says: an average before the optimizer, say.
     """
 
     members: tuple[Transformation, ...]
 
     def __init__(self, *members: Any) -> None:
         vars(self)["members"] = tuple(as_transformation(member) for member in members)
+        _check_order(self._in_order())
+
+    def _in_order(self) -> list[Transformation]:
+        return [step for member in self.members for step in member._in_order()]
 
     def init(self, params: Params) -> State:
         return tuple(member.init(params) for member in self.members)
@@ -267,20 +176,40 @@ class chain(Transformation):
         return updates, tuple(states)
 
 
+def _check_order(steps: list[Transformation]) -> None:
+    for earlier, later in itertools.combinations(steps, 2):
+        stage = OPTIMIZER if later._stage is None else later._stage
+        if earlier._stage is not None and stage < earlier._stage:
+            names = [type(getattr(step, "pair", step)).__name__ for step in (earlier, later)]
+            wrong, place = (names[0], _PLACES[earlier._stage]) if earlier._stage in _PLACES else (names[1], "before it")
+            raise ValueError(f"chain: {names[1]} stands after {names[0]}; {wrong} belongs {place}")
+
+
+def check_state(owner: Any, state: State, expected: type) -> None:
+    """Raise TypeError unless the state that `owner` was given is of the expected type."""
+    if not isinstance(state, expected):
+        name, got = type(owner).__name__, type(state).__name__
+        raise TypeError(f"{name}: expected a state of type {expected.__name__}, got {got}")
+
+
 def find_states(state: State, kind: type) -> list[Any]:
     """The states of type `kind` anywhere in a chained or wrapped `state`."""
     return [s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
-    """params + updates, in the parameters' dtypes.
+    """params + updates, in the parameters' dtypes. A leaf whose update is of dtype float0 stays as it is.
 
     Raises:
         ValueError: where a leaf is missing or has another shape.
+        TypeError: for a complex update of a real leaf, or a fractional one of an integer.
     """
     check_same_tree("updates", updates, "params", params)
+    check_addable("updates", updates, "params", params)
 
     def add(p: Any, u: Any) -> jax.Array:
+        if jnp.result_type(u) == jax.dtypes.float0:  # of an integer, from jax.grad(allow_int=True)
+            return p
         dtype = jnp.result_type(p)
         wide = moment_dtype(dtype)
         return (jnp.asarray(p, wide) + jnp.asarray(u, wide)).astype(dtype)

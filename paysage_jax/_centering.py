@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._base import State, Transformation, next_step
+from ._base import BEFORE, State, Transformation, check_state, next_step
 from ._pytree import Number, number, static
 from ._trees import Params, Updates, by_path, moment_dtype, zeros_like_moments
 
@@ -52,6 +52,7 @@ class center(Transformation):
         ValueError: where a path or a shape does not fit, or `statistics` are missing.
     """
 
+    _stage = BEFORE
     decay: Number = number("[0, 1)", default=0.99)
     enhanced: bool = static(default=False)
     joins: Sequence[Join] | None = static(default=None)
@@ -72,8 +73,11 @@ class center(Transformation):
         if not hasattr(statistics, "data_gradient"):
             kind = type(statistics).__name__
             raise ValueError(f"center: needs update(..., statistics=...) of a two-phase estimator, got {kind}")
-        d = {path: jnp.asarray(g, moment_dtype(jnp.result_type(g))) for path, g in by_path(updates).items()}
-        joins = self._joins(d)
+        check_state(self, state, CenterState)
+        given = by_path(updates)
+        joins = self._joins(given)
+        joined = {path for join in joins for path in join}
+        d = {path: jnp.asarray(given[path], moment_dtype(jnp.result_type(given[path]))) for path in joined}
         offsets = self._next_offsets(state, statistics)
 
         centred = dict(d)
@@ -85,9 +89,8 @@ class center(Transformation):
             centred[left] = centred[left] - jnp.matmul(centred[weight], lam, precision="highest")
             centred[right] = centred[right] - jnp.matmul(centred[weight].T, mu, precision="highest")
 
-        leaves, structure = jax.tree.flatten(updates)
-        new = [c.astype(jnp.result_type(g)) for c, g in zip(centred.values(), leaves, strict=True)]
-        return structure.unflatten(new), CenterState(next_step(state.step), offsets)
+        new = [centred[path].astype(jnp.result_type(g)) if path in joined else g for path, g in given.items()]
+        return jax.tree.structure(updates).unflatten(new), CenterState(next_step(state.step), offsets)
 
     def _next_offsets(self, state, statistics):
         on_data, on_model = by_path(statistics.data_gradient), by_path(statistics.model_gradient)

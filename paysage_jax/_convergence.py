@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from ._base import State, Transformation, find_states
+from ._base import LAST, State, Transformation, check_state, find_states
 from ._packing import unpack_all
-from ._pytree import Count, Number, count, number, static
-from ._trees import Params, Updates, as_scalar, moment_dtype, norm
+from ._pytree import Count, Number, count, function, number
+from ._trees import Params, Updates, as_scalar, is_inexact, moment_dtype, norm, real_dtype
 
 
 def gradient_magnitude(tree: Any) -> jax.Array:
@@ -21,21 +21,29 @@ def gradient_magnitude(tree: Any) -> jax.Array:
 
         √(mean over leaves of ‖leaf‖² / len(leaf)),  len the size of the first dimension
 
+    Leaves of integers do not count, for they do not move.
+
     Args:
         tree: a pytree of arrays with at least one dimension, packed or not.
 
     Raises:
-        ZeroDivisionError: for a tree without leaves.
+        ZeroDivisionError: for a tree without such leaves.
         TypeError: for a leaf without dimensions.
     """
-    leaves = tree_flatten_with_path(unpack_all(tree))[0]
+    leaves = [(path, leaf) for path, leaf in tree_flatten_with_path(unpack_all(tree))[0] if is_inexact(leaf)]
     if not leaves:
         raise ZeroDivisionError("gradient_magnitude: the tree has no leaves")
     for path, leaf in leaves:
         if jnp.ndim(leaf) == 0:
-            raise TypeError(f"gradient_magnitude: leaf {keystr(path)} has no first dimension")
-    widest = max((moment_dtype(jnp.result_type(leaf)) for _, leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
-    norms = [norm(jnp.asarray(leaf, widest)) / np.sqrt(widest.type(max(len(leaf), 1))) for _, leaf in leaves]
+            message = f"gradient_magnitude: leaf {keystr(path)} has no first dimension"
+            raise TypeError(f"{message}; give track_convergence another measure: magnitude=")
+    dtypes = [moment_dtype(jnp.result_type(leaf)) for _, leaf in leaves]
+    widest = max(map(real_dtype, dtypes), key=lambda dtype: jnp.finfo(dtype).bits)
+
+    def rms(leaf: Any, dtype: Any) -> jax.Array:
+        return norm(jnp.asarray(leaf, dtype)).astype(widest) / np.sqrt(widest.type(max(len(leaf), 1)))
+
+    norms = [rms(leaf, dtype) for (_, leaf), dtype in zip(leaves, dtypes, strict=True)]
     return norm(jnp.stack(norms)) / np.sqrt(widest.type(len(leaves)))
 
 
@@ -63,8 +71,9 @@ class track_convergence(Transformation):
         patience: a whole number from 1 on.
     """
 
+    _stage = LAST
     tolerance: Number = number("[0, inf]")
-    magnitude: Callable[[Any], jax.Array] = static(default=gradient_magnitude)
+    magnitude: Callable[[Any], jax.Array] = function(default=gradient_magnitude)
     patience: Count = count(default=1)
 
     def init(self, params: Params) -> State:
@@ -74,6 +83,7 @@ class track_convergence(Transformation):
     def update(
         self, updates: Updates, state: State, params: Params | None = None, *, gradient: Any = None, **extra: Any
     ) -> tuple[Updates, State]:
+        check_state(self, state, ConvergenceState)
         magnitude = as_scalar("magnitude(updates)", self.magnitude(updates))
         patience = jnp.asarray(self.patience, jnp.int32)
         below = magnitude <= jnp.asarray(self.tolerance, float)
@@ -85,7 +95,7 @@ class track_convergence(Transformation):
 
 
 def _all_zero(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(x == 0) for x in jax.tree.leaves(tree)]))
+    return jnp.all(jnp.stack([jnp.all(x == 0) for x in jax.tree.leaves(tree) if is_inexact(x)]))
 
 
 def converged(state: State) -> jax.Array:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._base import Leafwise
-from ._trees import moment_dtype
+from ._leafwise import Leafwise
+from ._trees import check_floating, moment_dtype
 
 _DTYPES = [np.dtype(name) for name in ("float16", "float32", "float64")]
 _SMALL = 2**14  # elements: up to this a call of XLA costs more than the arithmetic in NumPy
@@ -41,6 +41,7 @@ class Stepper:
         if in_numpy:
             delta, self.state = _step_in_numpy(self.optimizer, stepsize, gradient, self.state)
         else:
+            check_floating("gradient", gradient)
             if self._in_numpy:  # until now: the model has changed its kind of arrays
                 self.state = self.moments_as_trees()
             state = self.optimizer.init(gradient) if self.state is None else self.state

@@ -6,7 +6,8 @@ each dtype and sharding, and to an optimizer it is a tree like any other. Two wa
 - pack the parameters, and differentiate with respect to them: `loss(unpack(packed), batch)`;
 - keep parameters and gradients as trees and only the moments packed: `pack_moments(optimizer)`.
 
-Predicates on paths see the buffers of a `Packed`, not its leaves; `gradient_magnitude` sees the leaves.
+Predicates, projections and `gradient_magnitude` see the leaves of a `Packed`. `freeze` takes packed parameters apart:
+`freeze(pack_moments(optimizer), where)` is the faster way.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jax.core import Tracer
 
 from ._base import State, Wrapper, find_states
 from ._pytree import static
-from ._trees import Params, Updates, check_same_tree, moment_dtype
+from ._trees import Params, Updates, check_addable, check_floating, check_same_tree, moment_dtype
 
 LARGEST = 8192  # elements: copying a larger leaf costs more than handing it over
 
@@ -79,7 +80,7 @@ def _pack(tree: Any, layout: Layout) -> Packed:
             return together[0]
         dtypes = {jnp.result_type(leaf) for leaf in together}
         # Gradients of one dtype's parameters may have several.
-        dtype = dtypes.pop() if len(dtypes) == 1 else max(map(moment_dtype, dtypes), key=lambda d: jnp.finfo(d).bits)
+        dtype = dtypes.pop() if len(dtypes) == 1 else functools.reduce(np.promote_types, map(moment_dtype, dtypes))
         return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, dtype)) for leaf in together])
 
     return Packed(tuple(map(buffer, layout.groups)), layout)
@@ -106,6 +107,8 @@ def unpack(packed: Packed) -> Params:
     Under jit on CPU XLA compiles a kernel for each leaf: many leaves take long to compile, not to run.
     """
     layout = packed.layout
+    if any(isinstance(buffer, jax.ShapeDtypeStruct) for buffer in packed.buffers):
+        return jax.eval_shape(unpack, packed)
     leaves: list[Any] = [None] * len(layout.shapes)
     for buffer, group in zip(packed.buffers, layout.groups, strict=True):
         if len(group) == 1:
@@ -151,6 +154,7 @@ class pack_moments(Wrapper):
     largest: int = static(default=LARGEST)
 
     def init(self, params: Params) -> State:
+        check_floating("params", params)
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
             return self.optimizer.init(jax.eval_shape(functools.partial(pack, largest=self.largest), params))
         return self.optimizer.init(pack(params, self.largest))
@@ -160,9 +164,18 @@ class pack_moments(Wrapper):
     ) -> tuple[Updates, State]:
         moments = find_states(state, Packed)
         if not moments:
+            self._check_nothing_to_pack(updates, state)
             return self.optimizer.update(updates, state, params, **extra)
+        check_floating("updates", updates)
+        if params is not None:
+            check_addable("updates", updates, "params", params)
         packed_params = None if params is None else pack_like(params, moments[0])
         packed, state = self.optimizer.update(pack_like(updates, moments[0]), state, packed_params, **extra)
         like = updates if params is None else params
         new = jax.tree.map(lambda u, x: u.astype(jnp.result_type(x)), unpack(packed), like)
         return new, state
+
+    def _check_nothing_to_pack(self, updates: Updates, state: State) -> None:
+        """Raise ValueError unless the optimizer has no moments: otherwise the state is not packed."""
+        if find_states(jax.eval_shape(self.init, updates), Packed):
+            raise ValueError("pack_moments: the moments of the state are not packed; pack_all_like packs them")

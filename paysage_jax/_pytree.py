@@ -7,7 +7,7 @@ import inspect
 from abc import ABCMeta
 from collections.abc import Callable
 from operator import attrgetter
-from types import CellType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, cast, dataclass_transform
 
 import jax
@@ -16,7 +16,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import GetAttrKey
 
-_UNCHANGING = (int, float, complex, str, type(None), type, jax.Array, FunctionType, ModuleType)
+_FUNCTIONS = (FunctionType, BuiltinFunctionType, type(jax.jit(len)), jax.custom_jvp, jax.custom_vjp)
+_UNCHANGING = (int, float, complex, str, type(None), type, jax.Array, ModuleType, *_FUNCTIONS)
 
 Number = float | jax.Array
 Count = int | jax.Array
@@ -55,6 +56,11 @@ def count(*, default: Any = dataclasses.MISSING, static: bool = False) -> Any:
 def static(*, default: Any = dataclasses.MISSING) -> Any:
     """A field that belongs to the structure of the pytree: a flag, a function. It must be hashable."""
     return dataclasses.field(default=default, metadata={"static": True})
+
+
+def function(*, default: Any = dataclasses.MISSING) -> Any:
+    """A `static` field for a function (or None, if that is the default)."""
+    return dataclasses.field(default=default, metadata={"static": True, "check": _Callable(optional=default is None)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +126,16 @@ class _Count:
         return jnp.array(value) if isinstance(value, np.ndarray) else _python(int, value)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Callable:
+    optional: bool = False
+
+    def __call__(self, where: str, value: Any, dtype: Any) -> Any:
+        if not callable(value) and not (self.optional and value is None):
+            raise TypeError(f"{where} must be a function, got {value!r}")
+        return value
+
+
 def _is_of(value: Any, *kinds: Any) -> bool:
     if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
         return False
@@ -145,7 +161,7 @@ class _Documented(ABCMeta):
         return [name for name in super().__dir__() if name in shown or not name.startswith("__")]
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(number, rate, count, static))
+@dataclass_transform(frozen_default=True, field_specifiers=(number, rate, count, static, function))
 class Pytree(metaclass=_Documented):
     """Base of the objects of this package: every subclass is a frozen dataclass and a pytree.
 
@@ -226,7 +242,7 @@ class _Function(Pytree):
 
 
 class _SameCode:
-    """A function that equals another of the same code that closes over the same objects, none of which can change.
+    """A function that equals another of the same code that reads the same objects, none of which can change.
 
     So a lambda written in the call of a jitted function, in a loop say, is traced once.
     """
@@ -236,7 +252,9 @@ class _SameCode:
         self._code, self._captured = function, ()
         if isinstance(function, FunctionType) and CellType() not in (function.__closure__ or ()):
             cells = [cell.cell_contents for cell in function.__closure__ or ()]
-            captured = (*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+            read = [function.__globals__.get(name) for name in _names(function.__code__)]
+            defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+            captured = (*cells, *read, *defaults)
             if all(isinstance(value, _UNCHANGING) for value in captured):
                 self._code, self._captured = function.__code__, (function.__globals__, *captured)
 
@@ -249,8 +267,19 @@ class _SameCode:
         return hash(self._code)
 
 
+def _names(code: CodeType) -> tuple[str, ...]:
+    """The names that code and the functions written in it look up: globals and attributes."""
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return sum(inner, code.co_names)
+
+
 def accepted(function: Callable[..., Any], extra: dict[str, Any], positional: int = 0) -> dict[str, Any]:
-    """The keyword arguments among `extra` that `function` takes after its first `positional` arguments."""
+    """The keyword arguments among `extra` that `function` takes after its first `positional` arguments.
+
+    One that a `functools.partial` has given already stays.
+    """
+    given = getattr(function, "keywords", {})
+    extra = {name: value for name, value in extra.items() if name not in given}
     parameters = list(inspect.signature(function).parameters.values())
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         taken = {p.name for p in parameters[:positional]}

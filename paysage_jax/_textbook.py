@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ._base import Leafwise
+from ._leafwise import Leafwise
 from ._pytree import Number, Schedule, number, rate, static
-from ._trees import Params, root
+from ._trees import Params, abs_sq, root, sum_of_weights
 
 
 class SgdState(NamedTuple):
@@ -32,7 +32,7 @@ class MomentumState(NamedTuple):
 
 
 class RmspropState(NamedTuple):
-    """step, learning_rate: as in SgdState; mean_square: the running mean of squared gradients."""
+    """step, learning_rate: as in SgdState; mean_square: the running mean of |g|², which is real."""
 
     step: Array
     learning_rate: Array
@@ -40,7 +40,7 @@ class RmspropState(NamedTuple):
 
 
 class AdamState(NamedTuple):
-    """step, learning_rate: as in SgdState; mean, mean_square: the running means of gradients and of their squares."""
+    """step, learning_rate: as in SgdState; mean, mean_square: the running means of g and of |g|², which is real."""
 
     step: Array
     learning_rate: Array
@@ -90,7 +90,7 @@ class momentum(Leafwise):
 class rmsprop(Leafwise):
     """RMSProp (Hinton, Coursera lecture 6e, 2012), with eps inside the root, as in optax (torch adds it to the root).
 
-        v = decay v + (1 - decay) g²
+        v = decay v + (1 - decay) |g|²
         u = -learning_rate g / √(v + eps)
 
     Args:
@@ -105,7 +105,7 @@ class rmsprop(Leafwise):
     state_type = RmspropState
 
     def rule(self, t: Array, g: Array, p: Array | None, v: Array) -> tuple[Array, Array]:
-        v = self.decay * v + (1 - self.decay) * g**2
+        v = self.decay * v + (1 - self.decay) * abs_sq(g)
         return -self.learning_rate * g / jnp.sqrt(v + self.eps), v
 
 
@@ -113,7 +113,7 @@ class adam(Leafwise):
     """Adam (Kingma & Ba, 2015, Algorithm 1); with weight_decay AdamW (Loshchilov & Hutter, 2019).
 
         m = b1 m + (1 - b1) g,            m̂ = m / (1 - b1ᵗ)
-        v = b2 v + (1 - b2) g²,           v̂ = v / (1 - b2ᵗ)
+        v = b2 v + (1 - b2) |g|²,         v̂ = v / (1 - b2ᵗ)
         u = -learning_rate (m̂ / (√v̂ + eps) + weight_decay p)
 
     Args:
@@ -133,17 +133,12 @@ class adam(Leafwise):
 
     def rule(self, t: Array, g: Array, p: Array | None, m: Array, v: Array) -> tuple[Array, Array, Array]:
         m = self.b1 * m + (1 - self.b1) * g
-        v = self.b2 * v + (1 - self.b2) * g**2
-        m_hat = m / _sum_of_weights(self.b1, t)
-        v_hat = v / _sum_of_weights(self.b2, t)
+        v = self.b2 * v + (1 - self.b2) * abs_sq(g)
+        m_hat = m / sum_of_weights(self.b1, t)
+        v_hat = v / sum_of_weights(self.b2, t)
         direction = m_hat / (root(v_hat) + self.eps)
         if self.weight_decay is not None:
             if p is None:
                 raise ValueError("adam: weight_decay needs the parameters: update(updates, state, params)")
             direction = direction + self.weight_decay * p
         return -self.learning_rate * direction, m, v
-
-
-def _sum_of_weights(b: Number, t: Array) -> Array:
-    """1 - bᵗ, the sum of the weights of t gradients in a running mean that started at zero."""
-    return -jnp.expm1(t * jnp.log(b))  # 1 - bᵗ loses five of seven digits in float32 at b = 0.999, t = 1

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from ._base import Leafwise, update_leaves
+from ._leafwise import Leafwise, update_leaves
 from ._pytree import Number, Schedule, number, rate
 from ._trees import Params, Updates
 
@@ -39,7 +39,7 @@ class ClassicMomentumState(NamedTuple):
 
 
 class ClassicRmspropState(NamedTuple):
-    """step, learning_rate: as in ClassicSgdState; mean_square: the running mean of squared gradients."""
+    """step, learning_rate: as in ClassicSgdState; mean_square: the running mean of |g|², which is real."""
 
     step: Array
     learning_rate: Array
@@ -47,7 +47,7 @@ class ClassicRmspropState(NamedTuple):
 
 
 class ClassicAdamState(NamedTuple):
-    """step, learning_rate: as in ClassicSgdState; mean, mean_square: the running means of g and g²."""
+    """step, learning_rate: as in ClassicSgdState; mean, mean_square: the running means of g and of |g|²."""
 
     step: Array
     learning_rate: Array
@@ -67,10 +67,10 @@ def _mean(first, w, m, g):
 
 
 def _mean_square(first, W, v, g):
-    """W v + (1 - W) g², and g² at the first gradient."""
+    """W v + (1 - W) |g|², and |g|² at the first gradient."""
     xp = g.__array_namespace__()
     # Multiplied from left to right: the order decides at which gradient it overflows.
-    return xp.where(first | (W == 0), g * g, W * v + ((1 - W) * g) * g)
+    return xp.where(first | (W == 0), (g * g.conj()).real, W * v + (((1 - W) * g) * g.conj()).real)
 
 
 def _normalize(x, v, w, W):
@@ -126,7 +126,7 @@ class momentum(Leafwise):
 class rmsprop(Leafwise):
     """paysage's RMSProp (after Hinton, Coursera lecture 6e, 2012), W = mean_square_weight.
 
-        v = W v + (1 - W) g²
+        v = W v + (1 - W) |g|²
         u = -stepsize g / √(eps + v / (1 - W))        (u = -stepsize g where W = 0)
 
     Args:
@@ -148,7 +148,7 @@ class adam(Leafwise):
     """paysage's ADAM (after Kingma & Ba, 2015), w = mean_weight and W = mean_square_weight.
 
         m = w m + (1 - w) g
-        v = W v + (1 - W) g²
+        v = W v + (1 - W) |g|²
         u = -stepsize (m / (1 - w)) / √(eps + v / (1 - W))        (u = -stepsize m where W = 0)
 
     Args:
@@ -185,7 +185,7 @@ def update_mean(mean: Params, grad: Updates, mean_weight: Number, first: Any = F
 
 
 def update_mean_square(mean_square: Params, grad: Updates, mean_square_weight: Number, first: Any = False) -> Params:
-    """The running mean of squared gradients: W mean_square + (1 - W) grad², and grad² at the first gradient.
+    """The running mean of squared gradients: W mean_square + (1 - W) |grad|², and |grad|² at the first gradient.
 
     Args:
         mean_square: the mean so far, a tree like grad.

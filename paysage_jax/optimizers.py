@@ -14,15 +14,17 @@ import jax
 import numpy as np
 
 from . import classic
-from ._base import Leafwise
 from ._convergence import gradient_magnitude as _gradient_magnitude
 from ._host import Stepper, as_given
+from ._leafwise import Leafwise
+from ._pytree import rate
 from ._trees import check_same_tree, zeros_like_moments
 
 _magnitude = jax.jit(_gradient_magnitude)
 _update_mean = jax.jit(classic.update_mean)
 _update_mean_square = jax.jit(classic.update_mean_square)
 _normalize = jax.jit(classic.normalize)
+_check_stepsize = rate().metadata["check"]
 
 
 # --- schedulers --------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ class Optimizer:
 
     def check_convergence(self) -> bool:
         """Whether gradient_magnitude(delta) <= tolerance; False before the first update and for NaN."""
-        return bool(self.delta) and gradient_magnitude(self.delta) <= self.tolerance
+        return not _is_nothing(self.delta) and gradient_magnitude(self.delta) <= self.tolerance
 
 
 class _ClassicOptimizer(Optimizer):
@@ -153,6 +155,7 @@ class _ClassicOptimizer(Optimizer):
     def _learning_rate(self) -> float:
         # paysage's normalising classes rounded the step size to float32 before this product, the others did not.
         normalises = hasattr(self._step.optimizer, "mean_square_weight")
+        _check_stepsize(f"{type(self).__name__}: stepsize", self.stepsize, np.float32 if normalises else float)
         stepsize = np.float32(self.stepsize) if normalises else self.stepsize
         return float(self.scheduler.get_lr()) * float(stepsize)
 
@@ -160,17 +163,23 @@ class _ClassicOptimizer(Optimizer):
         """One step on `model.gradient(v_data, v_model)`, at the scheduler's rate for `epoch`.
 
         Raises:
+            TypeError, ValueError: if the step size is not a number from 0 on.
             ValueError: naming the leaf, if the gradient's tree or shapes are not those of the last one.
         """
         self.scheduler.increment(epoch)
         learning_rate = self._learning_rate()
         grad = model.gradient(v_data, v_model)
-        if self.delta:
+        if not _is_nothing(self.delta):
             check_same_tree("gradient", grad, "the last update", self.delta)
         else:
             _check_paysage_tree(grad)
         self.delta: Any = self._step(learning_rate, grad)
         model.parameter_update(self.delta)
+
+
+def _is_nothing(delta):
+    """Whether there was no update yet; a gradient may also be a bare array, which has no truth value."""
+    return isinstance(delta, dict) and not delta
 
 
 def _check_paysage_tree(grad):

@@ -133,7 +133,8 @@ def assert_runs_close(actual, expected, tolerance):
     chex.assert_trees_all_equal_shapes(actual, expected)
 
     def check(actual, expected):
-        actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+        wide = np.complex128 if jnp.iscomplexobj(expected) else np.float64
+        actual, expected = np.asarray(actual, wide), np.asarray(expected, wide)
         scale = np.max(np.abs(expected), axis=0, initial=np.finfo(np.float64).tiny)
         np.testing.assert_allclose(actual / scale, expected / scale, rtol=0, atol=tolerance)
 

@@ -368,7 +368,7 @@ WRONG_TREES = {
     "complex": (
         changed("['layers'][1]['loc']", jnp.ones(3, complex)),
         TypeError,
-        rf"updates{LOC}: .*floating.*complex64",
+        rf"updates{LOC}: complex64 cannot be added to float32, as params is",
     ),
     "booleans": (changed("['layers'][1]['loc']", jnp.ones(3, bool)), TypeError, rf"updates{LOC}: .*floating.*bool"),
 }
@@ -391,10 +391,10 @@ def test_a_gradient_is_held_against_the_state_without_parameters(optimizer):
         optimizer.update(wrong, optimizer.init(PARAMS))
 
 
-@pytest.mark.parametrize("dtype", [int, complex, bool])
+@pytest.mark.parametrize("dtype", [int, bool])
 @each(OPTIMIZERS)
-def test_parameters_that_are_not_floating_are_named(optimizer, dtype):
-    with pytest.raises(TypeError, match=rf"params{LOC}: expected a floating dtype"):
+def test_parameters_that_cannot_move_are_named(optimizer, dtype):
+    with pytest.raises(TypeError, match=rf"params{LOC}: expected a floating or complex dtype.*`freeze` keeps it out"):
         optimizer.init(changed("['layers'][1]['loc']", jnp.ones(3, dtype)))
 
 

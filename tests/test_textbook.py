@@ -85,6 +85,61 @@ def test_agrees_with_optax(ours, theirs):
     chex.assert_trees_all_close(params, expected_params, atol=2e-5)
 
 
+def complex_gradients(like, steps):
+    real, imaginary = gradients(like, steps, seed=1), gradients(like, steps, seed=2)
+    return jax.tree.map(jax.lax.complex, real, imaginary)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+@pytest.mark.parametrize(("ours", "theirs"), IN_OPTAX.values(), ids=IN_OPTAX.keys())
+def test_agrees_with_optax_on_complex_parameters(ours, theirs, dtype):
+    """50 steps, gradients over five decades. Our mean squares are real; optax keeps their imaginary zeros."""
+    with jax.enable_x64(dtype == "complex128"):
+        params, g = (row(complex_gradients(PARAMS, 1), 0), complex_gradients(PARAMS, 50))
+        params, g = jax.tree.map(lambda x: jnp.asarray(x, dtype), (params, g))
+        updates, state, after = run(ours(0.03), params, g)
+        chex.assert_type(jax.tree.leaves((updates, after)), jnp.dtype(dtype))
+        real = jnp.finfo(dtype).dtype
+        for name in set(state._fields) & {"mean", "mean_square"}:
+            chex.assert_type(jax.tree.leaves(getattr(state, name)), real if name == "mean_square" else jnp.dtype(dtype))
+        with jax.numpy_dtype_promotion("standard"):
+            expected, expected_after = optax_run(theirs(0.03), params, g)
+    tolerance = 2e-5 if dtype == "complex64" else 1e-12
+    assert_runs_close(updates, expected, tolerance)
+    chex.assert_trees_all_close(after, expected_after, atol=tolerance)
+
+
+@each(OPTIMIZERS)
+def test_the_conjugate_of_what_jax_grad_gives_descends(optimizer):
+    """A real loss of complex parameters. jax.grad itself would climb along the imaginary axis."""
+    target = jnp.array([1 + 2j, -0.5j, 0.3], jnp.complex64)
+
+    def loss(p):
+        return jnp.sum(jnp.abs(p - target) ** 2)
+
+    def trained(direction):
+        def scanned(carry, _):
+            params, state = carry
+            _, state, params = step(faster, direction(jax.grad(loss)(params)), state, params)
+            return (params, state), None
+
+        faster = replace(optimizer, **{optimizer._rate: 0.05})
+        (params, _), _ = jax.lax.scan(scanned, (jnp.zeros(3, jnp.complex64), faster.init(target)), length=300)
+        return loss(params)
+
+    assert trained(jnp.conj) < 0.02 * loss(0 * target)
+    assert not trained(lambda g: g) <= loss(0 * target)  # NaN, if it has run that far
+
+
+@each(OPTIMIZERS)
+def test_a_complex_parameter_with_real_gradients_is_a_real_one(optimizer):
+    g = gradients(PARAMS, 10)
+    expected, state, _ = run(optimizer, PARAMS, g)
+    updates, complex_state, _ = run(optimizer, *jax.tree.map(lambda x: x.astype("complex64"), (PARAMS, g)))
+    assert_runs_close(jax.tree.map(jnp.real, (updates, complex_state[2:])), (expected, state[2:]), 2e-6)
+    assert_runs_close(jax.tree.map(jnp.imag, updates), jax.tree.map(jnp.zeros_like, expected), 0)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_agrees_with_optax_on_its_schedule(name):
     (ours, theirs), g, schedule = IN_OPTAX[name], gradients(PARAMS, 30), optax.cosine_decay_schedule(0.03, 40)

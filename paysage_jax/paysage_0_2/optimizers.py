@@ -14,8 +14,8 @@ import numpy as np
 
 from .. import classic
 from .. import optimizers as _documented
-from .._base import Leafwise
 from .._host import Stepper, as_given
+from .._leafwise import Leafwise
 from .._trees import check_same_tree
 from . import schedules
 from .gradient_util import _scale_, grad_rms
