@@ -13,17 +13,16 @@ from ._convergence import ConvergenceState, converged, gradient_magnitude, track
 from ._estimators import (
     Estimator,
     LossStatistics,
-    PhaseStatistics,
     contrastive_divergence,
     loss_gradient,
     persistent_contrastive_divergence,
-    phase_gradient,
 )
 from ._fit import fit
 from ._groups import AccumulateState, PartitionState, accumulate, partition, scale_leaves
 from ._leafwise import Leafwise
 from ._metrics import Best, early_stopping, free_energy_gap, pseudo_log_likelihood, reconstruction_error
 from ._packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
+from ._phases import PhaseStatistics, Weighted, phase_gradient
 from ._pytree import Number, Pytree, Schedule, count, number, rate, static
 from ._schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
 from ._textbook import AdamState, MomentumState, RmspropState, SgdState, adam, momentum, rmsprop, sgd
@@ -116,6 +115,7 @@ __all__ = [  # noqa: RUF022 (by room)
     "Estimator",
     "LossStatistics",
     "PhaseStatistics",
+    "Weighted",
     "contrastive_divergence",
     "loss_gradient",
     "persistent_contrastive_divergence",

@@ -1,9 +1,7 @@
-"""Gradients of energy-based models: a data term (positive phase) minus a model term (negative phase).
+"""Where gradients come from: contrastive divergence, persistent chains, an ordinary loss.
 
-One sign convention: a gradient is that of a loss to be lowered, the mean energy of the data minus the mean energy of
-the model's samples, so low energy means likely. `energy(params, v) -> (batch,)` is a free energy or the energy of
-complete states; v is a pytree of arrays with one leading batch axis. `transition(params, v, key) -> v` is a Markov
-kernel that leaves the model's distribution unchanged.
+`transition(params, v, key) -> v` is a Markov kernel that leaves the model's distribution unchanged. If the energy is
+that of complete states and the data leave units of them hidden, `complete(params, v, key) -> states` draws these.
 """
 
 from __future__ import annotations
@@ -14,61 +12,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_map_with_path
 
-from ._data import Batch, batch_size_of
-from ._pytree import Pytree, accepted, count, static
+from ._data import Batch, as_arrays
+from ._phases import Energy, PhaseStatistics, Weighted, rows, two_phases, weighted
+from ._pytree import Number, Pytree, accepted, count, number, static
 from ._trees import Params, check_same_tree
 
-Energy = Callable[[Params, Any], jax.Array]
 Transition = Callable[[Params, Any, jax.Array], Any]
 EstimatorState = Any
 
-
-class PhaseStatistics(NamedTuple):
-    """Each phase's mean energy and its gradient with respect to the parameters."""
-
-    data_energy: jax.Array
-    model_energy: jax.Array
-    data_gradient: Params
-    model_gradient: Params
-
-
-def _mean_energy(energy: Energy, params: Params, v: Batch, weights: Any = None) -> jax.Array:
-    size = batch_size_of("v", v)
-    energies = energy(params, v)
-    if jnp.shape(energies) != (size,):
-        raise ValueError(f"energy(params, v): expected shape ({size},), one for each state, got {jnp.shape(energies)}")
-    if weights is None:
-        return jnp.mean(energies)
-    if jnp.shape(weights) != (size,):
-        raise ValueError(f"weights: expected shape ({size},) as in v_data, got {jnp.shape(weights)}")
-    weights = jnp.asarray(weights, energies.dtype)
-    return jnp.sum(weights * energies) / jnp.sum(weights)
-
-
-def _two_phases(
-    energy: Energy, params: Params, v_data: Batch, v_model: Batch, weights: Any = None
-) -> tuple[Params, PhaseStatistics]:
-    phase = jax.value_and_grad(lambda p, v, w=None: _mean_energy(energy, p, v, w))
-    data_energy, data_gradient = phase(params, v_data, weights)
-    model_energy, model_gradient = phase(params, jax.lax.stop_gradient(v_model))
-    gradient = jax.tree.map(jnp.subtract, data_gradient, model_gradient)
-    return gradient, PhaseStatistics(data_energy, model_energy, data_gradient, model_gradient)
-
-
-def phase_gradient(energy: Energy) -> Callable[..., Params]:
-    """A function that computes the gradient from data and samples; the samples are not differentiated.
-
-        gradient(params, v_data, v_model, weights=None) = ∂/∂params (mean energy(v_data) - mean energy(v_model))
-
-    Args:
-        energy: energy(params, v) -> (batch,). `weights` (n_data,) make the mean over the data a weighted one.
-    """
-
-    def gradient(params: Params, v_data: Batch, v_model: Batch, weights: Any = None) -> Params:
-        return _two_phases(energy, params, v_data, v_model, weights)[0]
-
-    return gradient
+_COMPLETING = 2**32 - 1  # folded into a key; transitions are numbered from 0
 
 
 class Estimator(Pytree):
@@ -88,6 +43,15 @@ class Estimator(Pytree):
         return iter((self.init, self.estimate))
 
 
+def states_of(complete: Any, params: Params, batch: Batch, key: jax.Array) -> Weighted:
+    """The states of the data, which are not differentiated, and their weights."""
+    data = weighted(batch)
+    if complete is None:
+        return data
+    states = complete(params, data.v, jax.random.fold_in(key, _COMPLETING))
+    return data._replace(v=jax.lax.stop_gradient(states))
+
+
 def _run_chains(transition: Transition, steps: int, params: Params, v: Batch, key: jax.Array) -> Batch:
     """v after `steps` transitions."""
     v = _as_states(transition, params, v, key)
@@ -95,65 +59,126 @@ def _run_chains(transition: Transition, steps: int, params: Params, v: Batch, ke
 
 
 def _as_states(transition: Transition, params: Params, v: Batch, key: jax.Array) -> Batch:
-    """v in the dtypes that the transition returns, as a loop needs it (data may be integers, states floats)."""
-    states = jax.eval_shape(transition, params, v, key)
-    check_same_tree("transition(params, v, key)", states, "v", v)
-    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), v, states)
+    """v in the dtypes that the transition returns, as a loop needs it: data may be integers where states are floats.
+
+    Raises TypeError for data that are no such states: floats where states are whole numbers.
+    """
+    try:
+        states = jax.eval_shape(transition, params, v, key)
+        check_same_tree("transition(params, v, key)", states, "v", v)
+    except Exception as error:
+        error.add_note("If the data leave units of the transition's states hidden, give the estimator complete=.")
+        raise
+
+    def cast(path: Any, x: Any, like: Any) -> jax.Array:
+        dtype = jnp.result_type(x)
+        if dtype != like.dtype and not np.can_cast(dtype, like.dtype, "same_kind"):
+            raise TypeError(
+                f"v{keystr(path)}: {dtype} loses its values as {like.dtype}, which transition(params, v, key) returns"
+            )
+        return jnp.asarray(x, like.dtype)
+
+    return tree_map_with_path(cast, v, states)
 
 
 class contrastive_divergence(Estimator):
     """CD-k (Hinton, 2002): the model's samples are the batch after `steps` transitions. Statistics: PhaseStatistics.
 
+        mean E(data) - mean E(samples) + energy_penalty (mean E(data)² + mean E(samples)²)
+
+    The means of a `Weighted` batch are weighted; a sample has the weight of the row that it started from.
+
     Args:
         energy: energy(params, v) -> (batch,).
         transition: transition(params, v, key) -> v.
         steps: a whole number from 1 on.
+        complete: complete(params, v, key) -> states, if the data leave units hidden; samples start from these states.
+        energy_penalty: a number from 0 on, which keeps the energies small (Du & Mordatch, 2019).
+
+    Raises:
+        TypeError, ValueError: for energies, states or weights that do not fit, when traced.
     """
 
     energy: Energy = static()
     transition: Transition = static()
     steps: int = count(default=1, static=True)
+    complete: Transition | None = static(default=None)
+    energy_penalty: Number | None = number(default=None)
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
+        weighted(batch)
         return ()
 
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, PhaseStatistics]:
-        samples = _run_chains(self.transition, self.steps, params, batch, key)
-        gradient, statistics = _two_phases(self.energy, params, batch, samples)
+        data = states_of(self.complete, params, batch, key)
+        samples = data._replace(v=_run_chains(self.transition, self.steps, params, data.v, key))
+        gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
         return gradient, estimator_state, statistics
 
 
 class persistent_contrastive_divergence(Estimator):
     """PCD-k (Tieleman, 2008): Markov chains that persist across updates, advanced `steps` transitions each time.
 
-    They start from the first batch: from its first `chains` states, repeated if there are fewer. The estimator's
-    state is the chains. Statistics: PhaseStatistics.
+        mean E(data) - mean E(chains) + energy_penalty (mean E(data)² + mean E(chains)²)
+
+    They start from the first batch: from its first `chains` states, repeated if there are fewer; or from `start`. The
+    estimator's state is the chains. The data's mean of a `Weighted` batch is weighted, that of the chains is not.
+    Statistics: PhaseStatistics.
 
     Args:
         energy: energy(params, v) -> (batch,).
         transition: transition(params, v, key) -> v.
         steps: a whole number from 1 on.
         chains: their number; None takes as many as the batch has states.
+        start: the states they start from, in the place of data; their number is that of the chains.
+        complete: complete(params, v, key) -> states, if the data leave units hidden; chains start from these states.
+        energy_penalty: a number from 0 on, which keeps the energies small (Du & Mordatch, 2019).
+
+    Raises:
+        TypeError, ValueError: for energies, states or weights that do not fit, when traced.
     """
 
     energy: Energy = static()
     transition: Transition = static()
     steps: int = count(default=1, static=True)
     chains: int | None = count(default=None, static=True)
+    start: Batch | None = None
+    complete: Transition | None = static(default=None)
+    energy_penalty: Number | None = number(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start is None:
+            return
+        if self.chains is not None:
+            raise ValueError("persistent_contrastive_divergence: give chains, a number, or start, their states")
+        vars(self)["start"] = as_arrays("start", self.start)
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
-        size = batch_size_of("batch", batch)
-        rows = jnp.arange(self.chains or size) % size
-        return _as_states(self.transition, params, jax.tree.map(lambda v: jnp.asarray(v)[rows], batch), key)
+        v = states_of(self.complete, params, batch, key).v
+        size = rows("batch", v)
+        if self.start is None:
+            chosen = jnp.arange(self.chains or size) % size
+            return _as_states(self.transition, params, jax.tree.map(lambda x: jnp.asarray(x)[chosen], v), key)
+        number_of_chains = rows("start", self.start)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((number_of_chains, *jnp.shape(x)[1:]), jnp.float32), v)
+        hint = "" if self.complete else " (if these leave units hidden, give complete=)"
+        check_same_tree("start", self.start, f"the data{hint}", like)
+        # A copy: a step gives the memory of the chains away.
+        return _as_states(self.transition, params, jax.tree.map(jnp.array, self.start), key)
 
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, PhaseStatistics]:
+        data = states_of(self.complete, params, batch, key)
         chains = _run_chains(self.transition, self.steps, params, estimator_state, key)
-        gradient, statistics = _two_phases(self.energy, params, batch, chains)
+        gradient, statistics = two_phases(self.energy, params, data, Weighted(chains, None), self.energy_penalty)
         return gradient, chains, statistics
+
+
+# --- an ordinary loss --------------------------------------------------------------------------------
 
 
 class LossStatistics(NamedTuple):

@@ -1,222 +1,40 @@
-"""Two-phase gradients and their estimators: against closed forms, the recordings of 2017, and laws."""
+"""Estimators: against closed forms, enumeration of small models, and laws."""
 
 import chex
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.special import logsumexp
-from problems import GOLDEN, each_golden, golden, rbm_tree, row, step
-from test_convergence import classic_optimizer
-
-from paysage_jax import (
-    contrastive_divergence,
-    loss_gradient,
-    persistent_contrastive_divergence,
-    phase_gradient,
-    rbm,
+from problems import assert_trees_close
+from test_phases import (
+    HIDDEN,
+    KEY,
+    PARAMS,
+    VISIBLE,
+    closed_form,
+    closed_form_of_complete_states,
+    closed_form_of_one_phase,
+    complete_energy,
+    states,
+    with_and_without_jit,
 )
 
-KEY = jax.random.key(0)
-VISIBLE, HIDDEN = 4, 3
-PARAMS = rbm_tree(VISIBLE, HIDDEN)
+from paysage_jax import (
+    TrainState,
+    Weighted,
+    contrastive_divergence,
+    fit,
+    loss_gradient,
+    persistent_contrastive_divergence,
+    rbm,
+    sgd,
+    train_step,
+)
 
-with_and_without_jit = pytest.mark.parametrize("jit", [jax.jit, lambda f: f], ids=["jit", "no jit"])
 each_estimator = pytest.mark.parametrize(
     "estimator", [contrastive_divergence, persistent_contrastive_divergence], ids=["cd", "pcd"]
 )
-
-
-def states(rows, seed=0):
-    return np.random.default_rng(seed).integers(0, 2, (rows, VISIBLE)).astype(np.float32)
-
-
-def closed_form_of_one_phase(params, v):
-    """The hand-written gradient of the mean free energy of a Bernoulli RBM, in float64."""
-    c, W = (np.asarray(x, np.float64) for x in (params["layers"][1]["loc"], params["weights"][0]["matrix"]))
-    v = np.asarray(v, np.float64)
-    h = 1 / (1 + np.exp(-(v @ W + c)))
-    return {"layers": [{"loc": -v.mean(0)}, {"loc": -h.mean(0)}], "weights": [{"matrix": -v.T @ h / len(v)}]}
-
-
-def closed_form(params, v_data, v_model):
-    phases = (closed_form_of_one_phase(params, v) for v in (v_data, v_model))
-    return jax.tree.map(np.subtract, *phases)
-
-
-def assert_trees_close(actual, expected, atol=1e-6):
-    chex.assert_trees_all_equal_structs(actual, expected)
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=atol), actual, expected)
-
-
-# --- the gradient ------------------------------------------------------------------------------------
-
-free_energy_gradient = jax.jit(phase_gradient(rbm.free_energy))
-
-
-@with_and_without_jit
-@pytest.mark.parametrize("model_rows", [3, 11])
-def test_gradient_is_the_hand_written_one_of_a_bernoulli_rbm(jit, model_rows):
-    v_data, v_model = states(6), states(model_rows, seed=1)
-    gradient = jit(phase_gradient(rbm.free_energy))(PARAMS, v_data, v_model)
-    assert_trees_close(gradient, closed_form(PARAMS, v_data, v_model))
-
-
-def recorded_states(case):
-    """v_data and v_model of every update, (steps, batch, units)."""
-    packed = (GOLDEN["rbm_replay"][f"{case['id']}/{name}"] for name in ("v_data", "v_model"))
-    return [np.unpackbits(v, axis=-1).astype(np.float32) for v in packed]
-
-
-@each_golden("rbm_replay")
-def test_gradient_is_the_recorded_one(case):
-    v_data, v_model = recorded_states(case)
-    params, recorded = (golden("rbm_replay", case["id"], name) for name in ("param", "grad_first2"))
-    for t in (0, 1):
-        gradient = free_energy_gradient(row(params, t), v_data[t], v_model[t])
-        assert_trees_close(gradient, row(recorded, t), atol=1e-6)
-
-
-@jax.jit
-def replay(optimizer, params, v_data, v_model, epochs):
-    """The parameters after every update."""
-
-    def update(carry, xs):
-        v_data, v_model, epoch = xs
-        gradient = phase_gradient(rbm.free_energy)(carry[1], v_data, v_model)
-        _, *carry = step(optimizer, gradient, *carry, epoch=epoch)
-        return carry, carry[1]
-
-    return jax.lax.scan(update, [optimizer.init(params), params], (v_data, v_model, epochs))[1]
-
-
-@each_golden("rbm_replay")
-def test_a_training_lands_on_the_recorded_parameters(case):
-    recorded = golden("rbm_replay", case["id"], "param")
-    epochs = GOLDEN["rbm_replay"][f"{case['id']}/epoch"]
-    params = replay(classic_optimizer(case), row(recorded, 0), *recorded_states(case), epochs)
-    after = np.array(case["param_rows_after_step"][1:])
-    assert_trees_close(row(params, after - 1), row(recorded, slice(1, None)), atol=1e-4)
-
-
-@hypothesis.given(
-    counts=st.lists(st.integers(0, 3), min_size=6, max_size=6).filter(any),
-    scale=st.floats(0.01, 100),
-)
-def test_weights_are_repeated_rows(counts, scale):
-    v_data, v_model = states(6), states(5, seed=1)
-    gradient = free_energy_gradient(PARAMS, v_data, v_model, np.float32(scale) * np.array(counts, np.float32))
-    assert_trees_close(gradient, closed_form(PARAMS, np.repeat(v_data, counts, axis=0), v_model))
-
-
-def test_integer_weights():
-    v_data, v_model = states(6), states(5, seed=1)
-    counts = np.array([2, 0, 1, 0, 3, 1])
-    gradient = free_energy_gradient(PARAMS, v_data, v_model, counts)
-    assert_trees_close(gradient, closed_form(PARAMS, np.repeat(v_data, counts, axis=0), v_model))
-
-
-def test_gradient_is_that_of_the_negative_log_likelihood():
-    """All states, weighted by their probability, stand for the model; in the place of the data they change the sign."""
-    every_state = ((np.arange(2**VISIBLE)[:, None] >> np.arange(VISIBLE)) & 1).astype(np.float32)
-    v_data = states(6)
-
-    def negative_log_likelihood(params):
-        log_z = logsumexp(-rbm.free_energy(params, every_state))
-        return jnp.mean(rbm.free_energy(params, v_data)) + log_z
-
-    probabilities = jax.nn.softmax(-rbm.free_energy(PARAMS, every_state))
-    gradient = free_energy_gradient(PARAMS, every_state, v_data, probabilities)
-    expected = jax.jit(jax.grad(negative_log_likelihood))(PARAMS)
-    assert_trees_close(jax.tree.map(jnp.negative, gradient), expected)
-
-
-@hypothesis.given(seed=st.integers(0, 2**31), constant=st.floats(-100, 100))
-def test_laws(seed, constant):
-    """Phases swapped change the sign; the same states in both cancel; a constant in the energy has no part."""
-    a, b = states(5, seed), states(5, seed + 1)
-    gradient = free_energy_gradient(PARAMS, a, b)
-    assert_trees_close(jax.tree.map(jnp.negative, free_energy_gradient(PARAMS, b, a)), gradient)
-    chex.assert_trees_all_equal(free_energy_gradient(PARAMS, a, a), jax.tree.map(jnp.zeros_like, PARAMS))
-    assert_trees_close(shifted_gradient((PARAMS, np.float32(constant)), a, b)[0], gradient, atol=1e-5)
-
-
-@jax.jit
-def shifted_gradient(params, v_data, v_model):
-    """Of the free energy plus a parameter that is the same for all states."""
-
-    def energy(params, v):
-        params, constant = params
-        return rbm.free_energy(params, v) + constant[None]
-
-    return phase_gradient(energy)(params, v_data, v_model)
-
-
-def complete_energy(params, state):
-    """The energy of complete states {"v": (batch, visible), "h": (batch, hidden)}."""
-    (b, c), W = (layer["loc"] for layer in params["layers"]), params["weights"][0]["matrix"]
-    return -(state["v"] @ b) - state["h"] @ c - jnp.sum((state["v"] @ W) * state["h"], axis=1)
-
-
-def closed_form_of_complete_states(data, model):
-    def correlation(state):
-        return state["v"].T @ state["h"] / len(state["v"])
-
-    return {
-        "layers": [{"loc": model[name].mean(0) - data[name].mean(0)} for name in ("v", "h")],
-        "weights": [{"matrix": correlation(model) - correlation(data)}],
-    }
-
-
-def test_states_may_be_trees():
-    rng = np.random.default_rng(0)
-    data, model = ({"v": rng.random((n, VISIBLE)), "h": rng.random((n, HIDDEN))} for n in (6, 5))
-    gradient = jax.jit(phase_gradient(complete_energy))(PARAMS, *jax.tree.map(np.float32, (data, model)))
-    assert_trees_close(gradient, closed_form_of_complete_states(data, model))
-
-
-def test_samples_are_not_differentiated():
-    """Where the samples are a function of the parameters, only the energy's own dependence counts."""
-
-    def size(params, v_model):
-        gradient = phase_gradient(rbm.free_energy)(params, states(6), v_model)
-        return sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
-
-    def sample(params):
-        return states(5, seed=1) * params["layers"][0]["loc"][None]
-
-    through = jax.jit(jax.grad(lambda params: size(params, sample(params))))(PARAMS)
-    at_fixed = jax.jit(jax.grad(size))(PARAMS, sample(PARAMS))
-    chex.assert_trees_all_close(through, at_fixed, rtol=1e-6)
-    assert max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(at_fixed)) > 1e-2
-
-
-def test_dtype_of_the_gradient_is_that_of_the_parameters():
-    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
-    v_data, v_model = (jnp.asarray(states(5, seed), jnp.bfloat16) for seed in (0, 1))
-    gradient = free_energy_gradient(params, v_data, v_model)
-    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
-
-
-@pytest.mark.parametrize(
-    ("energy", "v_data", "weights", "message"),
-    [
-        (lambda p, v: jnp.sum(v), states(6), None, r"energy\(params, v\): expected shape \(6,\).*got \(\)"),
-        (lambda p, v: v, states(6), None, r"energy\(params, v\): expected shape \(6,\).*got \(6, 4\)"),
-        (lambda p, v: jnp.sum(v, 1)[1:], states(6), None, r"energy\(params, v\): expected shape \(6,\).*got \(5,\)"),
-        (lambda p, v: jnp.sum(v, 1)[:, None], states(6), None, r"expected shape \(6,\).*got \(6, 1\)"),
-        (lambda p, v: jnp.sum(v, 1), states(6), np.ones(5), r"weights: expected shape \(6,\).*got \(5,\)"),
-        (lambda p, v: jnp.sum(v, 1), states(6), np.ones((6, 1)), r"weights: expected shape \(6,\).*got \(6, 1\)"),
-        (lambda p, v: jnp.sum(v), np.float32(1), None, r"v: expected leaves with one common leading batch axis"),
-        (lambda p, v: v["a"], {"a": np.ones(3), "b": np.ones(2)}, None, r"v\['a'\] \(3,\), v\['b'\] \(2,\)"),
-        (lambda p, v: jnp.ones(3), {}, None, r"leading batch axis, got no leaves"),
-    ],
-)
-def test_mistakes_are_named(energy, v_data, weights, message):
-    with pytest.raises(ValueError, match=message):
-        phase_gradient(energy)(PARAMS, v_data, v_data, weights)
 
 
 # --- estimators --------------------------------------------------------------------------------------
@@ -389,12 +207,272 @@ def test_a_transition_that_changes_the_shape_is_an_error(estimator):
             ValueError,
             "chains must be a whole number",
         ),
+        (
+            lambda: persistent_contrastive_divergence(None, None, chains=3, start=states(3)),
+            ValueError,
+            "give chains, a number, or start, their states",
+        ),
+        (lambda: persistent_contrastive_divergence(None, None, start=[None, "x"]), TypeError, "start.*got str"),
+        (lambda: contrastive_divergence(None, None, energy_penalty=-1), ValueError, "energy_penalty must be in"),
         (lambda: persistent_contrastive_divergence(None, None, chains=2.0), TypeError, "chains must be a whole number"),
     ],
 )
 def test_wrong_numbers_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# --- weights of the rows -----------------------------------------------------------------------------
+
+COUNTS = np.array([2, 0, 1, 0, 3, 1])
+
+
+@each_estimator
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_weights_are_repeated_rows(estimator, dtype):
+    """In CD a sample has the weight of the row it started from; chains have none."""
+    batch, samples = states(6), np.roll(states(6), 1, axis=1)
+    repeated = np.repeat(samples, COUNTS, axis=0) if estimator is contrastive_divergence else samples
+    expected = closed_form(PARAMS, np.repeat(batch, COUNTS, axis=0), repeated)
+    gradient, _, statistics = first_estimate(
+        estimator(rbm.free_energy, shift), PARAMS, Weighted(batch, COUNTS.astype(dtype))
+    )
+    assert_trees_close(gradient, expected)
+    for phase, v in (("data", np.repeat(batch, COUNTS, axis=0)), ("model", repeated)):
+        energies = np.asarray(rbm.free_energy(PARAMS, v), np.float64)
+        np.testing.assert_allclose(getattr(statistics, f"{phase}_energy"), energies.mean(), rtol=1e-6)
+
+
+@each_estimator
+def test_of_weights_only_the_ratios_count_and_none_are_equal_ones(estimator):
+    estimator, weights = estimator(rbm.free_energy, shift), np.random.default_rng(0).random(6).astype(np.float32)
+    expected, _, _ = first_estimate(estimator, PARAMS, Weighted(states(6), weights))
+    assert_trees_close(first_estimate(estimator, PARAMS, Weighted(states(6), 7 * weights))[0], expected)
+    expected, _, _ = first_estimate(estimator, PARAMS, states(6))
+    for equal in (None, np.full(6, 0.3, np.float32)):
+        assert_trees_close(first_estimate(estimator, PARAMS, Weighted(states(6), equal))[0], expected)
+
+
+def test_weighted_rows_go_through_fit():
+    """In memory and from a loader, they are the repeated rows of a plain run."""
+    estimator = contrastive_divergence(rbm.free_energy, shift)
+    runs = {"epochs": 3, "key": KEY}
+    expected = fit(PARAMS, sgd(0.1), estimator, np.repeat(states(6), COUNTS, axis=0), batch_size=7, **runs)
+    data = Weighted(states(6), COUNTS.astype(np.float32))
+    for source, options in ((data, {"batch_size": 6}), ([data], {})):
+        result = fit(PARAMS, sgd(0.1), estimator, source, **options, **runs)
+        assert_trees_close(result.params, expected.params)
+        np.testing.assert_allclose(result.history["data_energy"], expected.history["data_energy"], rtol=1e-5)
+
+
+@each_estimator
+def test_wrong_weights_are_named_where_a_run_starts(estimator):
+    estimator = estimator(rbm.free_energy, shift)
+    for weights, message in (
+        (np.array([1, 1, -1]), "weights: expected numbers from 0 on, not all 0"),
+        (np.zeros(3), "weights: expected numbers from 0 on, not all 0"),
+        (np.ones((3, 1)), r"weights: expected shape \(3,\) as in v_data, got \(3, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(PARAMS, sgd(0.1), estimator, Weighted(states(3), weights), batch_size=3, epochs=1, key=KEY)
+    with pytest.raises(ValueError, match=r"weights \(2,\)"):
+        fit(PARAMS, sgd(0.1), estimator, Weighted(states(3), np.ones(2)), batch_size=2, epochs=1, key=KEY)
+
+
+# --- chains that are given ---------------------------------------------------------------------------
+
+
+def test_chains_start_where_they_are_told():
+    start = states(9, seed=3)
+    estimator = persistent_contrastive_divergence(rbm.free_energy, shift, start=start)
+    gradient, chains, _ = first_estimate(estimator, PARAMS, states(6))
+    np.testing.assert_array_equal(chains, np.roll(start, 1, axis=1))
+    assert_trees_close(gradient, closed_form(PARAMS, states(6), np.roll(start, 1, axis=1)))
+
+
+def test_chains_that_were_given_can_be_given_again():
+    """A step gives the memory of its chains away, not that of `start`."""
+    estimator = persistent_contrastive_divergence(rbm.free_energy, shift, start=jnp.asarray(states(5)))
+    step, optimizer = train_step(estimator, sgd(0.1)), sgd(0.1)
+    ends = []
+    for _ in range(2):
+        params = jax.tree.map(jnp.array, PARAMS)
+        state = TrainState(params, optimizer.init(params), estimator.init(params, states(6), KEY))
+        ends.append(step(state, states(6), KEY)[0].params)
+    chex.assert_trees_all_equal(*ends)
+
+
+# --- data that leave units hidden: a deep Boltzmann machine ------------------------------------------
+
+DBM = {
+    "b": jnp.array([0.3, -0.5, 0.1]),
+    "W": jnp.array(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32),
+    "U": jnp.array(np.random.default_rng(1).normal(size=(2, 2)), jnp.float32),
+}
+DATA = np.array([[1, 0, 1], [0, 0, 1], [1, 1, 0], [1, 0, 1]], np.float32)
+LAYERS = ((np.arange(16)[:, None] >> np.arange(4)) & 1).astype(np.float32)  # every state of both hidden layers
+
+
+def dbm_energy(params, state):
+    """E(v, h, g) = -b·v - v·W h - h·U g."""
+    v, h, g = state["v"], state["h"], state["g"]
+    return -(v @ params["b"]) - jnp.sum((v @ params["W"]) * h, axis=1) - jnp.sum((h @ params["U"]) * g, axis=1)
+
+
+def with_every_layer(params, v):
+    """Minus the energy of each row with each of the 16 hidden states: (rows, 16)."""
+
+    def row(v):
+        return -dbm_energy(params, {"v": jnp.tile(v[None], (16, 1)), "h": LAYERS[:, :2], "g": LAYERS[:, 2:]})
+
+    return jax.vmap(row)(v)
+
+
+def draw_layers(params, v, key):
+    """Hidden layers from their exact conditional distribution, by enumeration."""
+    drawn = jnp.asarray(LAYERS)[jax.random.categorical(key, with_every_layer(params, v), axis=1)]
+    return {"v": v, "h": drawn[:, :2], "g": drawn[:, 2:]}
+
+
+def resample(params, state, key):
+    """Of the hidden layers, which leaves the visible units as they are."""
+    return draw_layers(params, state["v"], key)
+
+
+@each_estimator
+def test_completed_data_give_the_gradient_of_the_free_energy(estimator):
+    """Against the sum over all hidden states; in each of 5 runs within 5 standard errors of 4000 draws."""
+
+    def mean_free_energy(params):
+        return -jnp.mean(logsumexp(with_every_layer(params, DATA), axis=1))
+
+    exact = jax.jit(jax.grad(mean_free_energy))(DBM)
+    rows = np.tile(DATA, (1000, 1))
+    estimator = estimator(dbm_energy, resample, complete=draw_layers)
+    for seed in range(5):
+        _, _, statistics = first_estimate(estimator, DBM, rows, jax.random.key(seed))
+        np.testing.assert_allclose(statistics.data_gradient["b"], exact["b"], atol=1e-5)
+        for name in ("W", "U"):  # an element of v hᵀ or h gᵀ is 0 or 1, whose deviation is at most 1/2
+            np.testing.assert_allclose(statistics.data_gradient[name], exact[name], atol=5 * 0.5 / 4000**0.5)
+
+
+def test_completed_states_are_where_samples_and_chains_start():
+    def complete(params, v, key):
+        return {"v": v, "h": rbm.hidden_mean(params, v)}
+
+    def transition(params, state, key):
+        return {"v": state["v"][::-1], "h": 1 - state["h"]}
+
+    batch = states(5)
+    data = complete(PARAMS, batch, KEY)
+    expected = closed_form_of_complete_states(data, transition(PARAMS, data, KEY))
+    for estimator in (
+        contrastive_divergence(complete_energy, transition, complete=complete),
+        persistent_contrastive_divergence(complete_energy, transition, complete=complete),
+        persistent_contrastive_divergence(complete_energy, transition, complete=complete, start=data),
+    ):
+        gradient, state, _ = first_estimate(estimator, PARAMS, batch)
+        assert_trees_close(gradient, expected)
+        if state != ():
+            chex.assert_trees_all_close(state, transition(PARAMS, data, KEY), rtol=1e-6)
+
+
+@each_estimator
+def test_drawing_and_transitions_have_keys_of_their_own(estimator):
+    """What both draw is in the states, whose mean is minus the gradient of the energy -v·b."""
+    energy = lambda b, v: -(v @ b)  # noqa: E731
+    b, batch = np.zeros(VISIBLE, np.float32), np.zeros((1, VISIBLE), np.float32)
+    pair = estimator(energy, draw, steps=VISIBLE, complete=draw)
+    _, _, statistics = first_estimate(pair, b, batch)
+    drawn = [-statistics.data_gradient[0], *(-statistics.model_gradient)]
+    assert len(set(map(float, drawn))) == 1 + VISIBLE
+
+
+def test_completing_is_not_differentiated():
+    def size(params, complete):
+        estimator = contrastive_divergence(complete_energy, lambda params, state, key: state, complete=complete)
+        _, _, statistics = estimator.estimate(params, states(4), (), KEY)
+        return sum(jnp.sum(g**2) for g in jax.tree.leaves(statistics.data_gradient))
+
+    def complete(params, v, key):
+        return {"v": v, "h": rbm.hidden_mean(params, v)}
+
+    fixed = complete(PARAMS, states(4), KEY)
+    through = jax.jit(jax.grad(lambda params: size(params, complete)))(PARAMS)
+    assert_trees_close(through, jax.jit(jax.grad(lambda params: size(params, lambda *_: fixed)))(PARAMS))
+
+
+@pytest.mark.parametrize("options", [{}, {"start": {"v": DATA, "h": DATA[:, :2], "g": DATA[:, :2]}}])
+def test_where_data_leave_units_hidden_the_error_names_complete(options):
+    with pytest.raises(Exception, match="complete="):
+        fit(
+            DBM,
+            sgd(0.1),
+            persistent_contrastive_divergence(dbm_energy, resample, **options),
+            DATA,
+            batch_size=2,
+            epochs=1,
+            key=KEY,
+        )
+    with pytest.raises(Exception, match="complete="):
+        contrastive_divergence(dbm_energy, resample).estimate(DBM, DATA, (), KEY)
+
+
+# --- a penalty on the energies -----------------------------------------------------------------------
+
+
+@each_estimator
+@pytest.mark.parametrize("counts", [None, COUNTS])
+def test_the_penalty_is_that_of_both_phases_squares(estimator, counts):
+    """Of the energy E = -v·b: alpha (mean of E² in the data + in the model), whose gradient is alpha mean(-2 E v)."""
+    b, alpha, batch = np.array([0.5, -1.0, 2.0, 0.3], np.float32), 0.7, states(6)
+    estimator = estimator(lambda b, v: -(v @ b), shift, energy_penalty=alpha)
+    data = batch if counts is None else Weighted(batch, counts.astype(np.float32))
+    gradient, _, statistics = first_estimate(estimator, b, data)
+
+    model = np.roll(batch, 1, axis=1)
+    of_data = np.ones(6) if counts is None else counts
+    of_model = of_data if isinstance(estimator, contrastive_divergence) else np.ones(6)
+    expected, penalty = np.zeros(4), 0.0
+    for v, weights, sign in ((batch, of_data, 1), (model, of_model, -1)):
+        energies = -(v.astype(np.float64) @ b)
+        expected += np.average(-sign * v - 2 * alpha * energies[:, None] * v, axis=0, weights=weights)
+        penalty += alpha * np.average(energies**2, weights=weights)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+    np.testing.assert_allclose(statistics.energy_penalty, penalty, rtol=1e-5)
+
+
+def test_the_penalty_is_in_the_history_if_there_is_one():
+    estimator = contrastive_divergence(rbm.free_energy, shift, energy_penalty=0.1)
+    result = fit(PARAMS, sgd(0.1), estimator, states(6), batch_size=6, epochs=1, key=KEY)
+    energies = (rbm.free_energy(PARAMS, v).astype(float) for v in (states(6), np.roll(states(6), 1, axis=1)))
+    penalty = sum(0.1 * np.mean(np.square(e)) for e in energies)
+    np.testing.assert_allclose(result.history["energy_penalty"], [penalty], rtol=1e-5)
+    _, _, statistics = first_estimate(contrastive_divergence(rbm.free_energy, shift), PARAMS, states(6))
+    assert statistics.energy_penalty is None
+
+
+# --- states that do not fit --------------------------------------------------------------------------
+
+
+@each_estimator
+@pytest.mark.parametrize("dtype", [np.int32, bool])
+def test_data_in_between_are_no_whole_numbers(estimator, dtype):
+    """A transition to whole numbers would round the data before the first of them."""
+
+    def transition(params, v, key):
+        return (v.astype(float) > 0.5).astype(dtype)
+
+    def energy(params, v):
+        return rbm.free_energy(params, v.astype(float))
+
+    pair = estimator(energy, transition)
+    with pytest.raises(TypeError, match=r"v: float32 loses its values as (int32|bool), which transition"):
+        first_estimate(pair, PARAMS, 0.3 * states(6))
+    whole = states(6).astype(dtype)
+    assert_trees_close(
+        first_estimate(pair, PARAMS, whole)[0], closed_form(PARAMS, whole.astype(np.float32), whole.astype(np.float32))
+    )
 
 
 # --- an ordinary loss --------------------------------------------------------------------------------

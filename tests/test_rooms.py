@@ -25,6 +25,7 @@ ROOMS = [  # ground floor first
     "_centering",
     "_convergence",
     "_data",
+    "_phases",
     "_estimators",
     "_metrics",
     "_checkpoints",
