@@ -36,7 +36,7 @@ class Runs:
 def epochs_of_training(seconds: float) -> Iterator[Result]:
     """Contrastive divergence (CD-1) with Adam; scikit-learn's chains are persistent and its steps plain."""
     estimator = pj.contrastive_divergence(rbm.free_energy, rbm.gibbs)
-    for name, data, hidden, epochs in (("digits", digits.load().train, 64, 30), ("patterns", _patterns(), 500, 5)):
+    for name, data, hidden, epochs in (("digits", digits.load().train, 64, 30), ("patterns", patterns(), 500, 5)):
         start = rbm.init_bernoulli(jnp.array(data), hidden, jax.random.key(0))
         for batch_size in (50, 100):
             run = (start, data, batch_size, epochs)
@@ -52,7 +52,7 @@ def epochs_of_training(seconds: float) -> Iterator[Result]:
             yield result
 
 
-def _patterns(rows=1000, pixels=784, patterns=20, flipped=0.1):
+def patterns(rows=1000, pixels=784, patterns=20, flipped=0.1):
     """Random binary rows, each one of a few random patterns with some pixels flipped: there is something to learn."""
     random = np.random.default_rng(0)
     clean = (random.random((patterns, pixels)) < 0.5)[random.integers(patterns, size=rows)]
