@@ -25,6 +25,7 @@ from ._packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpa
 from ._phases import PhaseStatistics, Weighted, phase_gradient
 from ._pytree import Number, Pytree, Schedule, count, number, rate, static
 from ._schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
+from ._tempering import TemperedStatistics, parallel_tempering
 from ._textbook import AdamState, MomentumState, RmspropState, SgdState, adam, momentum, rmsprop, sgd
 from ._training import FitResult, Outcome, TrainState, train_step
 from ._transforms import (
@@ -119,6 +120,8 @@ __all__ = [  # noqa: RUF022 (by room)
     "contrastive_divergence",
     "loss_gradient",
     "persistent_contrastive_divergence",
+    "TemperedStatistics",
+    "parallel_tempering",
     "phase_gradient",
     # training
     "FitResult",

@@ -27,6 +27,7 @@ ROOMS = [  # ground floor first
     "_data",
     "_phases",
     "_estimators",
+    "_tempering",
     "_metrics",
     "_checkpoints",
     "_training",

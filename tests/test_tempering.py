@@ -1,0 +1,162 @@
+"""Parallel tempering on spins that all point up or all down, between which plain Gibbs sampling does not go."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import assert_trees_close
+
+import paysage_jax as pj
+
+KEY = jax.random.key(0)
+SPINS = 6
+PARAMS = {"J": jnp.array([1.0]), "h": jnp.array([0.05])}
+BETAS = (0.0, 0.1, 0.25, 0.5, 1.0)
+EVERY_STATE = (2 * ((np.arange(2**SPINS)[:, None] >> np.arange(SPINS)) & 1) - 1).astype(np.float32)
+CHAINS = 400
+
+
+def energy(params, s):
+    """E(s) = -J (Σ s)² / 2 - h Σ s."""
+    total = jnp.sum(s, axis=1)
+    return -params["J"] * total**2 / 2 - params["h"] * total
+
+
+@jax.jit
+def gibbs(params, s, key):
+    """A sweep: every spin is drawn given the others."""
+    uniform = jax.random.uniform(key, s.shape)
+
+    def draw(i, s):
+        others = jnp.sum(s, axis=1) - s[:, i]
+        up = jax.nn.sigmoid(2 * (params["J"] * others + params["h"]))
+        return s.at[:, i].set(jnp.where(uniform[:, i] < up, 1.0, -1.0))
+
+    return jax.lax.fori_loop(0, SPINS, draw, s)
+
+
+DOWN = -np.ones((CHAINS, SPINS), np.float32)
+
+
+@jax.jit
+def estimate(estimator, batch, chains, key=KEY):
+    return estimator.estimate(PARAMS, batch, chains, key)
+
+
+def sampled(estimator, seed):
+    """(chains, statistics) after 60 transitions that start from all spins down."""
+    return estimate(estimator, DOWN, estimator.init(PARAMS, DOWN, KEY), jax.random.key(seed))[1:]
+
+
+def exact(beta):
+    """The probability of every state, in float64."""
+    total = EVERY_STATE.astype(np.float64).sum(1)
+    weights = np.exp(beta * (float(PARAMS["J"][0]) * total**2 / 2 + float(PARAMS["h"][0]) * total))
+    return weights / weights.sum()
+
+
+tempered = pj.parallel_tempering(energy, gibbs, steps=60, betas=BETAS)
+
+
+def test_every_temperature_has_its_exact_probabilities_where_plain_gibbs_stays_in_one_mode():
+    """Of each number of spins up: in each of 5 runs within 5 standard errors, and their mean within 4 of its own."""
+    up = (EVERY_STATE > 0).sum(1)
+    expected = np.array([np.bincount(up, exact(beta), SPINS + 1) for beta in BETAS])
+    error = np.sqrt(expected * (1 - expected) / CHAINS)
+    found = []
+    for seed in range(5):
+        chains, _ = sampled(tempered, seed)
+        assert chains.shape == (CHAINS, len(BETAS), SPINS)
+        counts = np.asarray((chains > 0).sum(2))
+        found.append([np.bincount(counts[:, i], minlength=SPINS + 1) / CHAINS for i in range(len(BETAS))])
+        assert (np.abs(found[-1] - expected) <= 5 * error + 1e-3).all()
+    assert (np.abs(np.mean(found, axis=0) - expected) <= 4 * error / np.sqrt(5) + 1e-3).all()
+
+    alone, _ = sampled(pj.persistent_contrastive_divergence(energy, gibbs, steps=60), 0)
+    assert (alone == -1).all()  # with probability above 0.99
+    assert 0.6 < expected[-1][SPINS] < 0.7
+
+
+def test_swap_rates_are_the_exact_ones():
+    """The sum over all pairs of states, of their probabilities times that of an exchange."""
+    energies = np.asarray(energy(PARAMS, EVERY_STATE), np.float64)
+    expected = []
+    for hot, cold in itertools.pairwise(BETAS):
+        ratio = np.exp((hot - cold) * (energies[:, None] - energies[None]))
+        expected.append(exact(hot) @ np.minimum(1, ratio) @ exact(cold))
+    rates = [sampled(tempered, seed)[1].swap_rates for seed in range(5)]
+    np.testing.assert_allclose(np.mean(rates, axis=0), expected, atol=0.03)  # the first steps are in equilibrium too
+    assert np.std(rates, axis=0).max() < 0.02
+    statistics = sampled(tempered, 0)[1]
+    assert float(statistics.lowest_swap_rate) == float(np.min(statistics.swap_rates))
+
+
+def test_the_gradient_is_that_of_the_chains_at_beta_1():
+    estimator = pj.parallel_tempering(energy, gibbs, steps=20, betas=BETAS, energy_penalty=0.1)
+    batch = EVERY_STATE[:20]
+    chains = estimator.init(PARAMS, DOWN, KEY)
+    gradient, chains, statistics = estimate(estimator, batch, chains)
+    samples = chains[:, -1]
+    expected = {"J": 0.0, "h": 0.0}
+    for s, sign in ((batch, 1), (np.asarray(samples), -1)):
+        total, e = s.sum(1, dtype=np.float64), np.asarray(energy(PARAMS, s), np.float64)
+        expected["J"] -= np.mean((sign + 0.2 * e) * total**2 / 2)
+        expected["h"] -= np.mean((sign + 0.2 * e) * total)
+    for name, value in expected.items():
+        np.testing.assert_allclose(gradient[name], [value], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(statistics.model_energy, np.mean(energy(PARAMS, samples)), rtol=1e-5)
+
+
+def test_an_exchange_loses_and_invents_no_state():
+    """Under a transition that stands still, each ladder keeps its states in some order; they differ everywhere."""
+    start = np.arange(CHAINS, dtype=np.float32)[:, None]
+
+    def stand(params, v, key):
+        return v
+
+    def flat(params, v):  # at an energy that is equal everywhere, each exchange is accepted
+        return 0 * params["J"] * v[:, 0]
+
+    estimator = pj.parallel_tempering(flat, stand, start=start, betas=BETAS, steps=7)
+    ladders = np.asarray(start)[:, None] + np.linspace(0, 0.5, len(BETAS), dtype=np.float32)[None, :, None]
+    _, after, statistics = estimate(estimator, start, jnp.asarray(ladders))
+    np.testing.assert_array_equal(np.sort(after, axis=1), ladders)
+    assert not np.array_equal(after, ladders)
+    np.testing.assert_allclose(statistics.swap_rates, 1, rtol=1e-6)
+
+
+def test_states_may_be_trees_and_weights_and_completed_data_go_as_in_pcd():
+    """A first chain value of a ladder is repeated at each temperature; the data phase is that of PCD, bit for bit."""
+
+    def of_tree(params, state):
+        return energy(params, state["s"])
+
+    options = {"complete": lambda params, v, key: {"s": v}, "chains": 30}
+    kernel = lambda params, state, key: {"s": gibbs(params, state["s"], key)}  # noqa: E731
+    data = pj.Weighted(EVERY_STATE[:20], np.arange(20.0, dtype=np.float32))
+    phases = []
+    for make in (pj.persistent_contrastive_divergence, pj.parallel_tempering):
+        estimator = make(of_tree, kernel, **options)
+        chains = estimator.init(PARAMS, data, KEY)
+        phases.append(estimate(estimator, data, chains)[2].data_gradient)
+    assert chains["s"].shape == (30, 6, SPINS)
+    assert_trees_close(*phases, atol=0)
+
+
+def test_a_run_learns_how_likely_each_mode_is():
+    """Seven of ten rows point up: in each of 3 runs tanh(6 h) is near 0.4, and the history has the swap rates."""
+    data = np.concatenate([np.ones((70, SPINS)), -np.ones((30, SPINS))]).astype(np.float32)
+    learner = pj.chain(pj.sgd(0.002), pj.scale_leaves({"J": 0.0, "h": 1.0}))
+    estimator = pj.parallel_tempering(energy, gibbs, betas=BETAS, steps=5, start=EVERY_STATE)
+    run = jax.jit(jax.vmap(lambda key: pj.fit(PARAMS, learner, estimator, data, batch_size=100, epochs=200, key=key)))
+    result = run(jax.random.split(KEY, 3))
+    np.testing.assert_allclose(result.params["h"][:, 0], np.arctanh(0.4) / SPINS, atol=0.03)
+    assert (result.history["lowest_swap_rate"] > 0.1).all()
+
+
+@pytest.mark.parametrize("betas", [(1.0,), (0.0, 0.5), (0.5, 0.2, 1.0), (-0.1, 1.0), (0.0, 0.0, 1.0), (np.nan, 1.0)])
+def test_wrong_ladders_are_named(betas):
+    with pytest.raises(ValueError, match="parallel_tempering: betas must increase from 0 on to 1, got"):
+        pj.parallel_tempering(energy, gibbs, betas=betas)
