@@ -6,6 +6,7 @@ the run was called with. So it can be looked at without the code of the model, a
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Checkpoints:
 
     def __init__(self, folder: Any, keep: int, settings: dict[str, Any]) -> None:
         self._folder, self._settings = Path(folder).absolute(), settings
+        if self._folder.exists() and not self._folder.is_dir():
+            raise NotADirectoryError(f"fit: checkpoints: {self._folder} is no folder")
         orbax = _orbax()
         options = orbax.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = orbax.CheckpointManager(self._folder, options=options)
@@ -72,16 +75,17 @@ class Checkpoints:
             if about["settings"].get(name) != value:
                 raise ValueError(f"{where} was written with {name}={about['settings'].get(name)}, not {value}")
         _check(where, about, _flat(like)[1])
-        leaves = [
-            jax.random.wrap_key_data(x, impl=jax.random.key_impl(old)) if _is_key(old) else x
-            for x, old in zip(arrays, jax.tree.leaves(like), strict=True)
-        ]
+        leaves = [_as(old, x) for old, x in zip(jax.tree.leaves(like), arrays, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
-    def close(self) -> None:
-        """Wait for what is being written."""
+    def wait(self) -> None:
+        """Until what was begun has been written."""
         self._manager.wait_until_finished()
-        self._manager.close()
+
+    def close(self) -> None:
+        """Leave the folder; what goes wrong in writing, `wait` says."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
 
 
 def restore(folder: Any, epoch: int | None = None) -> dict[str, Any]:
@@ -118,6 +122,13 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
 
 
+def _as(old: Any, x: np.ndarray) -> Any:
+    """An array read from a file as what it was: a key, an array of JAX, or one of NumPy."""
+    if _is_key(old):
+        return jax.random.wrap_key_data(jnp.asarray(x), impl=jax.random.key_impl(old))
+    return jnp.asarray(x) if isinstance(old, jax.Array) else x
+
+
 def _flat(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The leaves under their numbers, without the empty ones, which orbax refuses; and what they are."""
     leaves, described = {}, []
@@ -139,16 +150,20 @@ def _names_of_states(tree: Any) -> list[str]:
     return own + [name for child in children for name in _names_of_states(child)]
 
 
-def _read(manager: Any, epoch: int, folder: Path) -> tuple[list[Any], dict[str, Any]]:
+def _read(manager: Any, epoch: int, folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
     args = _orbax().args
-    about = manager.restore(epoch, args=args.Composite(about=args.JsonRestore())).about
-    if about["version"] > VERSION:
-        raise ValueError(f"{folder / str(epoch)}: written by a newer paysage_jax (format {about['version']})")
-    leaves = manager.restore(epoch, args=args.Composite(leaves=args.StandardRestore())).leaves
-    for number, leaf in enumerate(about["leaves"]):
-        if 0 in leaf["shape"]:
-            leaves[f"{number:06d}"] = np.zeros(leaf["shape"], jnp.dtype(leaf["dtype"]))
-    return [leaves[number] for number in sorted(leaves)], about
+    try:
+        about = manager.restore(epoch, args=args.Composite(about=args.JsonRestore())).about
+        version = about["version"]
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise ValueError(f"{folder / str(epoch)} is no checkpoint of paysage_jax: {error}") from None
+    if version > VERSION:
+        raise ValueError(f"{folder / str(epoch)}: written by a newer paysage_jax (format {version})")
+    # Into arrays of NumPy, so that it does not matter on which devices they were.
+    leaves = [np.empty(leaf["shape"], jnp.dtype(leaf["dtype"])) for leaf in about["leaves"]]
+    content = {f"{number:06d}": x for number, x in enumerate(leaves) if x.size}
+    content |= manager.restore(epoch, args=args.Composite(leaves=args.StandardRestore(content))).leaves
+    return [content.get(f"{number:06d}", x) for number, x in enumerate(leaves)], about
 
 
 def _check(where: str, saved: dict[str, Any], expected: dict[str, Any]) -> None:

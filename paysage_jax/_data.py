@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from ._pytree import accepted
+
+NESTED = "rows in a list become data in memory by numpy.array(data), with batch_size"
 
 Batch = Any  # a pytree of arrays with one leading batch axis
 
@@ -50,8 +53,39 @@ def _as_array(where: str, x: Any) -> jax.Array:
     array = np.asarray(x)  # of torch or pandas, say
     if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise TypeError(f"fit: {where}: expected numbers, got dtype {array.dtype}")
-    # A copy: JAX may alias a NumPy buffer that its owner goes on writing to.
-    return jnp.array(array)
+    return own(array)
+
+
+def own(tree: Any) -> Any:
+    """A copy, for JAX may alias a NumPy buffer that its owner goes on writing to."""
+    return jax.tree.map(jnp.array, tree)
+
+
+def check_leaves(**trees: Any) -> None:
+    """Raise TypeError, naming it, for a leaf that is neither number nor array."""
+    for name, tree in trees.items():
+        for path, leaf in tree_flatten_with_path(tree)[0]:
+            if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
+                kind = type(leaf).__name__
+                raise TypeError(f"fit: {name}{keystr(path)}: {kind} is neither number nor array; declare it static()")
+
+
+def arrays_or_loader(data: Any, batch_size: Any) -> tuple[Any, Loader | None, int | None]:
+    """Data in memory, None, and the number of rows; or None, what reads the batches, and None.
+
+    Raises:
+        TypeError, ValueError: for other data, or a batch size that does not go with them.
+    """
+    if in_memory(data):
+        data = as_arrays("data", data)
+        rows = batch_size_of("data", data)
+        if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= rows:
+            raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size}")
+        return data, None, rows
+    loader = Loader(data)
+    if batch_size is not None:
+        raise ValueError(f"fit: batch_size does not go with an iterable, whose items are the batches; {NESTED}")
+    return None, loader, None
 
 
 class Loader:
@@ -90,13 +124,13 @@ class Loader:
         source: Any = self._data
         if not hasattr(source, "__iter__"):
             source = _call(source, epoch)
+            if isinstance(source, dict) or hasattr(source, "__array__") or not hasattr(source, "__iter__"):
+                raise TypeError(f"fit: data() must return an iterable of batches, got a {type(source).__name__}")
         empty = True
         for batch in source:
-            if isinstance(batch, list) or not in_memory(batch):
-                raise TypeError(
-                    f"fit: data: expected batches of arrays, got a {type(batch).__name__}; rows in a list become data "
-                    "in memory by numpy.array(data), with batch_size"
-                )
+            # A list of arrays is what torch makes of a tuple; a list of numbers is rows.
+            if not in_memory(batch) and not (isinstance(batch, list) and all(map(in_memory, batch))):
+                raise TypeError(f"fit: data: expected batches of arrays, got a {type(batch).__name__}; {NESTED}")
             empty = False
             yield as_arrays("batch", batch)
         if empty:
@@ -104,5 +138,8 @@ class Loader:
 
 
 def _call(function: Callable[..., Any], epoch: int) -> Any:
-    takes_epoch = accepted(function, {"epoch": epoch})
-    return function(**takes_epoch)
+    parameters = inspect.signature(function).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(p.kind in positional and p.default is p.empty for p in parameters):
+        return function(epoch)
+    return function(**accepted(function, {"epoch": epoch}))

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.tree_util import keystr
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._base import as_transformation
 from ._checkpoints import Checkpoints
-from ._data import Loader, as_arrays, batch_size_of, in_memory
+from ._data import Loader, arrays_or_loader, batch_size_of, check_leaves, own
 from ._estimators import Estimator
-from ._metrics import History, Metric, check_metrics, empty_rows, rows_before
+from ._metrics import History, Metric, check_metrics, empty_rows, latest, rows_before
 from ._metrics import early_stopping as EarlyStopping
 from ._pytree import check_count
 from ._training import (
@@ -100,34 +100,27 @@ def fit(
     check_count("fit: keep", keep)
     _check_kinds(key, shuffle, early_stopping, callback, resume)
     optimizer = as_transformation(optimizer)
-    _check_leaves(optimizer=optimizer, estimator=estimator)
-    measured = check_metrics(metrics or {})
-    rows, loader = None, None
-    if in_memory(data):
-        data = as_arrays("data", data)
-        rows = batch_size_of("data", data)
-        if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= rows:
-            raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size}")
-    else:
-        if batch_size is not None:
-            raise ValueError("fit: batch_size does not go with an iterable, whose items are the batches")
-        data, loader = None, Loader(data)
-    options = dict(batch_size=batch_size, shuffle=bool(shuffle), every=metrics_every)
+    check_leaves(optimizer=optimizer, estimator=estimator)
+    data, loader, rows = arrays_or_loader(data, batch_size)
+    measured = check_metrics({} if metrics is None else metrics, ("state",) if loader else ("state", "data"))
+    batch_size = None if loader else int(batch_size or 0)
+    epochs, metrics_every, shuffle = int(epochs), int(metrics_every), bool(shuffle)
     init_key, run_key = jax.random.split(key)
 
     with contextlib.ExitStack() as on_exit:
         disk = None
         if checkpoints is not None:
-            key_data = np.asarray(jax.random.key_data(key)).tolist()
-            disk = Checkpoints(checkpoints, keep, options | {"rows": rows, "key": key_data})
+            settings = dict(batch_size=batch_size, shuffle=shuffle, metrics_every=metrics_every, rows=rows)
+            disk = Checkpoints(checkpoints, keep, settings | {"key": f"{key.dtype} {jax.random.key_data(key)}"})
             on_exit.callback(disk.close)
 
         if loader is None:
             first = jax.tree.map(lambda x: x[:batch_size], data)
         else:
             begun = disk.epoch if disk else None
-            first = loader.first(begun if begun is not None else 0 if resume is None else int(resume.epochs_done))
-        result = _start(params, optimizer, estimator, first, init_key) if resume is None else _own(resume)
+            begun = begun if begun is not None else 0 if resume is None else int(resume.epochs_done)
+            first = loader.first(min(begun, epochs - 1))  # of a run that has ended already, for its shape
+        result = _start(params, optimizer, estimator, first, init_key) if resume is None else _resumed(resume)
         if early_stopping is not None and result.best == ():
             result = result._replace(best=early_stopping.start(result.params))
         alone = result._replace(history=())
@@ -136,13 +129,20 @@ def fit(
         if disk and disk.epoch is not None:
             result = disk.latest(like=result)
         result = result._replace(outcome=outcome_now(result, optimizer, early_stopping))
+        zeros = no_sums(estimator, result.state, first, run_key)
+        if resume is not None:
+            step = (optimizer, estimator, (result.state, zeros), first, run_key, np.int32(0), result.epochs_done)
+            _check_step(result.state, numbered_step.eval_shape(*step)[0])
 
-        run = partial(run_epochs, optimizer, estimator, measured, early_stopping, data, run_key, **options)
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves((result, optimizer, estimator, data, key))):
-            for name, given in dict(callback=callback, progress=progress or None, checkpoints=checkpoints).items():
-                if given is not None:
-                    raise ValueError(f"fit: {name} is for the host: leave it out under jax.jit and jax.vmap")
-            room = empty_rows(shapes, max(1, epochs // metrics_every) - len(result.history["epoch"]))
+        run = partial(run_epochs, optimizer, estimator, measured, early_stopping, data, run_key)
+        run = partial(run, batch_size=batch_size, shuffle=shuffle, every=metrics_every)
+        given = (result, optimizer, estimator, measured, early_stopping, data, key)
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves(given)):
+            on_host = dict(callback=callback, progress=progress or None, checkpoints=checkpoints)
+            for name, value in (on_host | {"data that is an iterable": loader}).items():
+                if value is not None:
+                    raise ValueError(f"fit: {name} is for the host: not under jax.jit and jax.vmap")
+            room = empty_rows(shapes, max(0, max(1, epochs // metrics_every) - len(result.history["epoch"])))
             history = jax.tree.map(lambda *parts: jnp.concatenate(parts), result.history, room)
             return run(result._replace(history=history), np.int32(epochs), rows=0)
 
@@ -150,10 +150,7 @@ def fit(
         if loader is None:
             run = partial(run, rows=capacity)
         else:
-            zeros = no_sums(estimator, result.state, first, run_key)
-            run = partial(
-                _read_epoch, optimizer, estimator, measured, early_stopping, loader, run_key, zeros, metrics_every
-            )
+            run = partial(_read, optimizer, estimator, measured, early_stopping, loader, run_key, zeros, metrics_every)
         bar = on_exit.enter_context(_bar(epochs, int(result.epochs_done))) if progress else None
         return _drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
 
@@ -189,24 +186,29 @@ def _drive(
             seconds = time.perf_counter() - start
             piece *= 4 if seconds < _SECONDS / 4 else 2 if seconds < _SECONDS else 1
             if bar is not None:
-                bar.set_postfix(_latest(result.history), refresh=False)
+                bar.set_postfix(latest(result.history), refresh=False)
                 bar.update(done - bar.n)
-            if callback and measurements and _is_true(callback(result)):
+            if callback and measurements and _is_true(callback(result)) and not int(result.outcome):
                 result = result._replace(outcome=jnp.array(Outcome.STOPPED, jnp.int32))
             if disk and (done % checkpoint_every == 0 or done == epochs or int(result.outcome)):
                 disk.save(done, result)
+        if disk:
+            disk.wait()
     except BaseException as error:  # Ctrl-C too: no finished epoch is thrown away
-        if done > began:
-            result = result._replace(outcome=jnp.array(Outcome.INTERRUPTED, jnp.int32))
-            if disk:
+        error.result = result = result._replace(outcome=jnp.array(Outcome.INTERRUPTED, jnp.int32))  # type: ignore
+        done = int(result.epochs_done)
+        error.add_note(f"fit: epochs done: {done}. They are this exception's `result`, for fit(..., resume=result)")
+        if disk and done > began:
+            try:
                 disk.save(done, result)
-            error.result = result  # type: ignore[attr-defined]
-            error.add_note(f"fit: the {done} epochs done are this exception's `result`, for fit(..., resume=result)")
+                disk.wait()
+            except Exception as failed:
+                error.add_note(f"fit: no checkpoint of them could be written: {failed}")
         raise
     return result._replace(history=history.arrays())
 
 
-def _read_epoch(
+def _read(
     optimizer: Any,
     estimator: Estimator,
     metrics: Any,
@@ -216,10 +218,9 @@ def _read_epoch(
     zeros: Any,
     every: int,
     result: FitResult,
-    stop: Any,
+    _stop: Any,
 ) -> FitResult:
     """One epoch on an iterable."""
-    del stop
     epoch = int(result.epochs_done)
     step_key = keys_of(key, epoch)[1]
     carry = jax.tree.map(jnp.copy, (result.state, zeros))  # the steps donate it, and the result stays as it is
@@ -234,13 +235,22 @@ def _read_epoch(
 # --- how a run starts --------------------------------------------------------------------------------
 
 
-def _own(tree: Any) -> Any:
-    # A copy: JAX may alias a NumPy buffer that its owner goes on writing to.
-    return jax.tree.map(jnp.array, tree)
+def _resumed(resume: FitResult) -> FitResult:
+    for path, x in tree_leaves_with_path(resume._replace(history=())):
+        if jnp.issubdtype(x.dtype, np.number) and jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+            raise ValueError(f"fit: resume{keystr(path)} has dtype {x.dtype}, which needs jax_enable_x64")
+    return own(resume._replace(history=()))._replace(history=resume.history)  # which grows: a copy is compiled
+
+
+def _check_step(state: Any, after: Any) -> None:
+    for (path, x), y in zip(tree_leaves_with_path(state), jax.tree.leaves(after), strict=True):
+        if (x.shape, x.dtype) != (y.shape, y.dtype):
+            expected = f"shape {y.shape} and dtype {y.dtype}, got {x.shape} and {x.dtype}"
+            raise ValueError(f"fit: resume{keystr(path)}: expected {expected}; was it made without jax_enable_x64?")
 
 
 def _start(params: Params, optimizer: Any, estimator: Estimator, first: Any, key: jax.Array) -> FitResult:
-    params = _own(params)
+    params = own(params)
     zero = jnp.zeros((), jnp.int32)
     states = optimizer.init(params), estimator.init(params, first, key)
     return FitResult(params, *states, epochs_done=zero, outcome=zero, best=(), history={})
@@ -251,7 +261,12 @@ def _start(params: Params, optimizer: Any, estimator: Estimator, first: Any, key
 
 def _wait(x: jax.Array) -> None:
     """Until it has been computed; unlike `block_until_ready` in the main thread, it hears Ctrl-C at once."""
-    waiting = threading.Thread(target=x.block_until_ready, daemon=True)
+
+    def wait() -> None:
+        with contextlib.suppress(Exception):  # the main thread will meet it
+            x.block_until_ready()
+
+    waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
     waiting.join()
 
@@ -264,22 +279,16 @@ def _bar(epochs: int, done: int) -> Any:
     return tqdm(total=epochs, initial=done, unit="epoch", disable=None)
 
 
-def _latest(history: Any) -> dict[str, str]:
-    """The scalars measured last, as text."""
-    scalars = {name: x for name, x in history.items() if name != "epoch" and getattr(x, "ndim", 0) == 1 and len(x)}
-    return {name: f"{float(x[-1]):.4g}" for name, x in scalars.items() if x.dtype.kind in "biuf"}
-
-
 def _is_true(answer: Any) -> bool:
-    return isinstance(answer, bool | np.bool_) and bool(answer)
+    return isinstance(answer, bool | np.generic | jax.Array) and np.asarray(answer).dtype == bool and bool(answer)
 
 
 # --- mistakes ----------------------------------------------------------------------------------------
 
 
 def _check_kinds(key: Any, shuffle: Any, stopping: Any, callback: Any, resume: Any) -> None:
-    if isinstance(key, int):
-        raise TypeError(f"fit: key must be a key, jax.random.key({key}), got {key}")
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(f"fit: key must be a key, jax.random.key({key if isinstance(key, int) else 0}), got {key!r}")
     if not isinstance(shuffle, bool | np.bool_):
         raise TypeError(f"fit: shuffle must be True or False, got {type(shuffle).__name__}")
     if stopping is not None and not isinstance(stopping, EarlyStopping):
@@ -288,11 +297,3 @@ def _check_kinds(key: Any, shuffle: Any, stopping: Any, callback: Any, resume: A
         raise TypeError(f"fit: callback must be a function callback(result), got {callback!r}")
     if resume is not None and not isinstance(resume, FitResult):
         raise TypeError(f"fit: resume must be the FitResult of an earlier call, got {type(resume).__name__}")
-
-
-def _check_leaves(**trees: Any) -> None:
-    for name, tree in trees.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
-                kind = type(leaf).__name__
-                raise TypeError(f"fit: {name}{keystr(path)}: {kind} is neither number nor array; declare it static()")

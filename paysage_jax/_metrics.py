@@ -130,7 +130,10 @@ class early_stopping(Pytree):
 
     def update(self, best: Best, params: Params, values: dict[str, Any]) -> Best:
         """After one more measurement."""
-        value = as_scalar(f"early_stopping: {self.metric}", values[self.metric])
+        value = values[self.metric]
+        if not isinstance(value, jax.Array) or jnp.iscomplexobj(value):
+            raise TypeError(f"early_stopping: {self.metric}: expected a real scalar, got {value}")
+        value = as_scalar(f"early_stopping: {self.metric}", value)
         gain = value - best.value if self.maximize else best.value - value
         improved = ((best.epoch == 0) & ~jnp.isnan(value)) | (gain > jnp.asarray(self.min_improvement, gain.dtype))
         new = Best(params, values["epoch"], value, jnp.zeros((), jnp.int32))
@@ -159,8 +162,11 @@ def learning_rate_of(optimizer_state: Any) -> dict[str, jax.Array]:
     def has_rate(state: Any) -> bool:
         return "learning_rate" in getattr(state, "_fields", ())
 
+    def is_one(rate: Any) -> bool:
+        return isinstance(rate, jax.Array) and rate.shape == () and jnp.issubdtype(rate.dtype, jnp.floating)
+
     states = jax.tree.leaves(optimizer_state, is_leaf=has_rate)
-    rates = [jnp.asarray(state.learning_rate) for state in states if has_rate(state)]
+    rates = [state.learning_rate for state in states if has_rate(state) and is_one(state.learning_rate)]
     return {"learning_rate": rates[0] if len(rates) == 1 else jnp.stack(rates)} if rates else {}
 
 
@@ -169,22 +175,30 @@ def measure(
 ) -> dict[str, Any]:
     """One row of the history. A metric goes before a statistic of the same name."""
     extra = {"state": state} | ({} if data is None else {"data": data})
-    values = {"epoch": epochs_done} | learning_rate_of(state.optimizer_state) | statistics
+    values = learning_rate_of(state.optimizer_state) | statistics | {"epoch": epochs_done}
     for name, metric in metrics.items():
-        values[name] = jax.tree.map(jnp.asarray, metric(state.params, key, **accepted(metric, extra, positional=2)))
+        value = metric(state.params, key, **accepted(metric, extra, positional=2))
+        try:
+            values[name] = jax.tree.map(jnp.asarray, value)
+        except TypeError:
+            raise TypeError(f"fit: metrics[{name!r}] must return arrays of numbers, got {value!r}") from None
     return values
 
 
-def check_metrics(metrics: Any) -> dict[str, Metric]:
-    """The metrics as callable pytrees. Raises TypeError or ValueError, naming the metric."""
+def check_metrics(metrics: Any, extra: tuple[str, ...]) -> dict[str, Metric]:
+    """The metrics as callable pytrees, which may take the arguments `extra` too.
+
+    Raises:
+        TypeError, ValueError: naming the metric.
+    """
     if not isinstance(metrics, Mapping):
         raise TypeError(f"fit: metrics must be a dict of name -> metric(params, key), got {type(metrics).__name__}")
     for name, metric in metrics.items():
         if not isinstance(name, str) or not callable(metric):
             raise TypeError(f"fit: metrics[{name!r}] must be a function metric(params, key), got {metric!r}")
         try:
-            inspect.signature(metric).bind(None, None, **accepted(metric, {"state": None, "data": None}, positional=2))
-        except TypeError as error:
+            inspect.signature(metric).bind(None, None, **accepted(metric, dict.fromkeys(extra), positional=2))
+        except (TypeError, ValueError) as error:
             raise TypeError(f"fit: metrics[{name!r}] must be a function metric(params, key): {error}") from None
     if "epoch" in metrics:
         raise ValueError("fit: no metric may be called epoch: the history has the epoch itself under that name")
@@ -227,6 +241,12 @@ def rows_before(history: Any, shapes: Any, every: int) -> Any:
     if len(history["epoch"]) and history["epoch"][0] != every:
         raise ValueError(f"fit: expected metrics_every={history['epoch'][0]}, as in resume, got {every}")
     return history
+
+
+def latest(history: Any) -> dict[str, str]:
+    """The scalars measured last, as text."""
+    scalars = {name: x for name, x in history.items() if name != "epoch" and getattr(x, "ndim", 0) == 1 and len(x)}
+    return {name: f"{float(x[-1]):.4g}" for name, x in scalars.items() if x.dtype.kind in "biuf"}
 
 
 class History:
