@@ -1,0 +1,162 @@
+"""A density in the plane, learned by an energy that is a small neural network.
+
+    python examples/neural_energy.py
+
+The energy of a point x is E(x) = |x|² / 2 + f(x), with f a multilayer perceptron, and the model's density is
+exp(-E(x)) / Z. The data are a pinwheel, whose density is known. Persistent contrastive divergence trains f; its chains
+move by Langevin steps with a Metropolis test (MALA), which leave the model's distribution as it is.
+Prints the Kullback-Leibler divergence of the true density from the model's and from a kernel density estimate with its
+best bandwidth. Draws all three, and the course of training.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import shared
+from jax.scipy.special import logsumexp
+from matplotlib.figure import Figure
+from scipy.stats import gaussian_kde, norm
+
+import paysage_jax as pj
+
+SAMPLES = 5000
+ARM_ANGLES = 2 * np.pi * np.arange(5) / 5
+TWIST = 1.2  # an arm turns by this angle for each unit of its radius
+ALONG, ACROSS = (1.3, 0.35), (0, 0.2)  # mean and standard deviation of an arm, before it is turned
+
+WIDTH = 64  # of both hidden layers
+CHAINS = 500
+STEP = 0.15  # the standard deviation of the noise in a Langevin step
+
+SIDE, POINTS = 3.0, 100  # the grid: the centres of POINTS² squares between -SIDE and SIDE
+AREA = (2 * SIDE / POINTS) ** 2
+AXIS = (np.arange(POINTS) + 0.5) * (2 * SIDE / POINTS) - SIDE
+GRID = np.stack(np.meshgrid(AXIS, AXIS), axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def draw(count, random):
+    """Points of the pinwheel: each in an arm that is turned as a whole and twisted."""
+    z = random.normal(*ALONG, count) + 1j * random.normal(*ACROSS, count)
+    z *= np.exp(1j * (random.choice(ARM_ANGLES, count) + TWIST * np.abs(z)))
+    return np.stack([z.real, z.imag], axis=1).astype(np.float32)
+
+
+def true_log_density(x):
+    """Of every row of x. A turn by an angle that depends on the radius alone keeps areas, and so densities."""
+    z = (x[:, 0] + 1j * x[:, 1])[:, None]
+    z = z * np.exp(-1j * (ARM_ANGLES + TWIST * np.abs(z)))
+    return np.logaddexp.reduce(norm.logpdf(z.real, *ALONG) + norm.logpdf(z.imag, *ACROSS), axis=1) - np.log(
+        len(ARM_ANGLES)
+    )
+
+
+def init(key):
+    """Random layers but for the last, which is zero: at the start f = 0, and the model a standard normal density."""
+    keys = jax.random.split(key, 3)
+    return {
+        # Wide, so that f can bend within the plane's small scales; a narrow start learns them very slowly.
+        "in": {"weights": 2 * jax.random.normal(keys[0], (2, WIDTH)), "loc": 2 * jax.random.normal(keys[1], (WIDTH,))},
+        "inner": {"weights": jax.random.normal(keys[2], (WIDTH, WIDTH)) / WIDTH**0.5, "loc": jnp.zeros(WIDTH)},
+        "out": {"weights": jnp.zeros(WIDTH)},
+    }
+
+
+@partial(jax.vmap, in_axes=(None, 0))
+def energy(params, x):
+    """E of every row of x."""
+    y = jnp.tanh(x @ params["in"]["weights"] + params["in"]["loc"])
+    y = jnp.tanh(y @ params["inner"]["weights"] + params["inner"]["loc"])
+    return x @ x / 2 + y @ params["out"]["weights"]
+
+
+def langevin(params, x, key):
+    """For every row of x a step downhill with noise, taken or not by the Metropolis test."""
+    noise_key, test_key = jax.random.split(key)
+
+    @jax.vmap
+    def energy_and_mean(x):
+        value, slope = jax.value_and_grad(lambda x: energy(params, x[None])[0])(x)
+        return value, x - STEP**2 / 2 * slope
+
+    before, mean = energy_and_mean(x)
+    proposed = mean + STEP * jax.random.normal(noise_key, x.shape)
+    after, mean_back = energy_and_mean(proposed)
+    there, back = (jnp.sum(d**2, axis=1) / (2 * STEP**2) for d in (proposed - mean, x - mean_back))
+    taken = jnp.log(jax.random.uniform(test_key, before.shape)) < (before - after) + (there - back)
+    return jnp.where(taken[:, None], proposed, x)
+
+
+def log_density(params):
+    """Of the model on the grid, with Z as a sum over it."""
+    values = -energy(params, GRID)
+    return values - logsumexp(values) - np.log(AREA)
+
+
+def divergence(log_p, log_q):
+    """KL(p || q) in nats of two densities given on the grid."""
+    return (np.exp(log_p) * (log_p - log_q)).sum() * AREA
+
+
+def average(state):
+    """The averaged parameters in the state of a run, or in its result."""
+    return pj.averaged_parameters(state.optimizer_state)
+
+
+def train(data, log_p, epochs, key):
+    """The averaged parameters, and the result of `pj.fit` with the divergence from the density p by epoch."""
+    init_key, key = jax.random.split(key)
+    # No momentum (b1), for the chains answer late and it would swing; the average stills what noise is left.
+    adam = pj.adam(pj.per_epoch(pj.power_law_decay(0.02, 0.1)), b1=0.0)
+    result = pj.fit(
+        init(init_key),
+        pj.chain(adam, pj.average_parameters(0.99)),
+        pj.persistent_contrastive_divergence(energy, langevin, steps=5, chains=CHAINS),
+        data,
+        epochs=epochs,
+        batch_size=250,
+        key=key,
+        metrics={
+            "latest": lambda params, key: divergence(log_p, log_density(params)),
+            "averaged": lambda params, key, state: divergence(log_p, log_density(average(state))),
+        },
+        metrics_every=math.ceil(epochs / 50),
+    )
+    return average(result), result
+
+
+def main(argv=None):
+    """Train, print, draw."""
+    options = shared.parse(shared.make_parser(__doc__, 150, "neural_energy.png"), argv)
+    data = draw(SAMPLES, np.random.default_rng(options.seed))
+    log_p = true_log_density(GRID).astype(np.float32)
+    params, result = train(data, log_p, options.epochs, jax.random.key(options.seed))
+
+    kernels = [gaussian_kde(data.T, bandwidth).logpdf(GRID.T) for bandwidth in (0.05, 0.07, 0.1, 0.14, 0.2)]
+    kernel_estimate = min(kernels, key=partial(divergence, log_p))
+    estimates = {"neural energy": np.asarray(log_density(params)), "kernel estimate": kernel_estimate}
+    distances = {name: divergence(log_p, log_q) for name, log_q in estimates.items()}
+    print(f"divergence of the true density from estimates by {SAMPLES} points, in nats:")
+    print("   ".join(f"{name} {distance:.3f}" for name, distance in distances.items()))
+
+    figure = Figure(figsize=(17, 3.7), layout="constrained")
+    points, *planes, curve = figure.subplots(1, 5)
+    points.plot(*data.T, ".", markersize=1, color="black")
+    points.set(title=f"the data, {SAMPLES} points", xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE), aspect="equal")
+    shown = {"true density": log_p} | {f"{name}, KL {distances[name]:.3f}": q for name, q in estimates.items()}
+    for axes, (title, values) in zip(planes, shown.items(), strict=True):
+        image = np.exp(values).reshape(POINTS, POINTS)
+        axes.imshow(image, "viridis", vmin=0, vmax=np.exp(log_p).max(), origin="lower", extent=(-SIDE, SIDE) * 2)
+        axes.set_title(title)
+    for name, style in {"latest": "C7-", "averaged": "C0-"}.items():
+        curve.plot(result.history["epoch"], result.history[name], style, label=f"{name} parameters")
+    curve.axhline(distances["kernel estimate"], color="C1", linestyle="--", label="kernel estimate")
+    curve.set(title="KL(true density || estimate)", xlabel="epoch", ylabel="nats", yscale="log", box_aspect=1)
+    curve.legend()
+    shared.save(figure, options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The examples of other models, run as their readers run them: what they reach, what they say of wrong input."""
+
+import contextlib
+import importlib
+import io
+import re
+
+import jax
+import jax.numpy as jnp
+import neural_energy
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+EXAMPLES = ["neural_energy"]
+
+
+def run(example, folder, *arguments):
+    """What the example prints; its picture must be one, with something to see in each quarter."""
+    path = folder / "picture"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        example.main([*map(str, arguments), "--output", str(path)])
+    for part in np.array_split(imread(path, format="png")[..., :3], 4, axis=1):
+        assert min(part.shape[:2]) > 300
+        assert part.std() > 0.05
+    return printed.getvalue()
+
+
+def numbers(pattern, printed):
+    """What the groups of the pattern match, as numbers."""
+    return [float(x) for x in re.search(pattern, printed).groups()]
+
+
+# --- a neural energy ---------------------------------------------------------------------------------
+
+
+def test_a_neural_energy_learns_a_density(tmp_path):
+    printed = run(neural_energy, tmp_path, "--epochs", 30)
+    reached, kernels = numbers(r"neural energy (\S+) +kernel estimate (\S+)", printed)
+    assert kernels == pytest.approx(0.07, abs=0.01)
+    assert 0 < reached < 0.25  # 0.07 to 0.10 with seeds 0 to 4, 0.05 after the full run; 0.8 in the first epoch
+
+
+def test_the_pinwheel_has_the_density_that_is_said():
+    log_p = neural_energy.true_log_density(neural_energy.GRID)
+    p = np.exp(log_p) * neural_energy.AREA
+    assert p.sum() == pytest.approx(1, abs=1e-4)
+    points = neural_energy.draw(20_000, np.random.default_rng(5))
+    log_q = neural_energy.true_log_density(points)
+    assert log_q.mean() == pytest.approx(p @ log_p, abs=4 * log_q.std() / np.sqrt(len(points)))
+    np.testing.assert_allclose(
+        points.T @ points / len(points), neural_energy.GRID.T * p @ neural_energy.GRID, atol=0.03
+    )
+
+
+def test_langevin_steps_keep_the_density_of_the_model():
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = neural_energy.init(keys[0])
+    params["out"]["weights"] = 0.3 * jax.random.normal(keys[1], params["out"]["weights"].shape)
+    log_q = neural_energy.log_density(params)
+    grid = jnp.asarray(neural_energy.GRID)
+    start = grid[jax.random.categorical(keys[2], log_q, shape=(20_000,))]
+
+    @jax.jit
+    def run_chains(x, key):
+        return jax.lax.fori_loop(0, 20, lambda i, x: neural_energy.langevin(params, x, jax.random.fold_in(key, i)), x)
+
+    end = run_chains(start, keys[3])
+    assert jnp.mean(jnp.abs(end - start)) > 0.1
+    e = neural_energy.energy(params, end)
+    expected = jnp.sum(jnp.exp(log_q) * neural_energy.energy(params, grid)) * neural_energy.AREA
+    assert jnp.mean(e) == pytest.approx(float(expected), abs=4 * float(e.std()) / 20_000**0.5)
+
+
+# --- wrong input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("arguments", ["--epochs 0", "--seed -1", "--nonsense", "--output no/such/folder/a.png"])
+def test_wrong_input_is_one_line(capsys, name, arguments):
+    with pytest.raises(SystemExit) as exit_:
+        importlib.import_module(name).main(arguments.split())
+    out, err = capsys.readouterr()
+    assert (exit_.value.code, out) == (2, "")
+    assert re.fullmatch(rf".*: error: .*{arguments.split()[0]}.*\n", err)
