@@ -16,7 +16,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
 from ._data import Batch, as_arrays
-from ._phases import Energy, PhaseStatistics, Weighted, rows, two_phases, weighted
+from ._phases import Energy, PhaseStatistics, Weighted, rows, two_phases, value_and_gradient, weighted
 from ._pytree import Number, Pytree, accepted, count, number, static
 from ._trees import Params, check_same_tree
 
@@ -202,7 +202,7 @@ class loss_gradient(Estimator):
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, LossStatistics]:
-        loss, gradient = jax.value_and_grad(self.value)(params, batch, key)
+        loss, gradient = value_and_gradient(lambda p: self.value(p, batch, key), params)
         return gradient, estimator_state, LossStatistics(loss)
 
     def value(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import all_leaves, keystr, tree_flatten_with_path, tree_map_with_path
 
-from ._base import State, Transformation, Wrapper, as_transformation, find_states, next_step
-from ._packing import Packed
+from ._base import State, Transformation, Wrapper, as_transformation, check_state, next_step
+from ._packing import pack_all_like, unpack_all
 from ._pytree import Count, Pytree, as_pytree, count, number, static
 from ._trees import (
     Params,
@@ -20,6 +20,7 @@ from ._trees import (
     check_same_tree,
     leaf_paths,
     moment_dtype,
+    without,
     zeros_like_moments,
 )
 
@@ -64,6 +65,7 @@ class partition(Transformation):
 
     A group with `sgd(0.0)` stays as it is; `freeze` round the whole holds leaves still also if a gradient is NaN. Of
     the extra arguments a group gets its part of `gradient` and `grad`, and no `value_fn`, a function of all parameters.
+    Labels are those of leaves, packed or not.
 
     Args:
         optimizers: label -> optimizer, ours or another library's.
@@ -71,7 +73,7 @@ class partition(Transformation):
             stand for a whole branch.
 
     Raises:
-        ValueError: for a leaf without label or with an unknown one, a label without leaves, packed parameters.
+        ValueError: for a leaf without label or with an unknown one, a label without leaves.
     """
 
     names: tuple[Any, ...] = static()
@@ -96,25 +98,25 @@ class partition(Transformation):
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        labels = self._labels_of(updates)
-        _check_state("partition", PartitionState, state)
+        check_state(self, state, PartitionState)
         if set(state.states) != set(self.names):
             raise ValueError(f"partition: expected states of {list(self.names)}, got {list(state.states)}")
         if params is not None:
             check_same_tree("updates", updates, "params", params)
+        labels = self._labels_of(updates)
         extra.pop("value_fn", None)
         new, states = {}, {}
         for name, member in zip(self.names, self.optimizers, strict=True):
-            own, own_params = _part(name, labels, updates), None if params is None else _part(name, labels, params)
+            own, own_params = _part(name, labels, updates), _part(name, labels, params)
             cut = {key: _part(name, labels, extra[key]) for key in ("gradient", "grad") if key in extra}
             own, states[name] = member.update(own, state.states[name], own_params, **extra | cut)
             new[name] = iter(jax.tree.leaves(own))
-        return jax.tree.structure(updates).unflatten([next(new[name]) for name in labels]), PartitionState(states)
+        merged = jax.tree.structure(unpack_all(updates)).unflatten([next(new[label]) for label in labels])
+        return pack_all_like(merged, updates), PartitionState(states)
 
     def _labels_of(self, tree: Any) -> list[Any]:
         """The label of each leaf."""
-        if find_states(tree, Packed):
-            raise ValueError("partition: packed parameters have no leaves; pack the moments of a group: pack_moments")
+        tree = unpack_all(tree)
         paths = leaf_paths(tree)
         if isinstance(self.labels, _ByPath):
             labels = _at_leaves("partition", self.labels.pairs, tree)
@@ -129,13 +131,7 @@ class partition(Transformation):
 
 
 def _part(name: Any, labels: list[Any], tree: Any) -> Any:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten([x if label == name else None for label, x in zip(labels, leaves, strict=True)])
-
-
-def _check_state(owner: str, kind: type, state: Any) -> None:
-    if not isinstance(state, kind):
-        raise TypeError(f"{owner}: expected a state of type {kind.__name__}, got {type(state).__name__}")
+    return None if tree is None else without([label != name for label in labels], unpack_all(tree))
 
 
 # --- a learning rate for each leaf -------------------------------------------------------------------
@@ -166,12 +162,13 @@ class scale_leaves(Transformation):
         vars(self)["factors"] = tree_map_with_path(checked, self.factors)
 
     def init(self, params: Params) -> State:
-        self._factors_of(params)
+        self._factors_of(unpack_all(params))
         return ()
 
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
+        given, updates = updates, unpack_all(updates)
         check_floating("updates", updates)
 
         def scale(u: Any, factor: Any) -> jax.Array:
@@ -179,7 +176,7 @@ class scale_leaves(Transformation):
             return (jnp.asarray(u, wide) * as_scalar("scale_leaves", factor).astype(wide)).astype(jnp.result_type(u))
 
         leaves, structure = jax.tree.flatten(updates)
-        return structure.unflatten(map(scale, leaves, self._factors_of(updates))), state
+        return pack_all_like(structure.unflatten(map(scale, leaves, self._factors_of(updates))), given), state
 
     def _factors_of(self, tree: Any) -> list[Any]:
         return _at_leaves("scale_leaves", tree_flatten_with_path(self.factors)[0], tree)
@@ -219,7 +216,7 @@ class accumulate(Wrapper):
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
-        _check_state("accumulate", AccumulateState, state)
+        check_state(self, state, AccumulateState)
         check_same_tree("updates", updates, "the state", state.total)
         now = AccumulateState(
             state.inner,

@@ -41,6 +41,12 @@ class PhaseStatistics(NamedTuple):
     energy_penalty: jax.Array | None = None
 
 
+def value_and_gradient(function: Callable[[Params], jax.Array], params: Params) -> tuple[jax.Array, Params]:
+    """A real function's value, and its gradient as a `Transformation` takes it: of complex parameters ∂/∂x + i ∂/∂y."""
+    value, gradient = jax.value_and_grad(function)(params)
+    return value, jax.tree.map(jnp.conj, gradient)
+
+
 def rows(name: str, v: Batch) -> int:
     """The number of states. Raises ValueError if there are none."""
     size = batch_size_of(name, v)
@@ -96,13 +102,13 @@ def two_phases(
         means = [_mean(_energies(energy, params, name, x.v) ** 2, x.weights) for name, x in phases.items()]
         return jnp.asarray(penalty, means[0].dtype) * sum(means)
 
-    data_energy, data_gradient = jax.value_and_grad(mean_energy)(params, "v_data")
-    model_energy, model_gradient = jax.value_and_grad(mean_energy)(params, "v_model")
+    data_energy, data_gradient = value_and_gradient(lambda p: mean_energy(p, "v_data"), params)
+    model_energy, model_gradient = value_and_gradient(lambda p: mean_energy(p, "v_model"), params)
     gradient = jax.tree.map(jnp.subtract, data_gradient, model_gradient)
     statistics = PhaseStatistics(data_energy, model_energy, data_gradient, model_gradient)
     if penalty is None:
         return gradient, statistics
-    value, penalty_gradient = jax.value_and_grad(squares)(params)
+    value, penalty_gradient = value_and_gradient(squares, params)
     return jax.tree.map(jnp.add, gradient, penalty_gradient), statistics._replace(energy_penalty=value)
 
 

@@ -74,8 +74,8 @@ def _update(
 def _what_is_known(
     estimator: Estimator, params: Params, batch: Batch, key: jax.Array, gradient: Params, statistics: Any
 ) -> dict[str, Any]:
-    """The extra arguments of an optimizer; `grad`, `value` and `value_fn` are optax's names."""
-    known = {"statistics": statistics, "gradient": gradient, "grad": gradient}
+    """The extra arguments of an optimizer; for optax `value`, `value_fn` and `grad`, which is that of `jax.grad`."""
+    known = {"statistics": statistics, "gradient": gradient, "grad": jax.tree.map(jnp.conj, gradient)}
     scalars = scalars_of(statistics)
     if "loss" in scalars:
         known["value"] = scalars["loss"]

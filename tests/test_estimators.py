@@ -516,6 +516,20 @@ def test_a_loss_may_take_the_key(loss):
 gradient_of_noisy = jax.jit(jax.grad(noisy))
 
 
+def test_a_loss_of_complex_parameters_goes_down_to_its_solution():
+    """|θ - c|² / 2 summed: the gradient is θ - c, and steps of sgd(1) end there at once."""
+    goal = jnp.array([1 + 2j, -3j])
+
+    def distance(theta, batch):
+        return jnp.sum(jnp.abs(theta - goal) ** 2) / 2 * jnp.mean(batch)
+
+    estimator, theta = loss_gradient(distance), jnp.array([0.5 + 0j, 1 + 1j])
+    gradient, _, _ = estimate(estimator, theta, np.ones((2, 1), np.float32), ())
+    np.testing.assert_allclose(gradient, theta - goal, rtol=1e-6)
+    result = fit(theta, sgd(1.0), estimator, np.ones((2, 1)), batch_size=2, epochs=1, key=KEY)
+    np.testing.assert_allclose(result.params, goal, atol=1e-6)
+
+
 def test_a_loss_that_is_not_a_scalar_is_an_error():
     with pytest.raises(TypeError, match="scalar"):
         loss_gradient(lambda params, batch: batch @ params).estimate(jnp.ones(4), states(6), (), KEY)

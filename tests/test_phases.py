@@ -186,6 +186,18 @@ def test_dtype_of_the_gradient_is_that_of_the_parameters():
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, params)
 
 
+def test_of_complex_parameters_it_is_the_direction_in_which_the_loss_rises_fastest():
+    """E = |v·θ|² has the derivatives 2 Re(v·θ) v by the real part of θ and 2 Im(v·θ) v by the imaginary one."""
+    theta = np.array([1 + 2j, -1j, 0.5, 2 - 1j], np.complex64)
+
+    def energy(theta, v):
+        return jnp.abs(v.astype(theta.dtype) @ theta) ** 2
+
+    v_data, v_model = states(6), states(5, seed=1)
+    expected = sum(sign * 2 * v.T @ (v @ theta) / len(v) for v, sign in ((v_data, 1), (v_model, -1)))
+    np.testing.assert_allclose(phase_gradient(energy)(theta, v_data, v_model), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("phase", ["v_data", "v_model"])
 def test_empty_phases_are_refused(phase):
     phases = {"v_data": states(6), "v_model": states(5)} | {phase: states(0)}
