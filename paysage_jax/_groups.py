@@ -87,8 +87,9 @@ class partition(Transformation):
             by_path: Any = as_pytree(labels)
         else:
             by_path = _ByPath(tuple(tree_flatten_with_path(labels)[0]))
-        members = tuple(as_transformation(optimizer) for optimizer in optimizers.values())
-        vars(self).update(names=tuple(optimizers), optimizers=members, labels=by_path)
+        names = tuple(sorted(optimizers))  # the order that the states have in a pytree
+        members = tuple(as_transformation(optimizers[name]) for name in names)
+        vars(self).update(names=names, optimizers=members, labels=by_path)
 
     def init(self, params: Params) -> State:
         labels = self._labels_of(params)
