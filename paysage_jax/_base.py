@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ._pytree import Pytree, accepted, static
-from ._trees import Params, Updates, check_addable, check_same_tree, moment_dtype
+from ._trees import Params, Updates, check_addable, check_same_tree, is_inexact, moment_dtype, real_dtype
 
 State = Any
 
@@ -61,6 +61,11 @@ class Transformation(Pytree):
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
         return iter((self.init, self.update))
+
+    def _check_for(self, params: Params) -> None:
+        """Check every number as it is when used on these parameters: 1 - 1e-9 is 1 in float32."""
+        for dtype in {moment_dtype(jnp.result_type(p)) for p in jax.tree.leaves(params) if is_inexact(p)}:
+            self._check(real_dtype(dtype))
 
     def _in_order(self) -> list[Transformation]:
         """What is applied one after the other."""
@@ -122,7 +127,8 @@ def as_transformation(pair: Any) -> Transformation:
     if isinstance(pair, type):
         raise TypeError(f"expected an optimizer or transformation, got the class {pair.__name__}: call it")
     if not (hasattr(pair, "init") and hasattr(pair, "update")):
-        raise TypeError(f"expected an optimizer or transformation, with init and update, got {pair!r}")
+        hint = ": call it" if callable(pair) else ""
+        raise TypeError(f"expected an optimizer or transformation, with init and update, got {pair!r}{hint}")
     return _Foreign(pair)
 
 

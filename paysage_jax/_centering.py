@@ -63,6 +63,7 @@ class center(Transformation):
             vars(self)["joins"] = tuple(Join(*join) for join in self.joins)
 
     def init(self, params: Params) -> State:
+        self._check_for(params)
         leaves = by_path(params)
         biases = sorted({bias for join in self._joins(leaves) for bias in (join.left, join.right)})
         return CenterState(jnp.zeros((), jnp.int32), zeros_like_moments({bias: leaves[bias] for bias in biases}))

@@ -35,7 +35,7 @@ def gradient_magnitude(tree: Any) -> jax.Array:
         raise ZeroDivisionError("gradient_magnitude: the tree has no leaves")
     for path, leaf in leaves:
         if jnp.ndim(leaf) == 0:
-            message = f"gradient_magnitude: leaf {keystr(path)} has no first dimension"
+            message = f"gradient_magnitude: tree{keystr(path)} has no first dimension"
             raise TypeError(f"{message}; give track_convergence another measure: magnitude=")
     dtypes = [moment_dtype(jnp.result_type(leaf)) for _, leaf in leaves]
     widest = max(map(real_dtype, dtypes), key=lambda dtype: jnp.finfo(dtype).bits)

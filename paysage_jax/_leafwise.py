@@ -74,8 +74,7 @@ class Leafwise(Transformation):
 
     def init(self, params: Params) -> State:
         check_floating("params", params)
-        for dtype in {real_dtype(moment_dtype(jnp.result_type(p))) for p in jax.tree.leaves(params)}:
-            self._check(dtype)
+        self._check_for(params)
         step = jnp.zeros((), jnp.int32)
         moments = {name: zeros_like_moments(params, real=name in self.real_moments) for name in self._moments}
         return self.state_type(step=step, learning_rate=self._rate_at(step, {"epoch": step}), **moments)

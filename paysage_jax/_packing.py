@@ -178,4 +178,7 @@ class pack_moments(Wrapper):
     def _check_nothing_to_pack(self, updates: Updates, state: State) -> None:
         """Raise ValueError unless the optimizer has no moments: otherwise the state is not packed."""
         if find_states(jax.eval_shape(self.init, updates), Packed):
-            raise ValueError("pack_moments: the moments of the state are not packed; pack_all_like packs them")
+            raise ValueError(
+                "pack_moments: expected the state of the optimizer on packed parameters; "
+                "pack_all_like(state, init(params)) packs one of the optimizer alone"
+            )

@@ -2,6 +2,10 @@
 
 In the equations g is the gradient, p the parameter, t the number of the step from 1, u the update that is added to p.
 Every number may be a scalar array, and is a leaf of the optimizer as a pytree.
+
+No element knows of another, in extremes too. NaN and infinities go into the moments and stay there; `skip_nonfinite`
+keeps them out. In float32, a gradient above 1.8e19 has an infinite square: rmsprop and adam do not move its element
+any more. Squares vanish beside eps anyway below 1e-18 or so; denormal gradients may count as 0.
 """
 
 from __future__ import annotations

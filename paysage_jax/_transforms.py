@@ -39,6 +39,7 @@ class _Stateless(Transformation):
     _whole_leaves: ClassVar[bool] = False  # not even without a predicate may leaves be packed
 
     def init(self, params: Params) -> State:
+        self._check_for(params)
         if self._where is not None:
             selected(type(self).__name__, self._where, unpack_all(params))
         return ()
@@ -93,8 +94,8 @@ class clip_by_global_norm(_Stateless):
 
         g min(1, max_norm / ‖g‖),  ‖g‖ the Euclidean norm over all leaves
 
-    A gradient whose norm is NaN passes unchanged, one with infinite elements becomes 0, and NaN at these. Leaves of
-    integers pass and do not count.
+    A gradient whose norm is NaN passes unchanged; one whose norm is infinite becomes 0, and NaN where it is infinite
+    itself. Leaves of integers pass and do not count.
 
     Args:
         max_norm: a number above 0.
@@ -107,12 +108,12 @@ class clip_by_global_norm(_Stateless):
         if not norms:
             return updates
         total, max_norm = norm(jnp.stack(norms)), jnp.asarray(self.max_norm, float)
-        is_over = total > max_norm
-        scale = jnp.where(is_over, max_norm / jnp.where(is_over, total, 1), 1)
+        # Twice the root of the factor, for the factor itself may underflow.
+        root = jnp.where(total > max_norm, jnp.sqrt(max_norm) / jnp.sqrt(total), 1)
 
         def scaled(g: Any) -> jax.Array:
             wide = _widened(g)
-            return (wide * scale.astype(wide.dtype)).astype(jnp.result_type(g))
+            return (wide * root.astype(wide.dtype) * root.astype(wide.dtype)).astype(jnp.result_type(g))
 
         return jax.tree.map(lambda g: scaled(g) if is_inexact(g) else g, updates)
 
@@ -199,6 +200,6 @@ def unit_column_norm(params: Params) -> Params:
             return p
         wide = _widened(p)
         norms = jax.vmap(norm, in_axes=1)(wide)[None, :]
-        return jnp.where(norms > 0, wide / norms.astype(wide.dtype), wide).astype(jnp.result_type(p))
+        return (wide / jnp.where(norms > 0, norms, 1).astype(wide.dtype)).astype(jnp.result_type(p))
 
     return jax.tree.map(scale, params)

@@ -61,10 +61,9 @@ def check_floating(name: str, tree: Any) -> None:
     """Raise TypeError for the first leaf of `tree` that is neither of a floating nor of a complex dtype."""
     for path, leaf in tree_flatten_with_path(tree)[0]:
         if not is_inexact(leaf):
+            hint = " (`freeze` keeps it out)" if name == "params" else ""
             got = jnp.result_type(leaf)
-            raise TypeError(
-                f"{name}{keystr(path)}: expected a floating or complex dtype, got {got} (`freeze` keeps it out)"
-            )
+            raise TypeError(f"{name}{keystr(path)}: expected a floating or complex dtype, got {got}{hint}")
 
 
 def check_addable(name: str, tree: Any, reference_name: str, reference: Any) -> None:

@@ -3,6 +3,7 @@
 They differ from the textbook: moments start at the first gradient, the "unbiased" divisors are the constants
 1 - w instead of 1 - wᵗ, and eps = 2⁻²³ is inside the root. So at default settings an ADAM step is about 0.32
 of a textbook one. A weight of 0 gives the limit: the gradient itself as the mean, or no normalisation.
+NaN and infinities stay in the moments; an infinite mean square (in float32 |g| > 1.8e19) freezes its element.
 In the equations w and W are the mean and mean square weights, m and v the running moments, first whether this
 is the first gradient, u the update that is added to the parameter (paysage subtracts delta = -u).
 """

@@ -15,6 +15,7 @@ import optax
 import pytest
 from problems import OPTIMIZERS, TEXTBOOK, TREES, each, gradients, rbm_tree, row, run, shaped, step
 
+import paysage_jax as pj
 from paysage_jax import (
     Leafwise,
     Number,
@@ -407,9 +408,122 @@ def test_the_state_of_another_optimizer_is_refused(optimizer, other):
         optimizer.update(GRADIENT, other.init(PARAMS), PARAMS)
 
 
+def center_of_two():
+    return pj.center(joins=[("weights/0/matrix", "layers/0/loc", "layers/1/loc")])
+
+
+STATEFUL = {
+    "optimizer": sgd(0.1),
+    "chain": chain(sgd(0.1)),
+    "clip_by_global_norm": pj.clip_by_global_norm(1.0),
+    "add_decayed_weights": pj.add_decayed_weights(0.1),
+    "add_l1_decay": pj.add_l1_decay(0.1, lambda path: "loc" in path),
+    "project": pj.project(pj.unit_column_norm),
+    "average_parameters": pj.average_parameters(),
+    "skip_nonfinite": pj.skip_nonfinite(adam(0.1)),
+    "freeze": pj.freeze(adam(0.1), lambda path: "loc" in path),
+    "pack_moments": pj.pack_moments(adam(0.1)),
+    "track_convergence": pj.track_convergence(1.0),
+    "center": center_of_two(),
+}
+
+
+@pytest.mark.parametrize("wrong", [None, {"step": 0}, [], adam(0.1).init(PARAMS["layers"]), ((), ())], ids=str)
+@each(STATEFUL)
+def test_a_wrong_state_is_refused_by_name(optimizer, wrong):
+    """What orbax gives back without a target, the state of another optimizer or of other parameters."""
+    statistics = pj.PhaseStatistics(0.0, 0.0, PARAMS, PARAMS)
+    with pytest.raises(
+        (TypeError, ValueError), match=r"\w+: expected .*(state|a tuple)|updates.*: missing|the state has"
+    ):
+        optimizer.update(GRADIENT, wrong, PARAMS, statistics=statistics)
+
+
+def test_the_average_of_other_parameters_is_refused():
+    average = pj.average_parameters()
+    with pytest.raises(ValueError, match=rf"params{LOC}: expected shape \(2,\) as in the average"):
+        average.update(GRADIENT, average.init(changed("['layers'][1]['loc']", jnp.ones(2))), PARAMS)
+
+
+LAST = pj.track_convergence(1.0)
+AVERAGE = pj.average_parameters()
+PROJECTION = pj.project(pj.non_negative)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([AVERAGE, sgd(0.1)], "sgd stands after average_parameters; average_parameters belongs last"),
+        ([AVERAGE, optax.sgd(0.1)], "GradientTransformationExtraArgs stands after average_parameters"),
+        ([sgd(0.1), LAST, PROJECTION], "project stands after track_convergence; track_convergence belongs last"),
+        ([chain(sgd(0.1), LAST), pj.clip_by_global_norm(1.0)], "track_convergence belongs last"),
+        ([pj.skip_nonfinite(chain(sgd(0.1), AVERAGE)), optax.identity()], "average_parameters belongs last"),
+        ([PROJECTION, sgd(0.1)], "sgd stands after project; project belongs after all that changes the updates"),
+        ([sgd(0.1), PROJECTION, optax.scale(0.5)], "project belongs after all that changes the updates"),
+        ([adam(0.1), pj.add_decayed_weights(0.1)], "add_decayed_weights stands after adam; .* belongs before it"),
+        ([adam(0.1), pj.add_l1_decay(0.1)], "add_l1_decay belongs before it"),
+        ([adam(0.1), center_of_two()], "center belongs before it"),
+    ],
+)
+def test_a_wrong_order_is_found_when_the_chain_is_made(members, message):
+    with pytest.raises(ValueError, match=f"chain: .*{message}"):
+        chain(*members)
+
+
+def test_any_sensible_order_is_taken():
+    before = (center_of_two(), pj.clip_by_global_norm(1.0), pj.add_decayed_weights(0.1), optax.clip(1.0))
+    after = (optax.scale(0.5), pj.clip_by_global_norm(1.0), PROJECTION, AVERAGE, LAST, AVERAGE)
+    chain(*before, sgd(0.1), adam(0.1), *after)
+    chain(*before, pj.freeze(chain(adam(0.1), PROJECTION), lambda path: True), AVERAGE)
+    chain(optax.scale_by_adam(), pj.add_decayed_weights(0.1), optax.scale(-0.1))
+    chain(LAST)
+
+
+def test_integers_stay_where_there_is_no_update_for_them():
+    """jax.grad gives float0 for integers; `freeze` gives zeros, and its optimizer does not see them."""
+
+    def loss(params):
+        return jnp.sum(params["w"] ** 2) * params["n"].astype(float)
+
+    params = {"w": jnp.ones(2), "n": jnp.int32(3)}
+
+    @jax.jit
+    def trained(params):
+        gradient = jax.grad(loss, allow_int=True)(params)
+        assert gradient["n"].dtype == jax.dtypes.float0
+        optimizer = chain(pj.clip_by_global_norm(1.0), pj.freeze(adam(0.5), lambda path: path == "n"), AVERAGE, LAST)
+        updates, state, _ = step(optimizer, gradient, optimizer.init(params), params)
+        return apply_updates(params, updates), apply_updates(params, gradient), pj.averaged_parameters(state)
+
+    moved, by_gradient, average = trained(params)
+    chex.assert_trees_all_close(moved, {"w": jnp.full(2, 0.5), "n": jnp.int32(3)}, rtol=1e-6)
+    chex.assert_trees_all_equal(by_gradient, {"w": jnp.full(2, 7.0), "n": jnp.int32(3)})
+    chex.assert_trees_all_close(average, moved, rtol=1e-6)
+    chex.assert_trees_all_equal(apply_updates(jnp.arange(3), jnp.arange(3)), 2 * jnp.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("param", "update"), [(jnp.int32(1), jnp.float32(0.5)), (jnp.float32(1), jnp.complex64(1j)), (True, 1j)]
+)
+def test_an_update_that_would_lose_something_is_named(param, update):
+    with pytest.raises(TypeError, match=r"updates\['a'\]: .* cannot be added to .*, as params is"):
+        apply_updates({"a": param}, {"a": update})
+
+
+@pytest.mark.parametrize("state_of", [momentum(0.1), adam(0.1)])
+def test_a_complex_gradient_for_real_moments_is_named(state_of):
+    complex_gradient = jax.tree.map(lambda g: g.astype("complex64"), GRADIENT)
+    with pytest.raises(TypeError, match=r"updates\['layers'\].*complex64 cannot be added to float32, as the state is"):
+        state_of.update(complex_gradient, state_of.init(PARAMS))
+
+
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
+        (lambda: chain(adam), TypeError, "got the class adam: call it"),
+        (lambda: chain(optax.adam), TypeError, "got <function adam at .*>: call it"),
+        (lambda: chain(pj.ADAM), TypeError, r"ADAM is a class: use paysage_jax.classic.adam\(...\)"),
+        (lambda: chain(pj.ADAM(None)), TypeError, r"use paysage_jax.classic.adam\(...\)"),
         (lambda: apply_updates(PARAMS, WRONG_TREES["shape"][0]), ValueError, rf"updates{LOC}: expected shape"),
         (lambda: apply_updates(PARAMS, WRONG_TREES["none"][0]), ValueError, rf"updates{LOC}: missing"),
         (lambda: chain(sgd(0.1), 0.5), TypeError, "init and update, got 0.5"),

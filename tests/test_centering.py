@@ -333,3 +333,11 @@ def test_center_needs_the_statistics_of_two_phases():
     gradient, _, statistics = squares.estimate(PARAMS, None, (), KEY)
     with pytest.raises(ValueError, match="of a two-phase estimator, got LossStatistics"):
         optimizer.update(gradient, state, PARAMS, statistics=statistics)
+
+
+def test_leaves_that_join_nothing_pass():
+    params = two_layers(2, 3, (2, 3)) | {"more": jnp.ones(2, int)}
+    optimizer = center()
+    statistics = PhaseStatistics(0.0, 0.0, params, params)
+    updates, _ = optimizer.update(params, optimizer.init(params), statistics=statistics)
+    chex.assert_trees_all_equal(updates["more"], params["more"])

@@ -12,6 +12,7 @@ from paysage_jax import (
     adam,
     chain,
     converged,
+    gradient_magnitude,
     sgd,
     skip_nonfinite,
     track_convergence,
@@ -116,6 +117,28 @@ def test_a_magnitude_of_ones_own():
     assert converged(state)
 
 
+def test_an_imaginary_update_is_no_convergence():
+    optimizer = chain(optax.sgd(1.0), track_convergence(0.5))
+    params = jnp.zeros(2, jnp.complex64)
+    _, state = optimizer.update(jnp.array([3j, 4j], jnp.complex64), optimizer.init(params), params)
+    np.testing.assert_allclose(state[1].magnitude, 5 / np.sqrt(2), rtol=1e-6)
+    assert not converged(state)
+
+
+def test_integers_and_empty_leaves_do_not_spoil_the_magnitude():
+    tree = {"w": jnp.array([3.0, 4.0]), "n": jnp.ones(3, int)}
+    np.testing.assert_allclose(gradient_magnitude(tree), 5 / np.sqrt(2), rtol=1e-6)
+    for empty in (jnp.zeros((0, 3)), jnp.zeros((3, 0))):
+        np.testing.assert_allclose(gradient_magnitude({"w": tree["w"], "e": empty}), 2.5, rtol=1e-6)
+
+
+def test_tiny_updates_under_x64_are_not_zero():
+    with jax.enable_x64(True):
+        state = track_convergence(0.0).update(jnp.full(3, 1e-60), track_convergence(0.0).init(None))[1]
+        np.testing.assert_allclose(state.magnitude, 1e-60, rtol=1e-12)
+        assert not converged(state)
+
+
 def test_state_dtypes_do_not_drift():
     tracker = track_convergence(1, patience=2)
     state = tracker.init(jnp.zeros(2, jnp.bfloat16))
@@ -192,6 +215,12 @@ def test_a_while_loop_stops_at_convergence():
         (lambda: track_convergence("1e-3"), TypeError, "tolerance must be a number"),
         (lambda: track_convergence(1e-3, patience=0), ValueError, "patience must be a whole number from 1 on"),
         (lambda: track_convergence(1e-3, patience=1.5), TypeError, "patience must be a whole number"),
+        (lambda: track_convergence(1e-3, 5), TypeError, "magnitude must be a function, got 5"),
+        (
+            lambda: track_convergence(1.0).update({"b": jnp.float32(1)}, track_convergence(1.0).init(None)),
+            TypeError,
+            r"tree\['b'\] has no first dimension; give track_convergence another measure: magnitude=",
+        ),
         (
             lambda: track_convergence(1.0, magnitude=jnp.abs).update(jnp.ones(2), track_convergence(1.0).init(None)),
             ValueError,

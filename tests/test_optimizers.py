@@ -534,6 +534,49 @@ def test_a_copy_in_mid_run_continues_identically(cls, copied):
     assert (twin.scheduler.iter, twin.scheduler.epoch, twin.scheduler.lr) == (4, 4, optimizer.scheduler.lr)
 
 
+@each_kind
+@each_class
+def test_a_shallow_copy_and_its_original_both_go_on(cls, array):
+    """A compiled step takes over the buffers of the state: two optimizers must not share them."""
+    optimizer = updated(cls(None), gradient(1, array))
+    twin, reference = copy.copy(optimizer), copy.deepcopy(optimizer)
+    updated(optimizer, gradient(5, array))
+    for seed in (2, 3):
+        updated(twin, gradient(seed, array))
+        updated(reference, gradient(seed, array))
+    chex.assert_trees_all_equal(twin.delta, reference.delta)
+
+
+@each_kind
+@each_class
+def test_a_gradient_may_be_a_bare_array(cls, array):
+    g = array(np.linspace(-1, 2, 4), np.float32)
+    bare, in_a_tree = updated(cls(None), g, 2 * g), updated(cls(None), {"a": g}, {"a": 2 * g})
+    chex.assert_trees_all_equal(bare.delta, in_a_tree.delta["a"])
+    assert bare.check_convergence() == in_a_tree.check_convergence()
+    with pytest.raises(ValueError, match=r"gradient: expected shape \(4,\) as in the last update, got \(3,\)"):
+        updated(bare, g[:3])
+
+
+@pytest.mark.parametrize("dtype", [int, bool])
+@each_class
+def test_a_gradient_of_integers_is_named(cls, dtype):
+    with pytest.raises(TypeError, match=r"gradient\['layers'\]\[0\]\['loc'\]: expected a floating or complex dtype"):
+        updated(cls(None), gradient(dtype=dtype))
+
+
+@pytest.mark.parametrize("wrong", [-0.1, np.nan, np.inf, None, "0.1", 1j, np.float32(-1), jnp.float32(np.nan)], ids=str)
+@each_class
+def test_a_wrong_step_size_is_refused_before_the_model_changes(cls, wrong):
+    """Also one that was set after the optimizer was made."""
+    optimizer, model = cls(None), Model(gradient(seed=3))
+    optimizer.stepsize = wrong
+    for each in (cls(None, stepsize=wrong), optimizer):
+        with pytest.raises((TypeError, ValueError), match=rf"{cls.__name__}: stepsize must be .*\[0, inf\)"):
+            each.update(model, G, None, 0)
+    chex.assert_trees_all_equal(model.params, gradient(seed=3))
+
+
 @each_class
 def test_one_trace_for_all_epochs_and_settings(cls, monkeypatch):
     rule = getattr(classic, {"StochasticGradientDescent": "sgd"}.get(cls.__name__, cls.__name__.lower()))

@@ -113,8 +113,28 @@ def test_errors_name_the_leaf():
     optimizer = pj.pack_moments(pj.adam(0.01))
     with pytest.raises(ValueError, match=r"\['weights'\]\[0\]\['matrix'\]: expected shape \(7, 5\)"):
         optimizer.update(wrong, optimizer.init(tree()))
+    integer = tree() | {"large": jnp.zeros((100, 100), int)}
+    with pytest.raises(TypeError, match=r"params\['large'\]: expected a floating or complex dtype"):
+        optimizer.init(integer)
+    with pytest.raises(TypeError, match=r"updates\['large'\]: expected a floating or complex dtype"):
+        optimizer.update(integer, optimizer.init(tree()))
+    complex_tree = jax.tree.map(lambda x: x.astype("complex64"), tree())
+    with pytest.raises(TypeError, match=r"updates\['empty'\]: complex64 cannot be added to float32, as params is"):
+        optimizer.update(complex_tree, optimizer.init(tree()), tree())
+    with pytest.raises(ValueError, match="pack_moments: expected the state of the optimizer on packed parameters"):
+        optimizer.update(tree(), pj.adam(0.01).init(tree()))
     with pytest.raises(TypeError, match="init and update"):
         pj.pack_moments(0.01)
+
+
+def test_real_gradients_of_some_complex_parameters():
+    params = {"a": jnp.ones(2, "complex64"), "b": jnp.ones(3, "complex64"), "c": jnp.ones(2)}
+    gradient = {"a": jnp.array([1j, 2]), "b": jnp.arange(3.0), "c": jnp.ones(2)}
+    optimizer = pj.pack_moments(pj.adam(0.1))
+    packed, state = optimizer.update(gradient, optimizer.init(params), params)
+    plain, plain_state = pj.adam(0.1).update(gradient, pj.adam(0.1).init(params), params)
+    chex.assert_trees_all_close((packed, pj.unpack_all(state)), (plain, plain_state), rtol=1e-6)
+    chex.assert_trees_all_equal_dtypes(pj.unpack_all(state), plain_state)
 
 
 def test_large_leaves_are_not_copied():

@@ -3,6 +3,7 @@
 import dataclasses
 import pydoc
 import re
+from collections.abc import Callable
 
 import chex
 import jax
@@ -31,6 +32,7 @@ from paysage_jax import (
     track_convergence,
     warmup,
 )
+from paysage_jax._pytree import function
 
 
 class Box(Pytree):
@@ -79,6 +81,17 @@ def test_a_count_is_a_whole_number(wrong):
     refuses(lambda: power_law_decay(0.1, steps_per_epoch=wrong), TypeError, "steps_per_epoch must be a whole number")
     refuses(lambda: track_convergence(1.0, patience=wrong), TypeError, "patience must be a whole number")
     refuses(lambda: warmup(1.0, wrong), TypeError, "steps must be a whole number")
+
+
+def test_a_function_is_structure_and_checked():
+    class Rule(Pytree):
+        apply: Callable = function()
+        maybe: Callable | None = function(default=None)
+
+    assert jax.tree.leaves(Rule(jnp.abs)) == []
+    assert Rule(jnp.abs) == Rule(jnp.abs)
+    refuses(lambda: Rule(None), TypeError, "Rule: apply must be a function, got None")
+    refuses(lambda: Rule(jnp.abs, 5), TypeError, "Rule: maybe must be a function, got 5")
 
 
 def test_a_static_count_is_checked_and_is_structure():

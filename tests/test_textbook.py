@@ -389,6 +389,17 @@ def test_derivatives_by_every_hyperparameter(optimizer):
         assert np.all(np.abs(derivatives) > 1e-3)
 
 
+@pytest.mark.parametrize("name", ["b1", "b2"])
+def test_the_derivative_by_a_weight_at_zero_is_the_limit(name):
+    def after_two_steps(b):
+        optimizer = adam(0.1, **{"b1": 0.5, "b2": 0.5, name: b})
+        return jnp.sum(run(optimizer, jnp.zeros(2), jnp.array([[1.0, 2.0], [0.5, -3.0]]))[2])
+
+    at_zero, nearby = jax.grad(after_two_steps)(0.0), jax.grad(after_two_steps)(1e-4)
+    assert abs(nearby) > 1e-3
+    np.testing.assert_allclose(at_zero, nearby, rtol=1e-2)
+
+
 @each({name: OPTIMIZERS[name] for name in ("rmsprop", "adam", "classic_rmsprop", "classic_adam")})
 def test_an_element_without_gradient_spoils_no_derivative(optimizer):
     """Dead pixels are common: their mean square is zero, where a root has no derivative."""

@@ -1,5 +1,8 @@
 """The small transforms: against optax, closed forms and float64 loops, and by the laws they promise."""
 
+from dataclasses import replace
+from functools import partial
+
 import chex
 import hypothesis
 import hypothesis.strategies as st
@@ -22,11 +25,13 @@ from paysage_jax import (
     converged,
     freeze,
     non_negative,
+    pack,
     project,
     sgd,
     skip_nonfinite,
     track_convergence,
     unit_column_norm,
+    unpack,
 )
 
 PARAMS = rbm_tree()
@@ -87,11 +92,38 @@ def norm64(tree):
     return np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in jax.tree.leaves(tree)))
 
 
-@hypothesis.given(exponent=st.integers(-35, 37), max_norm=st.floats(1e-3, 1e3))
+@hypothesis.given(exponent=st.floats(-35, 37.6), max_norm=st.floats(1e-3, 1e3))
 def test_a_clipped_norm_is_at_most_max_norm_however_large_the_gradient(exponent, max_norm):
     g = scaled(PARAMS, 10.0**exponent)
     clipped = first_update(clip_by_global_norm(max_norm), g, PARAMS)
     np.testing.assert_allclose(norm64(clipped), min(norm64(g), max_norm), rtol=1e-5)
+
+
+@pytest.mark.parametrize("maybe_jit", [jax.jit, lambda f: f, jax.vmap], ids=["jit", "no jit", "vmap"])
+def test_the_largest_gradients_are_clipped(maybe_jit):
+    """1 / norm is below the smallest normal number."""
+    clipped = maybe_jit(lambda g: clip_by_global_norm(1.0).update(g, ())[0])(jnp.full((2, 3), 1e38))
+    norms = np.linalg.norm(clipped, axis=None if maybe_jit is not jax.vmap else 1)
+    np.testing.assert_allclose(norms, 1, rtol=1e-6)
+
+
+def test_clip_has_a_derivative_at_zero():
+    jacobian = jax.jacobian(lambda g: clip_by_global_norm(1.0).update(g, ())[0])(jnp.zeros(3))
+    np.testing.assert_array_equal(jacobian, np.eye(3))
+
+
+def test_clip_takes_the_norm_of_moduli_and_leaves_integers():
+    g = {"w": jnp.array([3 + 4j, 12j], jnp.complex64), "n": jnp.int32(7)}
+    clipped = clip_by_global_norm(1.3).update(g, ())[0]
+    chex.assert_trees_all_close(clipped, {"w": g["w"] / 10, "n": jnp.int32(7)}, rtol=1e-6)
+
+
+def test_penalties_pull_complex_parameters_along_their_phase():
+    p = jnp.array([3 + 4j, -2j, 0], jnp.complex64)
+    g = jnp.zeros(3)
+    chex.assert_trees_all_close(add_decayed_weights(0.5).update(g, (), p)[0], 0.5 * p, rtol=1e-6)
+    expected = jnp.array([0.3 + 0.4j, -0.5j, 0], jnp.complex64)
+    chex.assert_trees_all_close(add_l1_decay(0.5).update(g, (), p)[0], expected, rtol=1e-6)
 
 
 def test_clip_lets_nan_through():
@@ -187,6 +219,72 @@ def test_unit_column_norm():
     assert unit_column_norm(jnp.ones((2, 2), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+def test_columns_of_moduli():
+    W = jnp.array([[3j, 0], [4, 1 + 1j]], jnp.complex64)
+    np.testing.assert_allclose(unit_column_norm(W), [[0.6j, 0], [0.8, (1 + 1j) * 0.5**0.5]], rtol=1e-6)
+    assert np.isfinite(jax.grad(lambda w: jnp.sum(unit_column_norm(w)))(jnp.zeros((3, 2)))).all()
+    with pytest.raises(TypeError, match=r"non_negative: params\['w'\]: complex numbers have no order"):
+        non_negative({"w": W})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@hypothesis.given(seed=st.integers(0, 2**32 - 1))
+def test_projected_parameters_lie_in_the_set(dtype, seed):
+    """They are the projected ones to the last digit in low precision, and where these are of the parameters' size."""
+    rng = np.random.default_rng(seed)
+    p, q = (jnp.asarray(10 ** rng.uniform(-2, 2, 50) * rng.choice([-1, 0, 1], 50), dtype) for _ in "pq")
+    moved = np.float64(apply_updates(p, project(lambda params: q).update(jnp.zeros_like(p), (), p)[0]))
+    p, q = np.float64(p), np.float64(q)
+    near = ((p / 2 <= q) & (q <= 2 * p)) | (q == 0) if dtype == "float32" else q == q
+    np.testing.assert_array_equal(moved[near], q[near])
+    assert (np.abs(moved - q) <= np.finfo(np.float32).eps * np.abs(q - p)).all()
+
+
+def test_predicates_and_projections_see_the_leaves_of_packed_parameters():
+    """And one that selects none of them, by a name of a buffer say, is an error."""
+    g = row(gradients(PARAMS, 1), 0)
+    for optimizer in (
+        freeze(adam(0.1), is_weight),
+        add_decayed_weights(0.1, is_weight),
+        add_l1_decay(0.1, lambda path: not is_weight(path)),
+        chain(sgd(0.1), project(unit_column_norm)),
+        chain(sgd(0.1), project(non_negative, is_hidden_bias)),
+    ):
+        packed = unpack(first_update(optimizer, pack(g), pack(PARAMS)))
+        chex.assert_trees_all_close(packed, first_update(optimizer, g, PARAMS), rtol=1e-6)
+        state, abstract = optimizer.init(pack(PARAMS)), optimizer.init(jax.eval_shape(pack, PARAMS))
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, abstract)
+    for make in (partial(freeze, sgd(0.1)), partial(add_decayed_weights, 0.1), partial(project, non_negative)):
+        with pytest.raises(ValueError, match=r"the predicate selects none of the leaves .*weights/0/matrix"):
+            make(where=lambda path: "buffers" in path).init(pack(PARAMS))
+
+
+@each(
+    {
+        "add_decayed_weights": add_decayed_weights(0.1),
+        "add_l1_decay": add_l1_decay(0.1),
+        "project": project(non_negative),
+    }
+)
+def test_integers_that_would_have_to_move_are_named(optimizer):
+    params = {"w": jnp.ones(2), "n": jnp.ones(2, int)}
+    with pytest.raises(TypeError, match=r"params\['n'\]: expected a floating or complex dtype, got int32"):
+        optimizer.update(params, (), params)
+    only_w = replace(optimizer, where=lambda path: path == "w")
+    chex.assert_trees_all_equal(only_w.update(params, (), params)[0]["n"], params["n"])
+
+
+def test_numbers_are_checked_in_the_dtype_of_the_parameters():
+    """Under x64 too, 1 - 1e-9 is 1 for parameters of float32: an average of nothing."""
+    with jax.enable_x64(True):
+        average = average_parameters(1 - 1e-9)
+        average.init({"w": jnp.ones(2, "float64")})
+        with pytest.raises(ValueError, match=r"decay must be in .* in float32"):
+            average.init({"w": jnp.ones(2, "float32")})
+        with pytest.raises(ValueError, match=r"weight_decay must be in .* in float32"):
+            add_decayed_weights(1e39).init({"w": jnp.ones(2, "bfloat16")})
+
+
 def test_projections_of_optax():
     def in_ball(params):
         return optax.projections.projection_l2_ball(params, 0.5)
@@ -242,6 +340,14 @@ def test_average_of_bfloat16_is_kept_in_float32():
     average = averaged_parameters(state)
     assert average.dtype == jnp.float32
     np.testing.assert_allclose(average, 1 + 2.0**-7 * 2 / 3, rtol=1e-6)
+
+
+def test_average_of_complex_parameters():
+    params = jnp.array([1 + 2j, -1j], jnp.complex64)
+    optimizer = average_parameters(0.5)
+    _, state = optimizer.update(0 * params, optimizer.init(params), params)
+    _, state = optimizer.update(params, state, params)
+    np.testing.assert_allclose(averaged_parameters(state), params * 5 / 3, rtol=1e-6)
 
 
 def test_average_before_any_update_is_zero():
@@ -400,6 +506,10 @@ def test_missing_or_misshapen_parameters_are_an_error(optimizer):
         (lambda: average_parameters(1.0), ValueError, "decay must be in"),
         (lambda: skip_nonfinite(0.1), TypeError, "expected an optimizer or transformation"),
         (lambda: freeze(None, is_weight), TypeError, "expected an optimizer or transformation"),
+        (lambda: freeze(sgd(0.1), "weights"), TypeError, "freeze: where must be a function, got 'weights'"),
+        (lambda: add_decayed_weights(0.1, True), TypeError, "where must be a function, got True"),
+        (lambda: add_l1_decay(0.1, 3), TypeError, "where must be a function, got 3"),
+        (lambda: project(0.0), TypeError, "project: projection must be a function, got 0.0"),
         (
             lambda: project(lambda p: p["layers"]).update(PARAMS, (), PARAMS),
             ValueError,

@@ -39,6 +39,15 @@ def test_a_predicate_selects_leaves_by_their_paths():
         _trees.selected("freeze", lambda path: False, TREE)
 
 
+def test_two_leaves_of_one_path_are_refused():
+    """A slash in a key is fine, as in haiku, until it makes two paths the same."""
+    assert _trees.leaf_paths({"linear/~/0": {"w": 1.0}}) == ["linear/~/0/w"]
+    for confused in ({"a/b": 1.0, "a": {"b": 1.0}}, {"a": {"0": 1.0}, "a/0": 1.0}):
+        assert _trees.selected("freeze", None, confused) == [True, True]
+        with pytest.raises(ValueError, match=r"two leaves have the path 'a/.': rename the key that contains a slash"):
+            _trees.selected("freeze", lambda path: True, confused)
+
+
 # --- checks ------------------------------------------------------------------------------------------
 
 
@@ -90,7 +99,15 @@ def test_a_scalar_is_a_copy():
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
-    [("bfloat16", "float32"), ("float16", "float32"), ("float32", "float32"), ("float64", "float64")],
+    [
+        ("complex64", "complex64"),
+        ("complex128", "complex128"),
+        ("int32", "int32"),
+        ("bfloat16", "float32"),
+        ("float16", "float32"),
+        ("float32", "float32"),
+        ("float64", "float64"),
+    ],
 )
 def test_moments_are_at_least_float32(dtype, expected):
     with jax.enable_x64(True):
@@ -98,6 +115,9 @@ def test_moments_are_at_least_float32(dtype, expected):
         zeros = _trees.zeros_like_moments({"a": jnp.ones((2, 3), dtype), "b": None})
         chex.assert_trees_all_equal(zeros, {"a": jnp.zeros((2, 3)), "b": None})
         assert zeros["a"].dtype == expected
+        if not expected.startswith("int"):
+            real = _trees.zeros_like_moments({"a": jnp.ones((2, 3), dtype)}, real=True)
+            assert real["a"].dtype == {"complex64": "float32", "complex128": "float64"}.get(expected, expected)
 
 
 # --- the norm ----------------------------------------------------------------------------------------
@@ -120,11 +140,31 @@ def test_norm_of_zero_of_nan_and_of_infinity(size):
         np.testing.assert_equal(np.asarray(norm(jnp.asarray(x))), np.abs(value))
 
 
+@hypothesis.given(size=st.sampled_from([1, 100, 10_000]), exponent=st.floats(-36, 37))
+def test_norm_of_complex_numbers_is_that_of_their_moduli(size, exponent):
+    rng = np.random.default_rng(size)
+    x = np.complex64(10**exponent) * (rng.normal(size=size) + 1j * rng.normal(size=size)).astype(np.complex64) / size
+    expected = np.sqrt(np.sum(np.abs(x.astype(np.complex128)) ** 2))
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=1e-5)
+    np.testing.assert_allclose(_trees.abs_sq(jnp.complex64(3 - 4j)), 25)
+    assert _trees.abs_sq(jnp.complex64(3 - 4j)).dtype == jnp.float32
+
+
 @pytest.mark.parametrize("size", [3, 10_000])
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
 def test_derivative_of_the_norm(size, scale):
     x = scale * jax.random.normal(jax.random.key(0), (size,))
     chex.assert_trees_all_close(jax.grad(norm)(x), x / norm(x), rtol=1e-5)
+
+
+def test_the_sum_of_weights_and_its_derivative_hold_at_the_ends():
+    """1 - bᵗ to all digits for b near 1; -t bᵗ⁻¹ also at b = 0."""
+    b, t = np.array([0.0, 0.5, 0.999, 1 - 1e-6], np.float32), np.float32([1, 2, 7])[:, None]
+    t, b = np.broadcast_arrays(t, b)
+    exact = 1 - np.float64(b) ** np.float64(t)
+    np.testing.assert_allclose(_trees.sum_of_weights(b, t), exact, rtol=2e-6)
+    derivative = jax.vmap(jax.grad(_trees.sum_of_weights))(b.ravel(), t.ravel())
+    np.testing.assert_allclose(derivative.reshape(b.shape), -t * np.float64(b) ** (t - 1), rtol=1e-6)
 
 
 def test_root_has_a_derivative_at_zero():

@@ -1,0 +1,314 @@
+"""Laws that every optimizer and transform obeys, over random trees, shapes and dtypes, real and complex.
+
+Random trees are updated without jit, where a compiled leaf serves all trees. What compiles a whole step sees one tree.
+"""
+
+from functools import partial
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from problems import CLASSIC, OPTIMIZERS, TEXTBOOK, each, row, step
+
+import paysage_jax as pj
+
+DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+SHAPES = {"scalar": (), "matrix": (2, 3), "empty": (0, 2)}
+JOINED = {"two": (2,), "three": (3,)}
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def draw(rng, shape, dtype, decades=(-2, 1)):
+    """Numbers whose sizes are spread over these decades."""
+    x = 10 ** rng.uniform(*decades, size=shape) * rng.choice([-1, 1], size=shape)
+    if dtype.startswith("complex"):
+        x = x * np.exp(1j * rng.uniform(0, 2 * np.pi, size=shape))
+    return jnp.asarray(x, dtype)
+
+
+def built(specs, seed):
+    """A tree of arrays from one of words such as "float32 matrix"."""
+    rng = np.random.default_rng(seed)
+
+    def array(spec):
+        dtype, shape = spec.split()
+        return draw(rng, (SHAPES | JOINED)[shape], dtype)
+
+    return jax.tree.map(array, specs)
+
+
+def drawn_like(tree, seed, decades=(-2, 1)):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: draw(rng, x.shape, x.dtype.name, decades), tree)
+
+
+def trees():
+    """Random trees of leaves of every shape and dtype."""
+    specs = st.sampled_from([f"{dtype} {shape}" for dtype in DTYPES for shape in SHAPES])
+    nested = st.recursive(
+        specs,
+        lambda x: st.lists(x, max_size=3) | st.tuples(x, st.none()) | st.dictionaries(st.sampled_from("abc"), x),
+        max_leaves=5,
+    )
+
+    return st.builds(built, nested, SEEDS)
+
+
+# One tree with a leaf of every dtype, and three that `center` knows.
+SPECS = {
+    "layers": [{"loc": "bfloat16 two"}, {"loc": "float32 three"}],
+    "weights": [{"matrix": "float16 matrix"}],
+    "more": ("float64 matrix", "complex64 matrix", None, "complex128 matrix"),
+    "empty": "float32 empty",
+}
+with jax.enable_x64(True):
+    EVERYTHING = built(SPECS, 0)
+
+
+def is_matrix(path):
+    return path.endswith("matrix")
+
+
+def is_bias(path):
+    return path.endswith("loc")
+
+
+WITHOUT_DECAY = {name: optimizer for name, optimizer in OPTIMIZERS.items() if name != "adamw"}
+COMPOSED = {
+    "before": pj.chain(
+        pj.clip_by_global_norm(1.0), pj.add_decayed_weights(0.1, is_matrix), pj.add_l1_decay(0.1), pj.sgd(0.1)
+    ),
+    "after": pj.chain(
+        pj.adam(pj.power_law_decay(0.1)),
+        pj.project(pj.unit_column_norm, is_matrix),
+        pj.average_parameters(0.9),
+        pj.track_convergence(1e-3, patience=2),
+    ),
+    "skip": pj.skip_nonfinite(pj.rmsprop(0.01)),
+    "freeze": pj.freeze(pj.adam(0.01), is_bias),
+    "pack_moments": pj.pack_moments(pj.adam(0.01, weight_decay=0.1)),
+    "center": pj.chain(pj.center(), pj.momentum(0.1)),
+}
+
+
+def assert_close(actual, expected, ulps=4, shared=0.0):
+    """Equal but for some units in the last place of each leaf's largest element, or of `shared` if that is coarser."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+
+    def check(a, e):
+        assert a.dtype == e.dtype
+        assert a.shape == e.shape
+        inexact = jnp.issubdtype(e.dtype, jnp.inexact)
+        wide = np.complex128 if jnp.iscomplexobj(e) else np.float64
+        a, e, eps = (
+            np.asarray(a, wide),
+            np.asarray(e, wide),
+            max(float(jnp.finfo(e.dtype).eps), shared) if inexact else 0.0,
+        )
+        np.testing.assert_allclose(a, e, rtol=0, atol=ulps * eps * np.max(np.abs(e), initial=0))
+
+    jax.tree.map(check, actual, expected)
+
+
+def assert_equal(actual, expected):
+    assert_close(actual, expected, ulps=0)
+
+
+def times(tree, factor):
+    return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), tree)
+
+
+def updates_of(optimizer, params, gradients):
+    """The updates, one after the other, without jit."""
+    state, collected = optimizer.init(params), []
+    for gradient in gradients:
+        updates, state, params = step(optimizer, gradient, state, params)
+        collected.append(updates)
+    return collected
+
+
+# --- over random trees -------------------------------------------------------------------------------
+
+
+@each(WITHOUT_DECAY | {"clip": pj.clip_by_global_norm(1.0), "average": pj.average_parameters(0.9)})
+@given(params=trees())
+def test_zero_gradients_give_zero_updates(optimizer, params):
+    zeros = times(params, 0)
+    for updates in updates_of(optimizer, params, [zeros] * 2):
+        assert_equal(updates, zeros)
+
+
+# Powers of two, so that the laws hold to the last digit.
+EXPONENTS = st.integers(-3, 3)
+
+
+@each({name: OPTIMIZERS[name] for name in ("sgd", "momentum", "nesterov", "classic_sgd", "classic_momentum")})
+@given(params=trees(), seed=SEEDS, exponent=EXPONENTS)
+def test_a_linear_optimizer_scales_with_the_gradient(optimizer, params, seed, exponent):
+    g = [drawn_like(params, seed + i) for i in range(2)]
+    expected = [times(u, 2.0**exponent) for u in updates_of(optimizer, params, g)]
+    assert_equal(updates_of(optimizer, params, [times(x, 2.0**exponent) for x in g]), expected)
+
+
+@each({"rmsprop": pj.rmsprop(0.01, eps=0.0), "adam": pj.adam(0.01, eps=0.0)})
+@given(params=trees(), seed=SEEDS, exponent=EXPONENTS)
+def test_a_normalised_optimizer_does_not_know_the_scale(optimizer, params, seed, exponent):
+    g = [drawn_like(params, seed + i) for i in range(2)]
+    assert_close(
+        updates_of(optimizer, params, [times(x, 2.0**exponent) for x in g]), updates_of(optimizer, params, g), ulps=2
+    )
+
+
+@given(params=trees(), seed=SEEDS, exponent=EXPONENTS)
+def test_clipping_scales_with_its_bound(params, seed, exponent):
+    g, factor = drawn_like(params, seed), 2.0**exponent
+    expected = times(pj.clip_by_global_norm(1.0).update(g, ())[0], factor)
+    assert_close(pj.clip_by_global_norm(factor).update(times(g, factor), ())[0], expected, ulps=2)
+
+
+@each(OPTIMIZERS)
+@given(leaves=st.lists(trees(), min_size=2, max_size=3), seed=SEEDS)
+def test_no_leaf_knows_of_another(optimizer, leaves, seed):
+    """Leaves in another order get the same updates."""
+    g = drawn_like(leaves, seed)
+    (forward,), (backward,) = updates_of(optimizer, leaves, [g]), updates_of(optimizer, leaves[::-1], [g[::-1]])
+    assert_close(backward[::-1], forward, ulps=2)
+
+
+@each({"sgd": TEXTBOOK["sgd"], "adam": TEXTBOOK["adam"], "classic_adam": CLASSIC["classic_adam"]})
+@given(params=trees(), seed=SEEDS, angle=st.sampled_from([1, 2, 3]))
+def test_a_turned_complex_gradient_gives_a_turned_update(optimizer, params, seed, angle):
+    """The optimizers know no axes of the complex plane: quarter turns are exact."""
+
+    def turned(tree):
+        return jax.tree.map(lambda x: x * jnp.asarray(1j**angle, x.dtype) if jnp.iscomplexobj(x) else x, tree)
+
+    g = drawn_like(params, seed)
+    (updates,), (expected,) = updates_of(optimizer, turned(params), [turned(g)]), updates_of(optimizer, params, [g])
+    assert_close(updates, turned(expected), ulps=2)
+
+
+# --- one run, many ways ------------------------------------------------------------------------------
+
+STEPS = 4
+
+
+@partial(jax.jit, donate_argnames=("state", "params"))
+def donating_step(optimizer, gradient, state, params):
+    return one_step(optimizer, gradient, state, params)
+
+
+def one_step(optimizer, gradient, state, params):
+    """What `center` takes comes with every step."""
+    statistics = pj.PhaseStatistics(jnp.zeros(()), jnp.zeros(()), gradient, gradient)
+    return step(optimizer, gradient, state, params, statistics=statistics)
+
+
+@jax.jit
+def scanned(optimizer, params, gradients):
+    def body(carry, gradient):
+        updates, *carry = one_step(optimizer, gradient, *carry)
+        return carry, updates
+
+    (state, params), updates = jax.lax.scan(body, [optimizer.init(params), params], gradients)
+    return updates, state, params
+
+
+def looped(each_step, optimizer, params, gradients):
+    state, collected = optimizer.init(params), []
+    for t in range(STEPS):
+        updates, state, params = each_step(optimizer, row(gradients, t), state, params)
+        collected.append(updates)
+    return jax.tree.map(lambda *u: jnp.stack(u), *collected), state, params
+
+
+def restoring_step(optimizer, gradient, *carry):
+    """With state and parameters through numpy and back."""
+    return donating_step(optimizer, gradient, *jax.tree.map(lambda x: jnp.array(np.array(x)), carry))
+
+
+def two_side_by_side(optimizer, params, gradients):
+    """The second of two models that a vmap of a scan trains."""
+    both = [jax.tree.map(lambda x: jnp.stack([-x, x]), tree) for tree in (params, gradients)]
+    return row(jax.vmap(scanned, in_axes=(None, 0, 0))(optimizer, *both), 1)
+
+
+@each(OPTIMIZERS | COMPOSED)
+def test_every_way_is_the_same_run(optimizer):
+    """Loops without jit, with jit and donation, restored at every step; a vmap of a scan, on packed trees."""
+    gradients = drawn_like(jax.tree.map(lambda p: jnp.stack([p] * STEPS), EVERYTHING), 1)
+    # What is computed of all leaves has the precision of the coarsest: the norms of clip, the magnitude.
+    close = partial(assert_close, ulps=8, shared=2.0**-8 if optimizer in (COMPOSED["before"], COMPOSED["after"]) else 0)
+    donated = looped(donating_step, optimizer, jax.tree.map(jnp.copy, EVERYTHING), gradients)
+    assert_equal(looped(restoring_step, optimizer, EVERYTHING, gradients), donated)
+    close(looped(one_step, optimizer, EVERYTHING, gradients), donated)
+    if optimizer in (COMPOSED["center"], COMPOSED["pack_moments"]):  # which want a tree
+        close(two_side_by_side(optimizer, EVERYTHING, gradients), donated)
+    else:
+        packed = jax.tree.map(lambda *g: jnp.stack(g), *[pj.pack(row(gradients, t)) for t in range(STEPS)])
+        updates, state, params = two_side_by_side(optimizer, pj.pack(EVERYTHING), packed)
+        updates = jax.tree.map(lambda *u: jnp.stack(u), *[pj.unpack(row(updates, t)) for t in range(STEPS)])
+        close((updates, pj.unpack_all(state), pj.unpack(params)), donated)
+
+
+# --- extreme gradients -------------------------------------------------------------------------------
+
+NORMALISED = {name: o for name, o in OPTIMIZERS.items() if hasattr(o, "eps") or hasattr(o, "mean_square_weight")}
+SIZES = np.float32([1e-42, 1e-38, 1e-30, 1e-19, 1e-10, 1, 1e10, 1e18, 1e20, 1e30, np.nan, np.inf, -np.inf])
+
+
+@jax.jit
+def on_extremes(optimizer, sizes):
+    """The updates for gradients of these sizes, and those for gradients of 1 after them, in float32."""
+    state, params = optimizer.init(sizes), jnp.zeros_like(sizes)
+    first, state, params = step(optimizer, sizes, state, params)
+    return first, step(optimizer, jnp.ones_like(sizes), state, params)[0]
+
+
+@each(OPTIMIZERS)
+def test_no_element_knows_of_another_however_extreme(optimizer):
+    first, then = on_extremes(optimizer, SIZES)
+    tame = np.where(np.isfinite(SIZES), SIZES, 1)
+    expected_first, expected_then = on_extremes(optimizer, tame)
+    finite = np.isfinite(SIZES)
+    np.testing.assert_array_equal(first[finite], expected_first[finite])
+    np.testing.assert_array_equal(then[finite], expected_then[finite])
+    assert np.isfinite(first[finite]).all()
+    assert (np.sign(first[finite]) <= 0).all()
+
+
+@each(OPTIMIZERS)
+def test_what_is_not_finite_stays_in_the_moments(optimizer):
+    first, then = (np.asarray(u)[-3:] for u in on_extremes(optimizer, SIZES))
+    assert np.isnan(first[0])
+    assert not np.isfinite(first[1:]).any()
+    has_moments = len(optimizer.init(SIZES)) > 2
+    assert (np.isfinite(then) & (then != 0)).any() != has_moments
+
+
+@each(NORMALISED)
+def test_an_element_whose_square_overflows_moves_no_more(optimizer):
+    first, then = on_extremes(optimizer, SIZES)
+    overflows = np.isfinite(SIZES) & (SIZES > 1.9e19)
+    assert overflows.sum() == 2
+    assert (first[overflows] == 0).all()
+    assert (then[overflows] == 0).all()
+
+
+@each(NORMALISED)
+def test_an_element_whose_square_vanishes_is_divided_by_eps_alone(optimizer):
+    first = on_extremes(optimizer, SIZES)[0][2]  # of 1e-30
+    eps = {"adam": 1e-8, "adamw": 1e-8, "rmsprop": 1e-4}
+    names = {id(o): name for name, o in NORMALISED.items()}
+    w = getattr(optimizer, "mean_weight", 0.0)  # classic: (m / (1 - w)) / √2⁻²³
+    expected = -0.01 * 1e-30 / eps.get(names[id(optimizer)], 2**-11.5 * (1 - w))
+    np.testing.assert_allclose(first, expected, rtol=1e-5)
