@@ -139,7 +139,7 @@ def updates_of(optimizer, params, gradients):
 # --- over random trees -------------------------------------------------------------------------------
 
 
-@each(WITHOUT_DECAY | {"clip": pj.clip_by_global_norm(1.0), "average": pj.average_parameters(0.9)})
+@each(WITHOUT_DECAY | {"average": pj.average_parameters(0.9)})
 @given(params=trees())
 def test_zero_gradients_give_zero_updates(optimizer, params):
     zeros = times(params, 0)
@@ -168,9 +168,10 @@ def test_a_normalised_optimizer_does_not_know_the_scale(optimizer, params, seed,
     )
 
 
-@given(params=trees(), seed=SEEDS, exponent=EXPONENTS)
-def test_clipping_scales_with_its_bound(params, seed, exponent):
-    g, factor = drawn_like(params, seed), 2.0**exponent
+@given(seed=SEEDS, exponent=EXPONENTS)
+def test_clipping_scales_with_its_bound(seed, exponent):
+    g, factor = drawn_like(EVERYTHING, seed), 2.0**exponent
+    assert_equal(pj.clip_by_global_norm(factor).update(times(g, 0), ())[0], times(g, 0))
     expected = times(pj.clip_by_global_norm(1.0).update(g, ())[0], factor)
     assert_close(pj.clip_by_global_norm(factor).update(times(g, factor), ())[0], expected, ulps=2)
 
@@ -199,7 +200,7 @@ def test_a_turned_complex_gradient_gives_a_turned_update(optimizer, params, seed
 
 # --- one run, many ways ------------------------------------------------------------------------------
 
-STEPS = 4
+STEPS = 3
 
 
 @partial(jax.jit, donate_argnames=("state", "params"))
