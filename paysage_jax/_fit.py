@@ -167,9 +167,9 @@ def _drive(
     checkpoint_every: int,
 ) -> FitResult:
     """Calls of the compiled program, each of a few epochs, and what is to be done on the host between them."""
-    history = History(result.history)
+    history, piece = History(result.history), 1
     began = done = int(result.epochs_done)
-    piece = 1
+    interrupted = jnp.array(Outcome.INTERRUPTED, jnp.int32)  # made now: then it would wait for the epoch
     try:
         while done < epochs and int(result.outcome) == Outcome.EPOCHS_EXHAUSTED:
             stop = min(epochs, done + piece, (done // every + capacity) * every)
@@ -195,7 +195,7 @@ def _drive(
         if disk:
             disk.wait()
     except BaseException as error:  # Ctrl-C too: no finished epoch is thrown away
-        error.result = result = result._replace(outcome=jnp.array(Outcome.INTERRUPTED, jnp.int32))  # type: ignore
+        error.result = result = result._replace(outcome=interrupted)  # type: ignore
         done = int(result.epochs_done)
         error.add_note(f"fit: epochs done: {done}. They are this exception's `result`, for fit(..., resume=result)")
         if disk and done > began:
@@ -268,7 +268,8 @@ def _wait(x: jax.Array) -> None:
 
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
-    waiting.join()
+    while waiting.is_alive():  # a signal that another thread gets does not wake this one
+        waiting.join(0.1)
 
 
 def _bar(epochs: int, done: int) -> Any:

@@ -14,7 +14,7 @@ from ._base import State, apply_updates, as_transformation, find_states
 from ._convergence import ConvergenceState, converged, still_converged
 from ._data import Batch, batch_size_of
 from ._estimators import Estimator, EstimatorState
-from ._metrics import early_stopping, empty_rows, measure, scalars_of
+from ._metrics import early_stopping, measure, scalars_of
 from ._trees import Params, all_finite
 
 
@@ -218,7 +218,8 @@ def run_epochs(
         return take_row(result, key, statistics, metrics, stopping, data)
 
     if not history:
-        history, first_row = empty_rows(jax.eval_shape(row, result, zeros)[1], rows), result.epochs_done // every
+        shapes, first_row = jax.eval_shape(row, result, zeros)[1], result.epochs_done // every
+        history = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), shapes)
 
     def epoch(carry: Any) -> Any:
         result, _ = carry

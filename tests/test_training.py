@@ -1,8 +1,5 @@
-"""The step and the run: against plain Python loops, the class shim and scikit-learn; cut, resumed and mapped."""
+"""The step and the epochs: against plain Python loops, the class shim and scikit-learn; mapped by `jax.vmap`."""
 
-import pickle
-import sys
-from contextlib import contextmanager
 from typing import Any
 
 import chex
@@ -10,11 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint
 import pytest
-from problems import GOLDEN, MANIFEST, golden, row
+from problems import GOLDEN, MANIFEST, classic_optimizer, golden, row
+from runs import (
+    BATCH,
+    DATA,
+    IMAGES,
+    KEY,
+    KINDS,
+    PARAMS,
+    ROWS,
+    assert_trees_close,
+    batches_of,
+    each_kind,
+    regression,
+    squares,
+    train,
+)
 from sklearn.linear_model import LogisticRegression
-from test_convergence import classic_optimizer
 
 import paysage_jax
 from paysage_jax import (
@@ -24,68 +34,16 @@ from paysage_jax import (
     Transformation,
     adam,
     add_decayed_weights,
-    average_parameters,
-    center,
     chain,
     fit,
     loss_gradient,
     per_epoch,
-    persistent_contrastive_divergence,
     power_law_decay,
-    rbm,
     sgd,
-    skip_nonfinite,
     static,
     track_convergence,
     train_step,
 )
-
-KEY = jax.random.key(0)
-
-# Squares, on rows of which the last batch holds only three: no chance in it, and soon compiled.
-ROWS, BATCH = 23, 5
-rng = np.random.default_rng(0)
-DATA = {"x": rng.normal(size=(ROWS, 3)).astype(np.float32), "y": rng.normal(size=ROWS).astype(np.float32)}
-PARAMS = {"w": jnp.zeros(3), "b": jnp.ones(1)}
-
-
-def squares(params, batch):
-    return jnp.mean((batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2)
-
-
-regression = loss_gradient(squares)
-
-
-def batches_of(data):
-    """The batches in the order of the data."""
-    rows = len(jax.tree.leaves(data)[0])
-    return [jax.tree.map(lambda x, i=i: x[i : i + BATCH], data) for i in range(0, rows, BATCH)]
-
-
-KINDS = {"in memory": lambda data: (data, {"batch_size": BATCH}), "iterable": lambda data: (batches_of(data), {})}
-each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-
-
-def assert_trees_close(actual, expected, atol=1e-5):
-    chex.assert_trees_all_equal_structs(actual, expected)
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=atol), actual, expected)
-
-
-@contextmanager
-def compilations():
-    """A list that grows with every program that is compiled."""
-    programs = []
-
-    def listener(name, seconds, **extra):
-        if name == "/jax/core/compile/backend_compile_duration":
-            programs.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
-        yield programs
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
-
 
 # --- the step ----------------------------------------------------------------------------------------
 
@@ -329,121 +287,7 @@ def test_a_bad_gradient_without_protection_ends_the_run():
     assert (int(result.epochs_done), result.outcome) == (0, Outcome.NON_FINITE)
 
 
-# --- metrics -----------------------------------------------------------------------------------------
-
-
-def weights(params, key):
-    return params["w"]
-
-
-def count(params, key):
-    return jnp.sum(params["w"] > 0)
-
-
-def a_draw(params, key):
-    return jax.random.uniform(key)
-
-
-METRICS = {"weights": weights, "count": count, "draw": a_draw}
-
-
-@each_kind
-def test_history_holds_the_metrics_of_every_second_epoch(kind):
-    data, options = kind(DATA)
-    run = dict(key=KEY, shuffle=False, metrics=METRICS, metrics_every=2, **options)
-    history = fit(PARAMS, adam(0.1), regression, data, epochs=5, **run).history
-    np.testing.assert_array_equal(history["epoch"], [2, 4])
-    chex.assert_shape((history["weights"], history["count"], history["draw"]), [(2, 3), (2,), (2,)])
-    assert history["draw"][0] != history["draw"][1]
-    for i, epochs in enumerate((2, 4)):
-        shorter = fit(PARAMS, adam(0.1), regression, data, epochs=epochs, **run)
-        np.testing.assert_array_equal(history["weights"][i], weights(shorter.params, None))
-        np.testing.assert_array_equal(history["count"][i], count(shorter.params, None))
-    assert jnp.any(history["weights"][0] != history["weights"][1])
-
-
-@each_kind
-def test_a_history_ends_with_the_run(kind):
-    data, options = kind(DATA)
-    optimizer = chain(sgd(per_epoch(power_law_decay(0.1, decay_rate=1e9))), track_convergence(1e-6))
-    result = fit(PARAMS, optimizer, regression, data, epochs=6, key=KEY, shuffle=False, metrics=METRICS, **options)
-    assert result.outcome == Outcome.CONVERGED
-    assert int(result.epochs_done) == 2
-    np.testing.assert_array_equal(result.history["epoch"], [1, 2])
-    assert np.all(np.isfinite(result.history["weights"]))
-
-
-def test_rows_never_reached_under_vmap_are_told_by_their_epoch():
-    """NaN where there is one; bool and integers have none."""
-    kinds = {
-        "real": lambda params, key: params["w"],
-        "complex": lambda params, key: jax.lax.complex(params["w"], params["w"]),
-        "flag": lambda params, key: jnp.array(True),
-        "unsigned": lambda params, key: {"tree": (jnp.ones((2, 1), jnp.uint8),)},
-    }
-
-    def run(tolerance):
-        optimizer = chain(sgd(per_epoch(power_law_decay(0.1, decay_rate=1e9))), track_convergence(tolerance))
-        return fit(PARAMS, optimizer, regression, DATA, epochs=4, batch_size=BATCH, key=KEY, metrics=kinds)
-
-    history = jax.vmap(run)(jnp.array([1e-6, 0.0])).history
-    np.testing.assert_array_equal(history["epoch"], [[1, 2, -1, -1], [1, 2, 3, 4]])
-    assert np.all(np.isnan(history["real"]) == (history["epoch"] < 0)[..., None])
-    assert np.all(np.isnan(history["complex"]) == (history["epoch"] < 0)[..., None])
-    assert np.all(history["flag"] == (history["epoch"] > 0))
-    assert history["flag"].dtype == bool
-    np.testing.assert_array_equal(history["unsigned"]["tree"][0][0, :, 0, 0], [1, 1, 255, 255])
-
-
-def test_a_metric_may_not_be_called_epoch():
-    with pytest.raises(ValueError, match="epoch"):
-        fit(PARAMS, sgd(0.1), regression, DATA, metrics={"epoch": a_draw}, **RUN)
-
-
 # --- everything at once: a Boltzmann machine, with chance in every part of the run -------------------
-
-
-class Poisoned(Estimator):
-    """Another estimator, except that the gradient of step number `at` is NaN; the chain state is (steps, its own)."""
-
-    estimator: Estimator
-    at: int
-
-    def init(self, params, batch, key):
-        return jnp.int32(0), self.estimator.init(params, batch, key)
-
-    def estimate(self, params, batch, estimator_state, key):
-        step, estimator_state = estimator_state
-        gradient, estimator_state, statistics = self.estimator.estimate(params, batch, estimator_state, key)
-        gradient = jax.tree.map(lambda g: jnp.where(step == self.at, jnp.nan, g), gradient)
-        return gradient, (step + 1, estimator_state), statistics
-
-
-IMAGES = (rng.random((20, 6)) < 0.3).astype(np.float32)
-MACHINE = {
-    "layers": [{"loc": jnp.zeros(6)}, {"loc": jnp.zeros(2)}],
-    "weights": [{"matrix": jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)}],
-}
-pcd = persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, chains=4)
-
-
-def first_weight(params, key):
-    return params["weights"][0]["matrix"][0, 0]
-
-
-def train(data, options, *, params=MACHINE, epochs=4, key=KEY, learning_rate=0.1, tolerance=1e-9, nan_at=-1, **more):
-    """Few programs for many tests: all that follows runs the same ones, but for the number of epochs."""
-    optimizer = skip_nonfinite(
-        chain(
-            center(0.9),
-            adam(per_epoch(power_law_decay(learning_rate))),
-            average_parameters(0.9),
-            track_convergence(tolerance),
-        )
-    )
-    metrics = {"weight": first_weight, "draw": a_draw}
-    estimator = Poisoned(pcd, nan_at)
-    return fit(params, optimizer, estimator, data, epochs=epochs, key=key, metrics=metrics, **options, **more)
 
 
 @pytest.mark.parametrize("generator", ["threefry2x32", "rbg", "unsafe_rbg"])
@@ -473,55 +317,6 @@ def test_one_nan_gradient_is_skipped_and_counted_once(kind):
     assert int(result.estimator_state[0]) == 16
 
 
-def through_pickle(result):
-    return pickle.loads(pickle.dumps(result))
-
-
-def through_orbax(result, folder):
-    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / "result", result)
-        checkpointer.wait_until_finished()
-        return checkpointer.restore(folder / "result", jax.tree.map(jnp.zeros_like, result))
-
-
-@each_kind
-@pytest.mark.parametrize("cut", [1, 3])
-def test_a_cut_run_ends_bit_for_bit_as_if_never_cut(kind, cut, tmp_path):
-    data, options = kind(IMAGES)
-    uncut, first = train(data, options), train(data, options, epochs=cut)
-    restored = through_pickle(first) if cut == 1 else through_orbax(first, tmp_path)
-    chex.assert_trees_all_equal(restored, first)
-    for _ in range(2):  # what was resumed from is still there, to be resumed again
-        resumed = train(data, options, params=None, resume=restored)
-        chex.assert_trees_all_equal(resumed, uncut)
-        chex.assert_trees_all_equal_shapes_and_dtypes(resumed, uncut)
-    assert jnp.any(uncut.params["weights"][0]["matrix"] != first.params["weights"][0]["matrix"])
-
-
-@each_kind
-def test_a_converged_run_stays_as_it_was(kind):
-    data, options = kind(IMAGES)
-    converged = train(data, options, tolerance=np.inf)
-    assert (int(converged.epochs_done), int(converged.outcome)) == (1, Outcome.CONVERGED)
-    chex.assert_trees_all_equal(train(data, options, params=None, tolerance=np.inf, resume=converged), converged)
-
-
-@each_kind
-def test_fit_compiles_once(kind):
-    """Another learning rate, tolerance, seed, parameters and data of the same shape: no second compilation."""
-    first = train(*kind(IMAGES))
-    other = jax.tree.map(lambda p: p + 1, MACHINE)
-    with compilations() as programs:
-        key = jax.random.key(1)
-        second = train(*kind(1 - IMAGES), params=other, key=key, learning_rate=0.2, tolerance=1e-8)
-        assert not programs
-        train(*kind(IMAGES), epochs=5)
-        assert not programs
-        train(*kind(IMAGES[:, :4]), params=jax.tree.map(lambda p: p[:4] if p.shape[0] == 6 else p, MACHINE))
-        assert programs  # other shapes are other programs: they are counted
-    assert first_weight(first.params, None) != first_weight(second.params, None)
-
-
 def test_a_sweep_over_learning_rates_and_keys_equals_single_runs():
     rates, keys = jnp.array([0.01, 0.1, 0.5]), jax.random.split(KEY, 2)
     run = KINDS["in memory"](IMAGES)
@@ -549,49 +344,7 @@ def test_members_of_a_sweep_stop_each_at_its_own_epoch():
     assert len(set(sweep.epochs_done.tolist())) == 3
 
 
-@each_kind
-def test_a_progress_bar_changes_nothing(kind, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # else the bar is not drawn
-    plain = train(*kind(IMAGES))
-    assert capsys.readouterr().err == ""
-    chex.assert_trees_all_equal(train(*kind(IMAGES), progress=True), plain)
-    assert "4/4" in capsys.readouterr().err
-
-
-def test_a_progress_bar_ends_with_the_run(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    result = train(*KINDS["in memory"](IMAGES), tolerance=np.inf, progress=True)
-    assert result.outcome == Outcome.CONVERGED
-    assert "1/4" in capsys.readouterr().err
-
-
 # --- what belongs to the caller ----------------------------------------------------------------------
-
-
-@each_kind
-@pytest.mark.parametrize("array", [np.array, jnp.array], ids=["numpy", "jax"])
-def test_no_argument_is_modified_or_deleted(kind, array):
-    params, rows = jax.tree.map(array, (PARAMS, DATA))
-    data, options = kind(rows)
-    result = fit(params, adam(0.1), regression, data, epochs=2, key=KEY, **options)
-    before = jax.tree.map(np.array, result)
-    fit(None, adam(0.1), regression, data, epochs=3, key=KEY, resume=result, **options)
-    chex.assert_trees_all_equal((params, rows, result), (PARAMS, DATA, before))
-
-
-def test_a_loader_may_fill_one_buffer_again_and_again():
-    class Loader:
-        buffer = np.empty((BATCH, 3), np.float32)
-
-        def __iter__(self):
-            for i in range(0, ROWS - BATCH, BATCH):
-                self.buffer[:] = DATA["x"][i : i + BATCH]
-                yield self.buffer
-
-    estimator = loss_gradient(lambda w, x: jnp.mean((x @ w - 1) ** 2))
-    separate = [batch.copy() for batch in Loader()]
-    results = [fit(jnp.zeros(3), sgd(0.1), estimator, data, epochs=3, key=KEY) for data in (Loader(), separate)]
-    chex.assert_trees_all_equal(*results)
 
 
 class Anchored(Transformation):
@@ -609,84 +362,3 @@ def test_a_state_may_hold_the_parameters_themselves(kind):
     data, options = kind(DATA)
     result = fit(PARAMS, Anchored(), regression, data, epochs=2, key=KEY, **options)
     chex.assert_trees_all_equal(result.optimizer_state, PARAMS)
-
-
-# --- mistakes ----------------------------------------------------------------------------------------
-
-RUN = dict(epochs=2, batch_size=BATCH, key=KEY)
-
-
-@pytest.mark.parametrize(
-    ("data", "change", "error", "message"),
-    [
-        (DATA, dict(epochs=0), ValueError, "epochs must be a whole number from 1 on"),
-        (DATA, dict(epochs=1.5), TypeError, "epochs must be a whole number"),
-        (DATA, dict(metrics_every=0), ValueError, "metrics_every must be a whole number from 1 on"),
-        (DATA, dict(key=3), TypeError, r"key must be a key, jax.random.key\(3\)"),
-        (DATA, dict(batch_size=None), ValueError, "batch_size must be from 1 to the 23 rows of data, got None"),
-        (DATA, dict(batch_size=24), ValueError, "batch_size must be from 1 to the 23 rows of data, got 24"),
-        (DATA, dict(batch_size=0), ValueError, r"batch_size must be .*, got 0"),
-        (DATA, dict(batch_size=5.0), (TypeError, ValueError), "batch_size must be"),
-        (DATA | {"y": DATA["y"][1:]}, {}, ValueError, r"leading batch axis.*data\['x'\] \(23, 3\), data\['y'\] \(22,"),
-        (3, dict(batch_size=None), TypeError, "data"),
-        ([], dict(batch_size=None), ValueError, "data yielded no batch"),
-        (batches_of(DATA), {}, ValueError, "batch_size does not go with an iterable"),
-        ((batch for batch in batches_of(DATA)), dict(batch_size=None), ValueError, "data is an iterator"),
-        (map(dict, batches_of(DATA)), dict(batch_size=None), ValueError, "data is an iterator"),
-    ],
-)
-def test_mistakes_are_named(data, change, error, message):
-    with pytest.raises(error, match=message):
-        fit(PARAMS, sgd(0.1), regression, data, **(RUN | change))
-
-
-def test_a_loader_that_runs_dry_is_an_error():
-    class Once:
-        batches = batches_of(DATA)
-
-        def __iter__(self):
-            yield from self.batches
-            self.batches = []
-
-    with pytest.raises(ValueError, match="data yielded no batch in epoch 1"):
-        fit(PARAMS, sgd(0.1), regression, Once(), epochs=2, key=KEY)
-
-
-def test_an_optimizer_that_is_none_is_an_error():
-    with pytest.raises(TypeError, match="expected an optimizer or transformation"):
-        fit(PARAMS, None, regression, DATA, **RUN)
-
-
-class Plain:
-    """An optimizer, or an estimator, that was not made a pytree."""
-
-    def init(self, params, *rest):
-        return ()
-
-    def update(self, updates, state, params=None, **extra):
-        return updates, state
-
-    def estimate(self, params, batch, estimator_state, key):
-        return params, estimator_state, None
-
-
-def test_an_estimator_that_is_no_pytree_is_named():
-    with pytest.raises(TypeError, match=r"Plain.*static"):
-        fit(PARAMS, sgd(0.1), Plain(), DATA, **RUN)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(metrics={}), r"expected the metrics \['draw', .* of resume, got \['epoch'"),
-        (dict(metrics={"other": a_draw}), r"expected the metrics \['draw', .* of resume"),
-        (dict(metrics={"draw": weights}), "draw"),
-        (dict(metrics_every=2), "metrics_every"),
-    ],
-    ids=["none", "another name", "another shape", "another rhythm"],
-)
-def test_metrics_changed_on_resume_are_an_error(change, message):
-    run = dict(batch_size=BATCH, key=KEY, metrics={"draw": a_draw})
-    first = fit(PARAMS, sgd(0.1), regression, DATA, epochs=2, **run)
-    with pytest.raises(ValueError, match=message):
-        fit(None, sgd(0.1), regression, DATA, epochs=4, resume=first, **(run | change))

@@ -1,0 +1,536 @@
+"""A whole run: what it calls on the way, how it stops, what a broken one leaves, how it goes on, what it compiles."""
+
+import pickle
+import sys
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import row
+from runs import (
+    BATCH,
+    DATA,
+    IMAGES,
+    KEY,
+    KINDS,
+    MACHINE,
+    PARAMS,
+    assert_identical,
+    assert_trees_close,
+    batches_of,
+    compilations,
+    each_kind,
+    first_weight,
+    python,
+    regress,
+    regress_slowly,
+    regression,
+    stopping,
+    train,
+)
+
+from paysage_jax import (
+    Outcome,
+    adam,
+    chain,
+    classic,
+    fit,
+    loss_gradient,
+    reconstruction_error,
+    rmsprop,
+    sgd,
+    skip_nonfinite,
+    track_convergence,
+)
+
+in_memory = KINDS["in memory"]
+RUN = dict(epochs=2, batch_size=BATCH, key=KEY)
+
+
+def how(result):
+    """(epochs done, outcome)."""
+    return int(result.epochs_done), Outcome(int(result.outcome))
+
+
+# --- the callback ------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_a_callback_gets_the_result_so_far_after_every_measurement_and_changes_nothing(kind):
+    seen = []
+    assert_identical(regress(kind, callback=seen.append), regress(kind))
+    assert [int(result.epochs_done) for result in seen] == list(range(1, 9))
+    for result in (seen[0], seen[4]):
+        assert_identical(result, regress(kind, epochs=int(result.epochs_done)))
+
+
+@each_kind
+def test_a_callback_is_called_at_measurements_only(kind):
+    seen = []
+    regress(kind, epochs=7, metrics_every=3, callback=lambda result: seen.append(result.history["epoch"].tolist()))
+    assert seen == [[3], [3, 6]]
+
+
+TRUE = {"True": True, "numpy": np.float32(1) > 0, "jax": jnp.array(True)}
+
+
+@pytest.mark.parametrize("answer", TRUE.values(), ids=TRUE.keys())
+def test_a_callback_stops_the_run_and_resuming_goes_on_as_if_it_had_not(answer):
+    stopped = regress(in_memory, callback=lambda result: answer if result.epochs_done == 3 else None)
+    assert how(stopped) == (3, Outcome.STOPPED)
+    assert_identical(regress(in_memory, resume=stopped), regress(in_memory))
+
+
+def test_a_callback_stops_a_run_on_batches():
+    kind = KINDS["iterable"]
+    stopped = regress(kind, callback=lambda result: result.epochs_done == 3)
+    assert how(stopped) == (3, Outcome.STOPPED)
+    assert_identical(regress(kind, resume=stopped), regress(kind))
+
+
+@pytest.mark.parametrize("answer", [None, False, 1, "stop", np.ones(2, bool)[:0], jnp.array(1.0)])
+def test_only_true_stops_the_run(answer):
+    assert how(regress(in_memory, epochs=2, callback=lambda result: answer)) == (2, Outcome.EPOCHS_EXHAUSTED)
+
+
+def test_a_run_that_has_ended_by_itself_is_not_called_stopped():
+    assert how(regress(in_memory, tolerance=np.inf, callback=lambda result: True)) == (1, Outcome.CONVERGED)
+
+
+# --- what is compiled --------------------------------------------------------------------------------
+
+
+@each_kind
+def test_a_callback_at_every_epoch_and_a_loop_over_epochs_compile_nothing_more(kind):
+    result = regress(kind, epochs=1)
+    regress(kind, epochs=2, resume=result)  # what copies a result
+    with compilations() as programs:
+        whole = regress(kind, epochs=10, callback=lambda result: None)
+        for epochs in range(2, 11):
+            result = regress(kind, epochs=epochs, resume=result)
+    assert not programs
+    assert_identical(result, whole)
+
+
+def test_a_metric_written_in_the_call_compiles_once():
+    """While its code, what it closes over and the globals it reads are the same."""
+    ones = jnp.ones(3)
+
+    def run(epochs, resume=None, factor=ones):
+        metrics = {"value": lambda params, key: jnp.sum(factor) * SCALE}
+        return fit(PARAMS, sgd(0.1), regression, DATA, metrics=metrics, resume=resume, **(RUN | {"epochs": epochs}))
+
+    result = run(2, run(1))
+    with compilations() as programs:
+        for epochs in range(3, 6):
+            result = run(epochs, result)
+        assert not programs
+        other = run(1, factor=2 * ones)
+        assert programs
+    assert result.history["value"].tolist() == [3.0] * 5
+    assert other.history["value"].tolist() == [6.0]
+
+
+SCALE = 1.0
+
+
+def test_a_metric_written_in_the_call_sees_the_values_of_now():
+    """Those of a NumPy array that was written to, of a closure, of a global."""
+    global SCALE
+    array, measured = np.ones(2, np.float32), []
+    for SCALE, factor in ((1.0, 1.0), (3.0, 1.0), (3.0, 5.0)):
+        array += 1
+        metrics = {"value": lambda params, key: jnp.sum(array) * SCALE * factor}  # noqa: B023
+        result = fit(PARAMS, sgd(0.1), regression, DATA, metrics=metrics, **(RUN | {"epochs": 1}))
+        measured.append(float(result.history["value"][0]))
+    assert measured == [4.0, 3 * 6.0, 3 * 5 * 8.0]
+
+
+@each_kind
+def test_fit_compiles_once(kind):
+    """Another learning rate, tolerance, patience, seed, parameters and data of the same shape: no other compilation."""
+    first = train(*kind(IMAGES))
+    other = jax.tree.map(lambda p: p + 1, MACHINE)
+    with compilations() as programs:
+        key = jax.random.key(1)
+        second = train(*kind(1 - IMAGES), params=other, key=key, learning_rate=0.2, tolerance=1e-8)
+        train(*kind(IMAGES), epochs=5)
+        assert not programs
+        jax.jit(lambda x: x + 1)(1.0)
+        assert programs  # they are counted
+    assert first_weight(first.params, None) != first_weight(second.params, None)
+
+
+def test_epochs_without_end_cost_no_memory():
+    """A row for each of 10⁹ epochs would be 20 GB."""
+    result = regress(in_memory, epochs=10**9, early_stopping=stopping(patience=20))
+    assert result.outcome == Outcome.NOT_IMPROVING
+    assert len(result.history["loss"]) == int(result.epochs_done) < 10**4
+
+
+# --- what is left when a run breaks ------------------------------------------------------------------
+
+
+class Broken(Exception):
+    """By a test."""
+
+
+def raising(result):
+    if result.epochs_done == 3:
+        raise Broken
+
+
+def batches_raising(epoch):
+    yield from batches_of(DATA)[: 3 if epoch == 3 else None]
+    if epoch == 3:
+        raise Broken
+
+
+BREAKS = {
+    "callback": (in_memory, {"callback": raising}),
+    "callback, batches": (KINDS["iterable"], {"callback": raising}),
+    "loader": (lambda data: (batches_raising, {}), {}),
+}
+
+
+@pytest.mark.parametrize(("kind", "options"), BREAKS.values(), ids=BREAKS.keys())
+def test_what_raises_carries_the_epochs_done_and_the_run_goes_on_from_there(kind, options):
+    with pytest.raises(Broken) as caught:
+        regress(kind, **options)
+    result = caught.value.result
+    assert how(result) == (3, Outcome.INTERRUPTED)
+    assert "epochs done: 3" in caught.value.__notes__[0]
+    whole = KINDS["iterable"] if options == {} else kind
+    assert_identical(result._replace(outcome=jnp.int32(0)), regress(whole, epochs=3))
+    assert_identical(regress(whole, resume=result), regress(whole))
+
+
+def test_what_raises_in_the_first_epoch_carries_the_start():
+    def batches(epoch):
+        yield from batches_of(DATA)[:2]
+        raise Broken
+
+    with pytest.raises(Broken) as caught:
+        regress(lambda data: (batches, {}))
+    result = caught.value.result
+    assert how(result) == (0, Outcome.INTERRUPTED)
+    assert_identical(regress(KINDS["iterable"], resume=result), regress(KINDS["iterable"]))
+
+
+INTERRUPTED = """
+import os, pickle, signal, sys, threading, time
+from runs import regress_slowly
+
+def interrupt():
+    global at
+    at = time.perf_counter()
+    signal.raise_signal(signal.SIGINT)
+
+try:
+    regress_slowly(2**31 - 1, callback=lambda result: threading.Timer(1, interrupt).start())
+except KeyboardInterrupt as error:
+    print(time.perf_counter() - at)
+    with open(sys.argv[1], "wb") as file:
+        pickle.dump(error.result, file)
+    sys.stdout.flush()
+    os._exit(0)  # the epoch is still computed, and has minutes to go
+"""
+
+
+def test_ctrl_c_is_heard_within_a_second_in_an_epoch_of_minutes(tmp_path):
+    assert float(python(INTERRUPTED, tmp_path / "result")) < 1
+    result = pickle.loads((tmp_path / "result").read_bytes())
+    assert how(result) == (1, Outcome.INTERRUPTED)
+    assert_identical(regress_slowly(0, resume=result), regress_slowly(0))
+
+
+# --- divergence --------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_a_run_that_diverges_keeps_its_last_finite_epoch(kind):
+    """The gradient of step 17 is NaN, in the fourth epoch of five steps."""
+    diverged, good = regress(kind, nan_at=17), regress(kind, epochs=3)
+    assert how(diverged) == (3, Outcome.NON_FINITE)
+    assert_identical(diverged._replace(outcome=good.outcome), good)
+    assert_identical(regress(kind, resume=diverged), regress(kind))
+
+
+def test_one_member_of_a_sweep_diverges():
+    sweep = jax.vmap(lambda at: regress(in_memory, nan_at=at))(jnp.array([17, -1]))
+    assert sweep.outcome.tolist() == [Outcome.NON_FINITE, Outcome.EPOCHS_EXHAUSTED]
+    assert sweep.epochs_done.tolist() == [3, 8]
+    for i, alone in enumerate((regress(in_memory, epochs=3), regress(in_memory))):
+        one = row(sweep, i)
+        assert_trees_close(one._replace(history=(), outcome=0), alone._replace(history=(), outcome=0), atol=1e-6)
+    np.testing.assert_array_equal(sweep.history["epoch"][0], [1, 2, 3, -1, -1, -1, -1, -1])
+
+
+# --- convergence needs a step ------------------------------------------------------------------------
+
+NAN_DATA = jax.tree.map(lambda x: np.full_like(x, np.nan), DATA)
+tracker = track_convergence(1e-3)
+SKIPS = {
+    "chain(skip_nonfinite)": chain(skip_nonfinite(sgd(0.1)), tracker),
+    "skip_nonfinite(chain)": skip_nonfinite(chain(sgd(0.1), tracker)),
+    "chain(apply_if_finite)": chain(optax.apply_if_finite(optax.sgd(0.1), 1000), tracker),
+    "optax.chain(apply_if_finite)": optax.chain(optax.apply_if_finite(optax.sgd(0.1), 1000), tracker.to_optax()),
+}
+
+
+@pytest.mark.parametrize("optimizer", SKIPS.values(), ids=SKIPS.keys())
+def test_a_run_whose_steps_are_all_skipped_has_not_converged(optimizer):
+    result = fit(PARAMS, optimizer, regression, NAN_DATA, epochs=2, batch_size=BATCH, key=KEY)
+    assert how(result) == (2, Outcome.EPOCHS_EXHAUSTED)
+
+
+def test_updates_of_zero_between_accumulated_ones_are_no_convergence():
+    """Seven gradients make a step, five an epoch: all epochs but the last of seven end between two steps."""
+    optimizer = chain(optax.MultiSteps(optax.sgd(0.1), 7).gradient_transformation(), track_convergence(1e-12))
+    with jax.numpy_dtype_promotion("standard"):
+        result = fit(PARAMS, optimizer, regression, DATA, epochs=7, batch_size=BATCH, key=KEY)
+    assert how(result) == (7, Outcome.EPOCHS_EXHAUSTED)
+
+
+OVERFLOW = {"adam": adam, "rmsprop": rmsprop, "classic.adam": classic.adam, "classic.rmsprop": classic.rmsprop}
+
+
+@pytest.mark.parametrize("make", OVERFLOW.values(), ids=OVERFLOW.keys())
+def test_a_moment_that_has_overflowed_is_no_convergence(make):
+    """1e20² is no float32, and a step divided by its root is zero: of one leaf, the other stands at its optimum."""
+    estimator = loss_gradient(lambda params, batch: 1e20 * jnp.sum(params["w"]) + 0 * jnp.sum(params["b"]))
+    optimizer = chain(make(0.1), tracker)
+    result = fit(PARAMS, optimizer, estimator, DATA, epochs=2, batch_size=BATCH, key=KEY)
+    assert how(result) == (2, Outcome.EPOCHS_EXHAUSTED)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-46])
+def test_a_norm_that_underflows_is_no_convergence(size):
+    """Float32 updates under x64: 1e-30 is larger than the tolerance, though its square is not; 1e-46 is no float32."""
+    with jax.enable_x64(True):
+        estimator = loss_gradient(lambda w, batch: jnp.sum(w))
+        optimizer = chain(sgd(size), track_convergence(1e-40))
+        data = np.ones((5, 1), np.float32)
+        result = fit(jnp.zeros(3, jnp.float32), optimizer, estimator, data, epochs=2, batch_size=5, key=KEY)
+        assert how(result) == (2, Outcome.EPOCHS_EXHAUSTED)
+
+
+def test_a_gradient_of_zero_is_convergence():
+    estimator = loss_gradient(lambda params, batch: 0 * jnp.sum(params["w"]) + 0 * jnp.sum(params["b"]))
+    result = fit(PARAMS, chain(sgd(0.1), tracker), estimator, DATA, epochs=2, batch_size=BATCH, key=KEY)
+    assert how(result) == (1, Outcome.CONVERGED)
+
+
+# --- going on ----------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_a_cut_run_ends_bit_for_bit_as_if_never_cut(kind):
+    """With chance in every part of it, and through a pickle."""
+    data, options = kind(IMAGES)
+    uncut, first = train(data, options), train(data, options, epochs=3)
+    restored = pickle.loads(pickle.dumps(first))
+    assert_identical(restored, first)
+    for _ in range(2):  # what was resumed from is still there, to be resumed again
+        assert_identical(train(data, options, params=None, resume=restored), uncut)
+    assert jnp.any(uncut.params["weights"][0]["matrix"] != first.params["weights"][0]["matrix"])
+
+
+def test_a_converged_run_goes_on_only_with_a_tighter_tolerance_or_more_patience():
+    """Steps are smaller than 2, and every epoch has five."""
+    run = partial(regress, in_memory, tolerance=2.0)
+    converged = run(wait=3)
+    assert how(converged) == (1, Outcome.CONVERGED)
+    for options in (dict(wait=3), dict(wait=2), dict(tolerance=np.inf, wait=3)):
+        assert_identical(run(**options, resume=converged), converged)
+    assert how(run(wait=12, resume=converged)) == (3, Outcome.CONVERGED)
+    assert_identical(run(tolerance=0.0, resume=converged), regress(in_memory))
+
+
+def test_a_run_that_stopped_improving_goes_on_only_with_more_patience():
+    run = partial(regress, in_memory)
+    gave_up = run(early_stopping=stopping(2, 1e9))
+    assert how(gave_up) == (3, Outcome.NOT_IMPROVING)
+    for patience in (1, 2):
+        assert_identical(run(early_stopping=stopping(patience, 1e9), resume=gave_up), gave_up)
+    assert how(run(early_stopping=stopping(4, 1e9), resume=gave_up)) == (5, Outcome.NOT_IMPROVING)
+    assert how(run(early_stopping=None, resume=gave_up)) == (8, Outcome.EPOCHS_EXHAUSTED)
+
+
+def test_a_run_that_has_done_its_epochs_stays_as_it_is():
+    done = regress(in_memory, epochs=3)
+    assert_identical(regress(in_memory, epochs=3, resume=done), done)
+    assert_identical(regress(in_memory, epochs=2, resume=done), done)
+    again = jax.vmap(lambda rate: regress(in_memory, epochs=2, rate=rate, resume=done))(jnp.array([0.1, 0.2]))
+    assert_identical(row(again, 1)._replace(history=done.history), done)
+
+
+def test_a_state_of_another_precision_is_named():
+    """Those of float32 parameters whose states follow jax_enable_x64; and those of float64 without it."""
+    single = fit(PARAMS, sgd(0.1), regression, DATA, epochs=1, batch_size=BATCH, key=KEY)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(np.float64, (PARAMS, DATA))
+        double = fit(wide[0], sgd(0.1), regression, wide[1], epochs=1, batch_size=BATCH, key=KEY)
+        with pytest.raises(ValueError, match=r"resume.optimizer_state.learning_rate.*float64.*float32.*jax_enable_x64"):
+            fit(None, sgd(0.1), regression, DATA, epochs=2, batch_size=BATCH, key=KEY, resume=single)
+    with pytest.raises(ValueError, match=r"resume.params\['b'\] has dtype float64, which needs jax_enable_x64"):
+        fit(None, sgd(0.1), regression, DATA, epochs=2, batch_size=BATCH, key=KEY, resume=double)
+
+
+# --- under vmap --------------------------------------------------------------------------------------
+
+
+def test_each_member_of_a_sweep_stops_as_its_own_run_does():
+    """Over learning rates and keys; some stop improving, some converge, some do neither."""
+    rates, keys = jnp.array([1e-4, 0.03, 0.3]), jax.random.split(KEY, 2)
+
+    def run(rate, key):
+        stop = stopping(2, 0.05)
+        return regress(in_memory, epochs=30, rate=rate, key=key, tolerance=2e-2, wait=2, early_stopping=stop)
+
+    sweep = jax.vmap(jax.vmap(run, (None, 0)), (0, None))(rates, keys)
+    outcomes = set()
+    for i, rate in enumerate(rates):
+        for j, key in enumerate(keys):
+            alone, one = run(rate, key), jax.tree.map(lambda x, i=i, j=j: x[i, j], sweep)
+            assert how(one) == how(alone)
+            one = one._replace(history=jax.tree.map(lambda x: x[: len(alone.history["epoch"])], one.history))  # noqa: B023
+            assert_trees_close(one, alone)
+            outcomes.add(how(alone))
+    assert len(outcomes) >= 4
+    assert len({outcome for _, outcome in outcomes}) >= 2
+
+
+def test_everything_that_is_a_number_may_be_mapped():
+    def epochs(patience, improvement):
+        return regress(in_memory, early_stopping=stopping(patience, improvement)).epochs_done
+
+    def validation(v):
+        metric = reconstruction_error(lambda params, v, key: 0 * v, v)
+        return regress(in_memory, epochs=2, metrics={"error": metric}).history["error"]
+
+    assert jax.vmap(epochs)(jnp.array([1, 4, 2]), jnp.array([1e9, 1e9, 0.0])).tolist() == [2, 5, 8]
+    errors = jax.vmap(validation)(jnp.stack([jnp.ones((4, 3)), 2 * jnp.ones((4, 3))]))
+    np.testing.assert_allclose(errors[1], 4 * errors[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name"),
+    [
+        (in_memory, {"callback": print}, "callback"),
+        (in_memory, {"progress": True}, "progress"),
+        (in_memory, {"checkpoints": "never made"}, "checkpoints"),
+        (KINDS["iterable"], {}, "data that is an iterable"),
+    ],
+)
+def test_what_is_for_the_host_is_refused_under_vmap(kind, options, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"fit: {name} is for the host"):
+        jax.vmap(lambda rate: regress(kind, rate=rate, **options))(jnp.ones(2))
+
+
+# --- JAX_DEBUG_NANS and JAX_DEBUG_INFS ---------------------------------------------------------------
+
+
+def test_a_run_under_debugging_of_nans_and_infinities_is_the_same():
+    for run in (
+        lambda: regress(in_memory, early_stopping=stopping(2)),
+        lambda: regress(KINDS["iterable"], early_stopping=stopping(2)),
+        lambda: jax.vmap(lambda rate: regress(in_memory, rate=rate).params)(jnp.array([0.1, 0.2])),
+    ):
+        plain = run()
+        with jax.debug_nans(True), jax.debug_infs(True):
+            chex.assert_trees_all_equal(run(), plain)
+
+
+# --- progress ----------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_a_progress_bar_shows_the_latest_metrics_and_changes_nothing(kind, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # else the bar is not drawn
+    plain = regress(kind)
+    assert capsys.readouterr().err == ""
+    assert_identical(regress(kind, progress=True), plain)
+    shown = capsys.readouterr().err
+    assert "8/8" in shown
+    for name in ("loss", "learning_rate", "largest"):
+        assert f"{name}={float(plain.history[name][-1]):.4g}" in shown
+
+
+def test_a_progress_bar_ends_with_the_run(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    result = regress(in_memory, tolerance=np.inf, progress=True)
+    assert result.outcome == Outcome.CONVERGED
+    assert "1/8" in capsys.readouterr().err
+
+
+# --- what belongs to the caller ----------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("array", [np.array, jnp.array], ids=["numpy", "jax"])
+def test_no_argument_is_modified_or_deleted(kind, array):
+    params, rows = jax.tree.map(array, (PARAMS, DATA))
+    data, options = kind(rows)
+    result = fit(params, adam(0.1), regression, data, epochs=2, key=KEY, **options)
+    before = jax.tree.map(np.array, result)
+    fit(None, adam(0.1), regression, data, epochs=3, key=KEY, resume=result, **options)
+    chex.assert_trees_all_equal((params, rows, result), (PARAMS, DATA, before))
+
+
+# --- mistakes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(epochs=0), ValueError, "epochs must be a whole number from 1 on"),
+        (dict(epochs=1.5), TypeError, "epochs must be a whole number"),
+        (dict(metrics_every=0), ValueError, "metrics_every must be a whole number from 1 on"),
+        (dict(checkpoint_every=0), ValueError, "checkpoint_every must be a whole number from 1 on"),
+        (dict(keep=0), ValueError, "keep must be a whole number from 1 on"),
+        (dict(key=3), TypeError, r"key must be a key, jax.random.key\(3\)"),
+        (dict(key=np.int64(3)), TypeError, r"key must be a key, jax.random.key\(0\), got .*3"),
+        (dict(key=None), TypeError, r"key must be a key, jax.random.key\(0\), got None"),
+        (dict(shuffle=jnp.array(True)), TypeError, "shuffle must be True or False"),
+        (dict(early_stopping="loss"), TypeError, "early_stopping must be early_stopping"),
+        (dict(callback=1), TypeError, r"callback must be a function callback\(result\), got 1"),
+        (dict(resume={"params": PARAMS}), TypeError, "resume must be the FitResult of an earlier call, got dict"),
+        (dict(batch_size=None), ValueError, "batch_size must be from 1 to the 23 rows of data, got None"),
+        (dict(batch_size=24), ValueError, "batch_size must be from 1 to the 23 rows of data, got 24"),
+        (dict(batch_size=0), ValueError, r"batch_size must be .*, got 0"),
+        (dict(batch_size=5.0), ValueError, "batch_size must be"),
+        (dict(batch_size="5"), ValueError, "batch_size must be"),
+    ],
+)
+def test_mistakes_are_named(change, error, message):
+    with pytest.raises(error, match=message):
+        fit(PARAMS, sgd(0.1), regression, DATA, **(RUN | change))
+
+
+def test_an_optimizer_that_is_none_is_an_error():
+    with pytest.raises(TypeError, match="expected an optimizer or transformation"):
+        fit(PARAMS, None, regression, DATA, **RUN)
+
+
+class Plain:
+    """An optimizer, or an estimator, that was not made a pytree."""
+
+    def init(self, params, *rest):
+        return ()
+
+    def update(self, updates, state, params=None, **extra):
+        return updates, state
+
+    def estimate(self, params, batch, estimator_state, key):
+        return params, estimator_state, None
+
+
+def test_an_estimator_that_is_no_pytree_is_named():
+    with pytest.raises(TypeError, match=r"Plain.*static"):
+        fit(PARAMS, sgd(0.1), Plain(), DATA, **RUN)
