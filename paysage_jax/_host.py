@@ -76,13 +76,9 @@ def as_given(given: Any, computed: Any) -> Any:
     return jax.tree.map(convert, given, computed)
 
 
-def _at(optimizer: Leafwise, stepsize: Any) -> Leafwise:
-    return optimizer._with(**{optimizer._rate: stepsize})
-
-
 @partial(jax.jit, donate_argnames="state")
 def _step(optimizer, stepsize, gradient, state):
-    updates, state = _at(optimizer, stepsize).update(gradient, state)
+    updates, state = optimizer._with(**{optimizer._rate: stepsize}).update(gradient, state)
     return jax.tree.map(jnp.negative, updates), state
 
 
@@ -95,16 +91,19 @@ def _is_small(tree):
 def _step_in_numpy(optimizer, stepsize, gradient, state):
     """`_step` in NumPy, on all leaves in one array: so are the moments in the state."""
     g = np.concatenate([x.ravel() for x in jax.tree.leaves(gradient)])
-    dtype = moment_dtype(jax.dtypes.canonicalize_dtype(g.dtype))
     names = optimizer._moments
-    moments = [np.zeros(g.shape, dtype) if state is None else getattr(state, name) for name in names]
-    dtype = moments[0].dtype if moments else dtype
+    if state is None or not names:
+        dtype = moment_dtype(jax.dtypes.canonicalize_dtype(g.dtype))
+        moments = [np.zeros(g.shape, dtype) for _ in names]
+    else:
+        moments = [getattr(state, name) for name in names]
+        dtype = moments[0].dtype
     t = 1 if state is None else min(state.step + 1, np.iinfo(np.int32).max)
-    numbers = {name: dtype.type(value) for name, value in vars(_at(optimizer, stepsize)).items()}
+    numbers = {name: dtype.type(value) for name, value in (vars(optimizer) | {optimizer._rate: stepsize}).items()}
     with np.errstate(all="ignore"):
         u, *moments = optimizer._with(**numbers).rule(dtype.type(t), g.astype(dtype), None, *moments)
         delta = jax.tree.map(lambda d, x: d.astype(x.dtype), _cut(-u, gradient), gradient)
-    return delta, optimizer.state_type(step=t, learning_rate=stepsize, **dict(zip(names, moments, strict=True)))
+    return delta, optimizer.state_type(t, stepsize, **dict(zip(names, moments, strict=True)))
 
 
 def _cut(array, like):

@@ -70,8 +70,9 @@ def _mean(first, w, m, g):
 def _mean_square(first, W, v, g):
     """W v + (1 - W) |g|², and |g|² at the first gradient."""
     xp = g.__array_namespace__()
+    bar = g.conj() if g.dtype.kind == "c" else g
     # Multiplied from left to right: the order decides at which gradient it overflows.
-    return xp.where(first | (W == 0), (g * g.conj()).real, W * v + (((1 - W) * g) * g.conj()).real)
+    return xp.where(first | (W == 0), (g * bar).real, W * v + (((1 - W) * g) * bar).real)
 
 
 def _normalize(x, v, w, W):

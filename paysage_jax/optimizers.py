@@ -145,6 +145,7 @@ class _ClassicOptimizer(Optimizer):
     def __init__(self, optimizer: Leafwise, stepsize: float, scheduler: Any, tolerance: float) -> None:
         super().__init__(scheduler, tolerance)
         self.stepsize: float = stepsize
+        self._checked: Any = ()  # the step size that was found to be a number from 0 on
         self._step = Stepper(optimizer)
 
     def __copy__(self) -> Any:
@@ -155,7 +156,9 @@ class _ClassicOptimizer(Optimizer):
     def _learning_rate(self) -> float:
         # paysage's normalising classes rounded the step size to float32 before this product, the others did not.
         normalises = hasattr(self._step.optimizer, "mean_square_weight")
-        _check_stepsize(f"{type(self).__name__}: stepsize", self.stepsize, np.float32 if normalises else float)
+        if self.stepsize is not self._checked:
+            _check_stepsize(f"{type(self).__name__}: stepsize", self.stepsize, np.float32 if normalises else float)
+            self._checked = self.stepsize
         stepsize = np.float32(self.stepsize) if normalises else self.stepsize
         return float(self.scheduler.get_lr()) * float(stepsize)
 
