@@ -1,0 +1,65 @@
+"""What a run costs that reports, stops in time and survives, beside the same run without."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import paysage_jax as pj
+
+from .boltzmann import patterns
+from .measure import Result, compare
+
+HIDDEN, BATCH, EPOCHS, RATE = 500, 100, 4, 0.05
+
+
+class Silent(pj.Estimator):
+    """Another estimator, without its statistics."""
+
+    estimator: pj.Estimator
+
+    def init(self, params, batch, key):
+        return self.estimator.init(params, batch, key)
+
+    def estimate(self, params, batch, estimator_state, key):
+        gradient, estimator_state, _ = self.estimator.estimate(params, batch, estimator_state, key)
+        return gradient, estimator_state, None
+
+
+class Epochs:
+    """Runs of EPOCHS epochs, each a call of `fit` with a measurement after every epoch."""
+
+    def __init__(self, estimator, start, data, checkpoints=False, **options):
+        self.estimator, self.start, self.data, self.options = estimator, start, data, options
+        self.checkpoints = checkpoints
+
+    def __call__(self, count):
+        for _ in range(count):
+            folder: dict[str, Any] = {"checkpoints": tempfile.mkdtemp()} if self.checkpoints else {}
+            options = {"epochs": EPOCHS, "batch_size": BATCH, "key": jax.random.key(0)} | self.options | folder
+            jax.block_until_ready(pj.fit(self.start, pj.sgd(RATE), self.estimator, self.data, **options).params)
+            for path in folder.values():
+                shutil.rmtree(path)
+
+
+def reporting(seconds: float) -> Iterator[Result]:
+    """An epoch of PCD with statistics, a callback, early stopping, checkpoints, beside one without."""
+    estimator = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs)
+    data = jnp.array(patterns(rows=3000))
+    start = pj.rbm.init_bernoulli(data, HIDDEN, jax.random.key(0))
+    run = partial(Epochs, start=start, data=data)
+    metrics = {"size": lambda params, key: jnp.sum(params["layers"][0]["loc"] ** 2)}
+    stopping = pj.early_stopping("size", patience=10**6)
+    mine = {
+        "statistics": run(estimator),
+        "callback": run(Silent(estimator), callback=lambda result: None),
+        "early stopping": run(Silent(estimator), metrics=metrics, early_stopping=stopping),
+        "all three": run(estimator, metrics=metrics, early_stopping=stopping, callback=lambda result: None),
+        "checkpoints": run(Silent(estimator), checkpoints=True),
+    }
+    title = f"an epoch of {len(data) // BATCH} steps, 784 × {HIDDEN}, batches of {BATCH}"
+    yield compare(title, mine, {"bare": run(Silent(estimator))}, seconds, each=EPOCHS)
