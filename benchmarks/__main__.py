@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from . import boltzmann, report, shim, steps
+from . import boltzmann, report, reporting, shim, steps
 from .trees import TREES
 
 PARTS = {
@@ -21,6 +21,7 @@ PARTS = {
     "wrappers": (steps.wrappers, 1),
     "shim": (shim.update, 2),
     "rbm": (boltzmann.epochs_of_training, 3),
+    "reporting": (reporting.reporting, 30),
     "compile": (steps.compiling, 2),
 }
 RESULTS = Path(__file__).parent / "results"

@@ -49,7 +49,7 @@ class Epochs:
 def reporting(seconds: float) -> Iterator[Result]:
     """An epoch of PCD with statistics, a callback, early stopping, checkpoints, beside one without."""
     estimator = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs)
-    data = jnp.array(patterns(rows=3000))
+    data = jnp.array(patterns(rows=6000))
     start = pj.rbm.init_bernoulli(data, HIDDEN, jax.random.key(0))
     run = partial(Epochs, start=start, data=data)
     metrics = {"size": lambda params, key: jnp.sum(params["layers"][0]["loc"] ** 2)}
