@@ -17,6 +17,7 @@ import digits
 import gaussian_rbm
 import jax
 import jax.numpy as jnp
+import long_run
 import migrate_from_paysage
 import numpy as np
 import pytest
@@ -506,3 +507,20 @@ def test_the_numpy_model_has_the_gradient_of_the_reference():
     actual = migrate_from_paysage.NumpyRBM(params, seed=0).gradient(v_data, v_model)
     expected = pj.rbm.gradient(params, v_data, v_model)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), actual, expected)
+
+
+# --- a long run --------------------------------------------------------------------------------------
+
+
+def test_a_long_run_that_was_cut_ends_as_if_never_cut(tmp_path, capsys):
+    """The same command goes on from the last checkpoint; tests/test_checkpoints.py kills runs at any moment."""
+    for folder, epochs in (("cut", 10), ("cut", 20), ("uncut", 20)):
+        result = long_run.main(["--folder", str(tmp_path / folder), "--epochs", str(epochs)])
+    assert "EPOCHS_EXHAUSTED after 20 epochs" in capsys.readouterr().out
+    cut, uncut = ((tmp_path / folder / "history.csv").read_text() for folder in ("cut", "uncut"))
+    assert cut == uncut
+    assert len(cut.splitlines()) == 21
+    assert result.best.value > UNTRAINED + 5  # of a pseudo-log-likelihood, which is larger
+    for folder in ("cut", "uncut"):
+        assert (tmp_path / folder / "progress.png").read_bytes().startswith(b"\x89PNG")
+        assert list((tmp_path / folder).glob("events.out.tfevents.*"))
