@@ -132,7 +132,9 @@ class Loader:
             if not in_memory(batch) and not (isinstance(batch, list) and all(map(in_memory, batch))):
                 raise TypeError(f"fit: data: expected batches of arrays, got a {type(batch).__name__}; {NESTED}")
             empty = False
-            yield as_arrays("batch", batch)
+            batch = as_arrays("batch", batch)
+            batch_size_of("batch", batch)
+            yield batch
         if empty:
             raise ValueError(f"fit: data yielded no batch in epoch {epoch}")
 
