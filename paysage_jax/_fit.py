@@ -71,7 +71,7 @@ def fit(
     Args:
         params: a pytree of floating arrays, which may be NumPy's; not used with `resume`.
         optimizer: an optimizer, ours or another library's; its `update` gets the extra arguments `epoch`, `statistics`
-            and `gradient`. With a `track_convergence` in it, the run ends when that says so at the end of an epoch.
+            and `gradient` (for optax `grad`, `value`, `value_fn`). A `track_convergence` in it can end the run.
         estimator: where gradients come from: `persistent_contrastive_divergence`, `loss_gradient`, ...
         data: an array, or a dict or tuple of arrays, with one leading axis, cut into batches (the last may be
             smaller). Or batches that can be read anew every epoch: a list, a loader, or a function `data(epoch)` or
