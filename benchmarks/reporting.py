@@ -14,7 +14,7 @@ import paysage_jax as pj
 from .boltzmann import patterns
 from .measure import Result, compare
 
-HIDDEN, BATCH, EPOCHS, RATE = 500, 100, 4, 0.05
+HIDDEN, BATCH, EPOCHS, RATE = 500, 100, 2, 0.05
 
 
 class Silent(pj.Estimator):
