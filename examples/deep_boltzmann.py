@@ -6,7 +6,7 @@ Binary units v, h and g have the energy E = -b·v - c·h - d·g - v·W h - h·U 
 estimator completes them by Gibbs sampling with v held. The model's states are chains of all three, which persist.
 Prints exact log-likelihoods, which are sums over the states of h, beside those of independent pixels and of restricted
 Boltzmann machines (RBM): one with the first hidden layer alone, one with as many hidden units in a single layer.
-On digits as small as these a second layer adds little to the first; the filters and samples say what it learned.
+On digits as small as these the second layer adds little to the first.
 Draws the course of training, what the units of both layers stand for, and samples.
 """
 

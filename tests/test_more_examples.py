@@ -15,7 +15,14 @@ import potts
 import pytest
 from matplotlib.image import imread
 
-EXAMPLES = ["neural_energy", "potts", "deep_boltzmann"]
+EXAMPLES = ["neural_energy", "potts", "deep_boltzmann", "flax_equinox"]
+
+
+def load(name):
+    """The example; skips the test if a library that it needs is not there."""
+    if name == "flax_equinox":
+        pytest.importorskip("flax", minversion="0.12.8")
+    return importlib.import_module(name)
 
 
 def run(example, folder, *arguments):
@@ -192,14 +199,52 @@ def test_data_are_completed_by_what_is_hidden_given_them(small_dbm):
     assert (np.abs(frequencies(completed) - given_v) <= 5 * np.sqrt(given_v / 50_000)).all()
 
 
+# --- flax and equinox --------------------------------------------------------------------------------
+
+
+LIBRARIES = ("equinox", "flax")
+
+
+@pytest.fixture(scope="module")
+def flax_equinox():
+    return load("flax_equinox")
+
+
+def test_flax_and_equinox_end_where_optax_does(flax_equinox, tmp_path):
+    with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
+        printed = run(flax_equinox, tmp_path, "--epochs", 5)
+    ends = [numbers(rf"{name} +last (\S+)%   averaged (\S+)%   difference (\S+) of", printed) for name in LIBRARIES]
+    for last, averaged, difference in ends:
+        assert last > 80  # by chance 10
+        assert averaged > 70
+        assert difference < 1e-5
+    assert ends[0][:2] == pytest.approx(ends[1][:2], abs=1)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_average_is_that_of_the_course(flax_equinox, library):
+    random = np.random.default_rng(0)
+    batches = [(random.random((10, 64), np.float32), random.integers(0, 10, 10)) for _ in range(4)]
+    model = flax_equinox.EquinoxNetwork(jax.random.key(0))
+    if library == "equinox":
+        course, averages = flax_equinox.train_equinox(model, flax_equinox.OURS, batches)
+    else:
+        model = flax_equinox.FlaxNetwork(flax_equinox.arrays_of_equinox(model))
+        course, averages = flax_equinox.train_flax(model, flax_equinox.OURS, batches)
+    weights = 0.98 ** np.arange(3, -1, -1)
+    for arrays, average in zip(zip(*course, strict=True), averages[-1], strict=True):
+        np.testing.assert_allclose(average, np.average(arrays, axis=0, weights=weights), atol=1e-6)
+
+
 # --- wrong input -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("arguments", ["--epochs 0", "--seed -1", "--nonsense", "--output no/such/folder/a.png"])
 def test_wrong_input_is_one_line(capsys, name, arguments):
+    example = load(name)
     with pytest.raises(SystemExit) as exit_:
-        importlib.import_module(name).main(arguments.split())
+        example.main(arguments.split())
     out, err = capsys.readouterr()
     assert (exit_.value.code, out) == (2, "")
     assert re.fullmatch(rf".*: error: .*{arguments.split()[0]}.*\n", err)
