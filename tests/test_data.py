@@ -179,9 +179,17 @@ def test_a_loader_of_grain():
     assert_identical(run(grain.DataLoader(data_source=rows, sampler=sampler, operations=batched)), expected)
 
 
+def aligned(shape):
+    """An array of NumPy whose memory JAX would take as it is."""
+    size = 4 * int(np.prod(shape))
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(np.float32).reshape(shape)
+
+
 def test_a_loader_may_fill_one_buffer_again_and_again():
     class Loader:
-        buffer = np.empty((BATCH, 3), np.float32)
+        buffer = aligned((BATCH, 3))
 
         def __iter__(self):
             for i in range(0, ROWS - BATCH, BATCH):
@@ -206,7 +214,8 @@ def test_a_step_compiles_once_for_each_size_of_batch():
 
 
 def test_data_on_the_device_are_not_copied_and_those_of_numpy_are():
-    tree = {"device": jnp.arange(6.0), "host": np.arange(6.0, dtype=np.float32)}
+    tree = {"device": jnp.arange(6.0), "host": aligned((6,))}
+    tree["host"][:] = np.arange(6)
     arrays = as_arrays("data", tree)
     assert arrays["device"].unsafe_buffer_pointer() == tree["device"].unsafe_buffer_pointer()
     tree["host"][:] = 0
