@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._base import State, apply_updates, as_transformation, find_states
 from ._convergence import ConvergenceState, converged, still_converged
@@ -27,6 +28,11 @@ class Outcome(IntEnum):
     NOT_IMPROVING = 3
     STOPPED = 4
     INTERRUPTED = 5
+
+    @classmethod
+    def _missing_(cls, value: Any) -> Any:
+        # A scalar array, as a result has it; Python 3.13 does not find the member by itself.
+        return cls(int(value)) if isinstance(value, jax.Array | np.ndarray) and value.size == 1 else None
 
 
 class TrainState(NamedTuple):

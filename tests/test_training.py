@@ -362,3 +362,10 @@ def test_a_state_may_hold_the_parameters_themselves(kind):
     data, options = kind(DATA)
     result = fit(PARAMS, Anchored(), regression, data, epochs=2, key=KEY, **options)
     chex.assert_trees_all_equal(result.optimizer_state, PARAMS)
+
+
+@pytest.mark.parametrize("kind", [int, np.int32, np.array, jnp.int32], ids=lambda kind: kind.__name__)
+def test_an_outcome_may_be_looked_up_as_a_result_has_it(kind):
+    assert Outcome(kind(2)) is Outcome.NON_FINITE
+    with pytest.raises(ValueError, match="not a valid Outcome"):
+        Outcome(kind(99))
