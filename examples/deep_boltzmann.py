@@ -92,7 +92,7 @@ def train(start, estimator, measure, images, epochs, key):
         metrics={
             "nats": lambda params, key: jnp.stack([measure(params, v) for v in (images.train, images.validation)])
         },
-        metrics_every=math.ceil(epochs / 10),
+        metrics_every=math.ceil(epochs / 8),
     )
 
 

@@ -45,10 +45,10 @@ def numbers(pattern, printed):
 
 
 def test_a_neural_energy_learns_a_density(tmp_path):
-    printed = run(neural_energy, tmp_path, "--epochs", 30)
+    printed = run(neural_energy, tmp_path, "--epochs", 20)
     reached, kernels = numbers(r"neural energy (\S+) +kernel estimate (\S+)", printed)
     assert kernels == pytest.approx(0.07, abs=0.01)
-    assert 0 < reached < 0.25  # 0.07 to 0.10 with seeds 0 to 4, 0.05 after the full run; 0.8 in the first epoch
+    assert 0 < reached < 0.25  # 0.11 to 0.14 with seeds 0 to 4, 0.05 after the full run; 0.8 in the first epoch
 
 
 def test_the_pinwheel_has_the_density_that_is_said():
@@ -69,7 +69,7 @@ def test_langevin_steps_keep_the_density_of_the_model():
     params["out"]["weights"] = 0.3 * jax.random.normal(keys[1], params["out"]["weights"].shape)
     log_q = neural_energy.log_density(params)
     grid = jnp.asarray(neural_energy.GRID)
-    start = grid[jax.random.categorical(keys[2], log_q, shape=(20_000,))]
+    start = grid[jax.random.categorical(keys[2], log_q, shape=(5000,))]
 
     @jax.jit
     def run_chains(x, key):
@@ -79,7 +79,7 @@ def test_langevin_steps_keep_the_density_of_the_model():
     assert jnp.mean(jnp.abs(end - start)) > 0.1
     e = neural_energy.energy(params, end)
     expected = jnp.sum(jnp.exp(log_q) * neural_energy.energy(params, grid)) * neural_energy.AREA
-    assert jnp.mean(e) == pytest.approx(float(expected), abs=4 * float(e.std()) / 20_000**0.5)
+    assert jnp.mean(e) == pytest.approx(float(expected), abs=4 * float(e.std()) / 5000**0.5)
 
 
 # --- a Potts model -----------------------------------------------------------------------------------
@@ -148,13 +148,13 @@ def test_gibbs_draws_from_the_conditional_distribution():
 
 
 def test_a_deep_boltzmann_machine_learns_digits(tmp_path):
-    printed = run(deep_boltzmann, tmp_path, "--epochs", 12)
+    printed = run(deep_boltzmann, tmp_path, "--epochs", 8)
     rows = re.findall(r"^(\S.*\S) +(-\d+\.\d\d) +(-\d+\.\d\d)$", printed, re.MULTILINE)
     validation = {name: float(value) for name, _, value in rows}
     assert validation["none"] == pytest.approx(-25.71, abs=0.02)
-    # -19.65 to -19.81 with six seeds.
-    assert validation["DBM, 12 + 8"] > validation["none"] + 5
-    assert validation["DBM, 12 + 8"] == pytest.approx(validation["RBM, 12"], abs=0.8)
+    # With seeds 0 to 4: -19.9 to -20.2, and -20.6 to -20.7 of the RBM.
+    assert validation["DBM, 12 + 8"] > validation["none"] + 4.5
+    assert validation["DBM, 12 + 8"] == pytest.approx(validation["RBM, 12"], abs=1.2)
 
 
 @pytest.fixture
