@@ -198,6 +198,14 @@ def check_state(owner: Any, state: State, expected: type) -> None:
         raise TypeError(f"{name}: expected a state of type {expected.__name__}, got {got}")
 
 
+def no_step(step: Callable[[State], tuple[Updates, State]], state: State) -> tuple[Updates, State]:
+    """Zeros in the place of the updates of `step(state)`, and the state as it was."""
+    updates, after = jax.eval_shape(step, state)
+    # Another library's state may change its dtype at an update.
+    state = jax.tree.map(lambda new, x: x if x.dtype == new.dtype else x.astype(new.dtype), after, state)
+    return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), updates), state
+
+
 def find_states(state: State, kind: type) -> list[Any]:
     """The states of type `kind` anywhere in a chained or wrapped `state`."""
     return [s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]

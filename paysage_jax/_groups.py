@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import all_leaves, keystr, tree_flatten_with_path, tree_map_with_path
 
-from ._base import State, Transformation, Wrapper, as_transformation, check_state, next_step
+from ._base import State, Transformation, Wrapper, as_transformation, check_state, next_step, no_step
 from ._packing import pack_all_like, unpack_all
 from ._pytree import Count, Pytree, as_pytree, count, number, static
 from ._trees import (
@@ -231,10 +232,4 @@ class accumulate(Wrapper):
             new, inner = self.optimizer.update(mean, s.inner, params, **extra)
             return new, AccumulateState(inner, jnp.zeros_like(s.waiting), jax.tree.map(jnp.zeros_like, s.total))
 
-        def wait(s: AccumulateState) -> tuple[Updates, AccumulateState]:
-            new, after = jax.eval_shape(step, s)
-            # Another library's state may change its dtype at an update.
-            s = jax.tree.map(lambda like, x: x if x.dtype == like.dtype else x.astype(like.dtype), after, s)
-            return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), new), s
-
-        return jax.lax.cond(now.waiting >= jnp.asarray(self.steps, jnp.int32), step, wait, now)
+        return jax.lax.cond(now.waiting >= jnp.asarray(self.steps, jnp.int32), step, partial(no_step, step), now)

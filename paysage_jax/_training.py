@@ -128,7 +128,6 @@ def numbered_update(
 
 def no_sums(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
     """Zeros for the sums of the statistics."""
-
     shapes = _scalars.eval_shape(estimator, state, batch, key)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -217,14 +216,14 @@ def run_epochs(
     full = size // batch_size
     first_batch = jax.tree.map(lambda x: x[:batch_size], data)
     zeros = no_sums(estimator, result.state, first_batch, key)
-    history, first_row = result.history, 0
+    history, measured = result.history, 0
     result = result._replace(history=())
 
     def row(result: FitResult, statistics: Any) -> Any:
         return take_row(result, key, statistics, metrics, stopping, data)
 
     if not history:
-        shapes, first_row = jax.eval_shape(row, result, zeros)[1], result.epochs_done // every
+        shapes, measured = jax.eval_shape(row, result, zeros)[1], result.epochs_done // every
         history = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), shapes)
 
     def epoch(carry: Any) -> Any:
@@ -255,7 +254,7 @@ def run_epochs(
 
         def record(result: FitResult, history: Any) -> Any:
             result, values = row(result, statistics)
-            number = values["epoch"] // every - 1 - first_row
+            number = values["epoch"] // every - 1 - measured
             return result, jax.tree.map(lambda rows, value: rows.at[number].set(value), history, values)
 
         return jax.lax.cond(is_due(result, every), record, lambda *carry: carry, result, history)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ._base import LAST, State, Transformation, Wrapper, apply_updates, check_state, find_states, next_step
+from ._base import LAST, State, Transformation, Wrapper, apply_updates, check_state, find_states, next_step, no_step
 from ._packing import pack_all_like, unpack_all
 from ._pytree import Number, function, number
 from ._trees import (
@@ -109,15 +110,9 @@ class skip_nonfinite(Wrapper):
         def take(inner: State) -> tuple[Updates, State]:
             return self.optimizer.update(updates, inner, params, **extra)
 
-        def skip(inner: State) -> tuple[Updates, State]:
-            new_updates, new_inner = jax.eval_shape(take, inner)
-            # Another library's state may change its dtype at an update.
-            inner = jax.tree.map(lambda new, x: x if x.dtype == new.dtype else x.astype(new.dtype), new_inner, inner)
-            return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), new_updates), inner
-
         check_state(self, state, SkipNonfiniteState)
         finite = all_finite(updates)
-        new_updates, inner = jax.lax.cond(finite, take, skip, state.inner)
+        new_updates, inner = jax.lax.cond(finite, take, partial(no_step, take), state.inner)
         return new_updates, SkipNonfiniteState(inner, jnp.where(finite, state.skipped, next_step(state.skipped)))
 
 

@@ -123,6 +123,15 @@ def run(optimizer, params, gradients, state=None):
     return updates, state, params
 
 
+def is_weight(path):
+    return path.startswith("weights/")
+
+
+@jax.jit
+def first_update(optimizer, updates, params):
+    return optimizer.update(updates, optimizer.init(params), params)[0]
+
+
 def assert_trees_close(actual, expected, atol=1e-6):
     chex.assert_trees_all_equal_structs(actual, expected)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=atol), actual, expected)

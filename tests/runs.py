@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import problems
 import pytest
 
 from paysage_jax import (
@@ -54,10 +56,7 @@ def batches_of(data):
 KINDS = {"in memory": lambda data: (data, {"batch_size": BATCH}), "iterable": lambda data: (batches_of(data), {})}
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
-
-def assert_trees_close(actual, expected, atol=1e-5):
-    chex.assert_trees_all_equal_structs(actual, expected)
-    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=atol), actual, expected)
+assert_trees_close = partial(problems.assert_trees_close, atol=1e-5)
 
 
 def assert_identical(actual, expected):

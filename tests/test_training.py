@@ -38,7 +38,9 @@ from paysage_jax import (
     fit,
     loss_gradient,
     per_epoch,
+    persistent_contrastive_divergence,
     power_law_decay,
+    rbm,
     sgd,
     static,
     track_convergence,
@@ -80,6 +82,21 @@ def test_a_step_of_optax():
     ours, _ = train_step(regression, sgd(0.1))(start(regression, sgd(0.1), PARAMS, batch), batch, KEY)
     theirs, _ = train_step(regression, optimizer)(start(regression, optimizer, PARAMS, batch), batch, KEY, epoch=0)
     chex.assert_trees_all_close(theirs.params, ours.params, rtol=1e-6)
+
+
+def test_train_step_returns_the_memory_it_was_given():
+    data = jax.random.bernoulli(jax.random.key(0), shape=(20, 64)).astype(float)
+    params = rbm.init_bernoulli(data, 16, jax.random.key(1))
+    optimizer = adam(0.01)
+    estimator = persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs)
+    state = TrainState(params, optimizer.init(params), estimator.init(params, data, jax.random.key(2)))
+
+    def addresses(state):
+        return {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.size > 1}
+
+    before = addresses(state)
+    state, _ = train_step(estimator, optimizer)(state, data, jax.random.key(3))
+    assert addresses(state) == before
 
 
 # --- the run is a plain loop -------------------------------------------------------------------------
