@@ -66,7 +66,7 @@ def _draw_others(axes, results):
                 labels.append(f"{result.title} · {variant}".removeprefix("adam, ").removeprefix("adam with "))
                 places.append((bottom, bottom := bottom + len(shown)))
     axes.set_title("Everything else: our time over a peer's")
-    _finish(axes, labels, places, least=0.001, most=40)
+    _finish(axes, labels, places, least=0.0002, most=40)
 
 
 def _point(axes, ratio: Quartiles, y, marker, color, label):

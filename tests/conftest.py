@@ -1,5 +1,7 @@
 """Strictness for the whole suite: no implicit promotion of dtypes or ranks, and every warning is an error."""
 
+import os
+
 import chex
 import hypothesis
 import jax
@@ -7,6 +9,9 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A GPU multiplies matrices in TF32, which has three digits, unless it is told not to; programs that tests start, too.
+jax.config.update("jax_default_matmul_precision", "highest")
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 
 # Derandomized: a run of the suite can be repeated, and no example database is written.
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=20, derandomize=True)

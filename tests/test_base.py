@@ -303,7 +303,7 @@ def test_a_donated_step_moves_nothing_it_need_not(optimizer, arrange, dtype):
     assert memory
     large = [x for x in jax.tree.leaves((params, state)) if x.size >= SMALLEST]
     assert memory.alias_size_in_bytes >= sum(x.nbytes for x in large)
-    assert memory.temp_size_in_bytes < 1024
+    assert memory.temp_size_in_bytes < 4096  # scalars, which a GPU aligns to 256 bytes each; the matrix is far larger
     assert largest_copy(compiled.as_text()) < SMALLEST
 
 
