@@ -25,6 +25,7 @@ from ._packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpa
 from ._phases import PhaseStatistics, Weighted, phase_gradient
 from ._pytree import Number, Pytree, Schedule, count, number, rate, static
 from ._schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
+from ._sharding import shard_state
 from ._tempering import TemperedStatistics, parallel_tempering
 from ._textbook import AdamState, MomentumState, RmspropState, SgdState, adam, momentum, rmsprop, sgd
 from ._training import FitResult, Outcome, TrainState, train_step
@@ -99,6 +100,7 @@ __all__ = [  # noqa: RUF022 (by room)
     "accumulate",
     "partition",
     "scale_leaves",
+    "shard_state",
     "Join",
     "center",
     "ConvergenceState",

@@ -13,7 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.tree_util import keystr, tree_flatten_with_path
+
+from ._sharding import put
 
 VERSION = 1
 
@@ -123,10 +126,13 @@ def _is_key(x: Any) -> bool:
 
 
 def _as(old: Any, x: np.ndarray) -> Any:
-    """An array read from a file as what it was: a key, an array of JAX, or one of NumPy."""
+    """An array read from a file as what it was: a key, an array of JAX, or one of NumPy; on the devices of a mesh."""
+    if not isinstance(old, jax.Array):
+        return x
+    new = jnp.asarray(x)
     if _is_key(old):
-        return jax.random.wrap_key_data(jnp.asarray(x), impl=jax.random.key_impl(old))
-    return jnp.asarray(x) if isinstance(old, jax.Array) else x
+        new = jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
+    return put(new, old.sharding) if isinstance(old.sharding, NamedSharding) else new
 
 
 def _flat(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -34,16 +34,16 @@ def in_memory(data: Any) -> bool:
     return isinstance(data, dict | tuple) or hasattr(data, "__array__")
 
 
-def as_arrays(name: str, tree: Any) -> Any:
-    """The tree with JAX arrays as leaves; those that are already are not copied.
+def as_arrays(name: str, tree: Any, own: Callable[[Any], Any] = jnp.array) -> Any:
+    """The tree with JAX arrays as leaves; those that are already are not copied. `own` makes one of a NumPy array.
 
     Raises:
         TypeError: for a leaf that is no array of numbers, or masked, naming it.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _as_array(f"{name}{keystr(path)}", leaf), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _as_array(f"{name}{keystr(path)}", leaf, own), tree)
 
 
-def _as_array(where: str, x: Any) -> jax.Array:
+def _as_array(where: str, x: Any, own: Callable[[Any], Any]) -> Any:
     if isinstance(x, jax.Array):
         return x
     if isinstance(x, np.ma.MaskedArray):
@@ -70,19 +70,23 @@ def check_leaves(**trees: Any) -> None:
                 raise TypeError(f"fit: {name}{keystr(path)}: {kind} is neither number nor array; declare it static()")
 
 
-def arrays_or_loader(data: Any, batch_size: Any) -> tuple[Any, Loader | None, int | None]:
+def arrays_or_loader(
+    data: Any, batch_size: Any, own: Callable[[Any], Any] = jnp.array
+) -> tuple[Any, Loader | None, int | None]:
     """Data in memory, None, and the number of rows; or None, what reads the batches, and None.
+
+    `own` makes a copy of a NumPy array, on a device or not.
 
     Raises:
         TypeError, ValueError: for other data, or a batch size that does not go with them.
     """
     if in_memory(data):
-        data = as_arrays("data", data)
+        data = as_arrays("data", data, own)
         rows = batch_size_of("data", data)
         if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= rows:
             raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size}")
         return data, None, rows
-    loader = Loader(data)
+    loader = Loader(data, own)
     if batch_size is not None:
         raise ValueError(f"fit: batch_size does not go with an iterable, whose items are the batches; {NESTED}")
     return None, loader, None
@@ -93,18 +97,19 @@ class Loader:
 
     Args:
         data: an iterable of batches, or a function that returns one: `data(epoch)`, or `data()`.
+        own: what makes a copy of a NumPy array, on a device or not.
 
     Raises:
         TypeError, ValueError: for what cannot be read again and again, or yields no batch.
     """
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, own: Callable[[Any], Any] = jnp.array) -> None:
         if isinstance(data, Iterator):
             raise ValueError("fit: data is an iterator, to be read once; give a list, a loader or a generator function")
         if isinstance(data, type) or not (callable(data) or hasattr(data, "__iter__")):
             kind = type(data).__name__
             raise TypeError(f"fit: data must be arrays with a leading axis or an iterable of batches, got {kind}")
-        self._data = data
+        self._data, self._own = data, own
         self._opened: dict[int, Iterator[Batch]] = {}
 
     def first(self, epoch: int) -> Batch:
@@ -132,7 +137,7 @@ class Loader:
             if not in_memory(batch) and not (isinstance(batch, list) and all(map(in_memory, batch))):
                 raise TypeError(f"fit: data: expected batches of arrays, got a {type(batch).__name__}; {NESTED}")
             empty = False
-            batch = as_arrays("batch", batch)
+            batch = as_arrays("batch", batch, self._own)
             batch_size_of("batch", batch)
             yield batch
         if empty:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import NamedSharding
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._base import as_transformation
@@ -21,7 +22,9 @@ from ._data import Loader, arrays_or_loader, batch_size_of, check_leaves, own
 from ._estimators import Estimator
 from ._metrics import History, Metric, check_metrics, empty_rows, latest, rows_before
 from ._metrics import early_stopping as EarlyStopping
+from ._processes import asked_of_first, check_same, of_first
 from ._pytree import check_count
+from ._sharding import Placement, check_not_spread, placement
 from ._training import (
     FitResult,
     Outcome,
@@ -50,6 +53,8 @@ def fit(
     key: jax.Array,
     batch_size: int | None = None,
     shuffle: bool = True,
+    sharding: NamedSharding | None = None,
+    shards: int | None = None,
     metrics: Mapping[str, Metric] | None = None,
     metrics_every: int = 1,
     early_stopping: EarlyStopping | None = None,
@@ -80,6 +85,11 @@ def fit(
         key: a PRNG key, of `jax.random.key`.
         batch_size: rows of data in memory for each step.
         shuffle: cut data in memory in a new order every epoch.
+        sharding: rows over devices: NamedSharding(mesh, PartitionSpec("data")). Data, batches and chains lie in pieces
+            over the mesh axis "data", the rest whole on each device, or as it was given (parameters over a model
+            axis). Of several processes each calls with the same arguments, but a loader yields the rows of its own.
+        shards: what data in memory are cut into; each is shuffled by itself and gives as many rows to every batch.
+            The same number gives the same run on any number of devices that divides it. None: one for each device.
         metrics: name -> metric(params, key), traced; it may also take `state=` (`TrainState`) and `data=` (in memory).
         metrics_every: measure every so many epochs.
         early_stopping: stop when a metric has not improved for a while; `result.best` has the best parameters.
@@ -101,28 +111,45 @@ def fit(
     _check_kinds(key, shuffle, early_stopping, callback, resume)
     optimizer = as_transformation(optimizer)
     check_leaves(optimizer=optimizer, estimator=estimator)
-    data, loader, rows = arrays_or_loader(data, batch_size)
+    place = placement(sharding, shards)
+    data, loader, rows = arrays_or_loader(data, batch_size, jnp.array if sharding is None else np.array)
     measured = check_metrics({} if metrics is None else metrics, ("state",) if loader else ("state", "data"))
     batch_size = None if loader else int(batch_size or 0)
+    if loader is None and (batch_size or 0) % place.shards:
+        raise ValueError(f"fit: batch_size must be a multiple of the {place.shards} shards, got {batch_size}")
     epochs, metrics_every, shuffle = int(epochs), int(metrics_every), bool(shuffle)
-    init_key, run_key = jax.random.split(key)
+    written = dict(batch_size=batch_size, shuffle=shuffle, shards=place.shards, metrics_every=metrics_every, rows=rows)
+    rhythm = dict(epochs=epochs, checkpoint_every=checkpoint_every, callback=callback is not None, metrics=len(measured))
+    given = dict(params=params, data=data, key=key, optimizer=optimizer, early_stopping=early_stopping, resume=resume)
+    check_same(**given, **written, **rhythm)
+    if loader is None:
+        data = place.data(data)
+    init_key, run_key = place.run(tuple(jax.random.split(key)))
 
     with contextlib.ExitStack() as on_exit:
         disk = None
         if checkpoints is not None:
-            settings = dict(batch_size=batch_size, shuffle=shuffle, metrics_every=metrics_every, rows=rows)
-            disk = Checkpoints(checkpoints, keep, settings | {"key": f"{key.dtype} {jax.random.key_data(key)}"})
+            disk = Checkpoints(checkpoints, keep, written | {"key": f"{key.dtype} {jax.random.key_data(key)}"})
             on_exit.callback(disk.close)
 
         if loader is None:
-            first = jax.tree.map(lambda x: x[:batch_size], data)
+            first = place.head(data, batch_size or 0)
         else:
             begun = disk.epoch if disk else None
             begun = begun if begun is not None else 0 if resume is None else int(resume.epochs_done)
-            first = loader.first(min(begun, epochs - 1))  # of a run that has ended already, for its shape
-        result = _start(params, optimizer, estimator, first, init_key) if resume is None else _resumed(resume)
+            # Of a run that has ended already, for its shape.
+            first = next(place.batches(loader.first(epoch) for epoch in [min(begun, epochs - 1)]))
+            if (rows := batch_size_of("batch", first)) % place.devices:
+                raise ValueError(f"fit: batches must divide over the {place.devices} devices, got one of {rows} rows")
+            first = place.head(first, rows)
+        if sharding is None:
+            check_not_spread("data", first if loader else data)
+        result = _resumed(resume) if resume else _start(place, params, optimizer, estimator, first, init_key)
         if early_stopping is not None and result.best == ():
             result = result._replace(best=early_stopping.start(result.params))
+        if sharding is not None:
+            start = _start(place, params, optimizer, estimator, first, init_key) if resume else result
+            result, place = place.begin(result, like=start.state)
         alone = result._replace(history=())
         shapes = first_row.eval_shape(estimator, measured, early_stopping, data, run_key, alone, first)
         result = result._replace(history=rows_before(result.history, shapes, metrics_every))
@@ -131,10 +158,10 @@ def fit(
         result = result._replace(outcome=outcome_now(result, optimizer, early_stopping))
         zeros = no_sums(estimator, result.state, first, run_key)
         if resume is not None:
-            step = (optimizer, estimator, (result.state, zeros), first, run_key, np.int32(0), result.epochs_done)
+            step = (optimizer, estimator, place, (result.state, zeros), first, run_key, np.int32(0), result.epochs_done)
             _check_step(result.state, numbered_step.eval_shape(*step)[0])
 
-        run = partial(run_epochs, optimizer, estimator, measured, early_stopping, data, run_key)
+        run = partial(run_epochs, optimizer, estimator, place, measured, early_stopping, data, run_key)
         run = partial(run, batch_size=batch_size, shuffle=shuffle, every=metrics_every)
         given = (result, optimizer, estimator, measured, early_stopping, data, key)
         if any(isinstance(x, Tracer) for x in jax.tree.leaves(given)):
@@ -150,8 +177,11 @@ def fit(
         if loader is None:
             run = partial(run, rows=capacity)
         else:
-            run = partial(_read, optimizer, estimator, measured, early_stopping, loader, run_key, zeros, metrics_every)
-        bar = on_exit.enter_context(_bar(epochs, int(result.epochs_done))) if progress else None
+            end = partial(end_of_epoch, place, measured, early_stopping, run_key, every=metrics_every)
+            run = partial(_read, partial(numbered_step, optimizer, estimator, place), end, place, loader, run_key, zeros)
+        bar = None
+        if progress and jax.process_index() == 0:
+            bar = on_exit.enter_context(_bar(epochs, int(result.epochs_done)))
         return _drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
 
 
@@ -183,13 +213,15 @@ def _drive(
             measurements = int(advanced.epochs_done) // every - done // every
             history.extend(advanced.history, measurements)
             result, done = advanced._replace(history=history.arrays()), int(advanced.epochs_done)
-            seconds = time.perf_counter() - start
+            seconds = of_first(time.perf_counter() - start)
             piece *= 4 if seconds < _SECONDS / 4 else 2 if seconds < _SECONDS else 1
             if bar is not None:
                 bar.set_postfix(latest(result.history), refresh=False)
                 bar.update(done - bar.n)
-            if callback and measurements and _is_true(callback(result)) and not int(result.outcome):
-                result = result._replace(outcome=jnp.array(Outcome.STOPPED, jnp.int32))
+            if callback and measurements:
+                stops = asked_of_first(lambda result=result: _is_true(callback(result)))
+                if stops and not int(result.outcome):
+                    result = result._replace(outcome=jnp.full_like(result.outcome, Outcome.STOPPED))
             if disk and (done % checkpoint_every == 0 or done == epochs or int(result.outcome)):
                 disk.save(done, result)
         if disk:
@@ -198,7 +230,7 @@ def _drive(
         error.result = result = result._replace(outcome=interrupted)  # type: ignore
         done = int(result.epochs_done)
         error.add_note(f"fit: epochs done: {done}. They are this exception's `result`, for fit(..., resume=result)")
-        if disk and done > began:
+        if disk and done > began and jax.process_count() == 1:  # all write one together, and the others may be gone
             try:
                 disk.save(done, result)
                 disk.wait()
@@ -209,14 +241,12 @@ def _drive(
 
 
 def _read(
-    optimizer: Any,
-    estimator: Estimator,
-    metrics: Any,
-    stopping: Any,
+    step: Callable[..., Any],
+    end: Callable[..., FitResult],
+    place: Placement,
     loader: Loader,
     key: jax.Array,
     zeros: Any,
-    every: int,
     result: FitResult,
     _stop: Any,
 ) -> FitResult:
@@ -226,10 +256,10 @@ def _read(
     carry = jax.tree.map(jnp.copy, (result.state, zeros))  # the steps donate it, and the result stays as it is
     size = 0
     # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
-    for i, batch in enumerate(loader.epoch(epoch)):
+    for i, batch in enumerate(place.batches(loader.epoch(epoch))):
         size += batch_size_of("batch", batch)
-        carry = numbered_step(optimizer, estimator, carry, batch, step_key, np.int32(i), result.epochs_done)
-    return end_of_epoch(metrics, stopping, key, result, carry, np.int32(size), every=every)
+        carry = step(carry, batch, step_key, np.int32(i), result.epochs_done)
+    return end(result, carry, np.int32(size))
 
 
 # --- how a run starts --------------------------------------------------------------------------------
@@ -249,10 +279,12 @@ def _check_step(state: Any, after: Any) -> None:
             raise ValueError(f"fit: resume{keystr(path)}: expected {expected}; was it made without jax_enable_x64?")
 
 
-def _start(params: Params, optimizer: Any, estimator: Estimator, first: Any, key: jax.Array) -> FitResult:
-    params = own(params)
+def _start(
+    place: Placement, params: Params, optimizer: Any, estimator: Estimator, first: Any, key: jax.Array
+) -> FitResult:
+    params = place.run(own(params))
     zero = jnp.zeros((), jnp.int32)
-    states = optimizer.init(params), estimator.init(params, first, key)
+    states = place.run(optimizer.init(params)), place.chains(estimator.init(params, first, key))
     return FitResult(params, *states, epochs_done=zero, outcome=zero, best=(), history={})
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -33,22 +33,29 @@ LARGEST = 8192  # elements: copying a larger leaf costs more than handing it ove
 class Layout:
     """Where the leaves of a tree lie in the buffers of a `Packed`; hashable.
 
-    groups[i] numbers the leaves that lie in buffer i, one after the other; a leaf on its own keeps its shape.
+    groups[i] numbers the leaves that lie in buffer i, one after the other; a leaf on its own keeps its shape. Other
+    buffers end in zeros, so that their length is a multiple of `multiple`.
     """
 
     structure: Any
     shapes: tuple[tuple[int, ...], ...]
     groups: tuple[tuple[int, ...], ...]
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         # Hashed at every jitted call: once is enough.
-        object.__setattr__(self, "_hash", hash((self.structure, self.shapes, self.groups)))
+        object.__setattr__(self, "_hash", hash((self.structure, self.shapes, self.groups, self.multiple)))
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:  # a hash of strings does not outlive its process
-        return Layout, (self.structure, self.shapes, self.groups)
+        return Layout, (self.structure, self.shapes, self.groups, self.multiple)
+
+    def sizes(self, group: Sequence[int]) -> list[int]:
+        """The number of elements of each leaf in a buffer of several, and of the zeros at its end."""
+        sizes = [int(np.prod(self.shapes[number])) for number in group]
+        return [*sizes, -sum(sizes) % self.multiple]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["buffers"], meta_fields=["layout"])
@@ -81,7 +88,9 @@ def _pack(tree: Any, layout: Layout) -> Packed:
         dtypes = {jnp.result_type(leaf) for leaf in together}
         # Gradients of one dtype's parameters may have several.
         dtype = dtypes.pop() if len(dtypes) == 1 else functools.reduce(np.promote_types, map(moment_dtype, dtypes))
-        return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, dtype)) for leaf in together])
+        parts = [jnp.ravel(jnp.asarray(leaf, dtype)) for leaf in together]
+        zeros = layout.sizes(group)[-1]
+        return jnp.concatenate([*parts, jnp.zeros(zeros, dtype)] if zeros else parts)
 
     return Packed(tuple(map(buffer, layout.groups)), layout)
 
@@ -114,12 +123,17 @@ def unpack(packed: Packed) -> Params:
         if len(group) == 1:
             leaves[group[0]] = buffer
             continue
-        sizes = [int(np.prod(layout.shapes[number])) for number in group]
+        sizes = layout.sizes(group)
         if buffer.shape != (sum(sizes),):
             raise ValueError(f"unpack: expected a buffer of shape {(sum(sizes),)}, got {buffer.shape}")
-        for number, part in zip(group, _split(buffer, sizes), strict=True):
+        for number, part in zip(group, _split(buffer, sizes), strict=False):
             leaves[number] = part.reshape(layout.shapes[number])
     return layout.structure.unflatten(leaves)
+
+
+def padded(packed: Packed, multiple: int) -> Packed:
+    """The same leaves, in buffers whose lengths are multiples of `multiple`."""
+    return _pack(unpack(packed), replace(packed.layout, multiple=multiple))
 
 
 def _split(buffer: jax.Array, sizes: Sequence[int]) -> Sequence[jax.Array]:

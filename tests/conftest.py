@@ -9,6 +9,8 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The first device computes what is not laid out over all of them (tests/test_sharding.py).
+jax.config.update("jax_num_cpu_devices", 8)
 # A GPU multiplies matrices in TF32, which has three digits, unless it is told not to; programs that tests start, too.
 jax.config.update("jax_default_matmul_precision", "highest")
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
