@@ -124,7 +124,7 @@ def fit(
     check_same(**given, **written, **rhythm)
     if loader is None:
         data = place.data(data)
-    init_key, run_key = place.run(tuple(jax.random.split(key)))
+    init_key, run_key = place.run("key", tuple(jax.random.split(key)))
 
     with contextlib.ExitStack() as on_exit:
         disk = None
@@ -282,9 +282,10 @@ def _check_step(state: Any, after: Any) -> None:
 def _start(
     place: Placement, params: Params, optimizer: Any, estimator: Estimator, first: Any, key: jax.Array
 ) -> FitResult:
-    params = place.run(own(params))
+    params = place.run("params", own(params))
     zero = jnp.zeros((), jnp.int32)
-    states = place.run(optimizer.init(params)), place.chains(estimator.init(params, first, key))
+    optimizer_state = place.run("the optimizer's state", optimizer.init(params))
+    states = optimizer_state, place.chains(estimator.init(params, first, key))
     return FitResult(params, *states, epochs_done=zero, outcome=zero, best=(), history={})
 
 

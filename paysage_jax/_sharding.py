@@ -18,6 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
 from ._base import State, Wrapper, check_state
 from ._data import Batch, batch_size_of
@@ -60,12 +61,23 @@ class Placement:
             else:
                 yield jax.tree.map(lambda x: put(process_allgather(x, tiled=True), self.whole), batch)
 
-    def run(self, tree: Any) -> Any:
-        """What else a run needs: arrays on the mesh as they are, the others whole on each device."""
+    def run(self, name: str, tree: Any) -> Any:
+        """What else a run needs: arrays on the mesh as they are, the others whole on each device.
+
+        Raises ValueError for one in pieces on another mesh of the same devices.
+        """
         if self.sharding is None:
             return tree
-        there = self.sharding.device_set
-        return jax.tree.map(lambda x: x if _devices(x) == there else put(x, self.whole), tree)
+        mesh = self.sharding.mesh
+
+        def place(path: Any, x: Any) -> jax.Array:
+            if _mesh(x) == mesh:
+                return x
+            if _mesh(x) and x.sharding.device_set == self.sharding.device_set and not x.sharding.is_fully_replicated:
+                raise ValueError(f"fit: {name}{keystr(path)} lies on {_mesh(x)}, but sharding on {mesh}: take one mesh")
+            return put(x, self.whole)
+
+        return tree_map_with_path(place, tree)
 
     def chains(self, tree: Any) -> Any:
         """An estimator's state: the leading axes, where they divide, over the devices."""
@@ -164,8 +176,8 @@ def _canonical(x: Any) -> np.ndarray:
     return np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
 
 
-def _devices(x: Any) -> Any:
-    return x.sharding.device_set if isinstance(x, jax.Array) and not isinstance(x, Tracer) else None
+def _mesh(x: Any) -> Any:
+    return getattr(x.sharding, "mesh", None) if isinstance(x, jax.Array) and not isinstance(x, Tracer) else None
 
 
 def lay_out(tree: Any, sharding: Any) -> Any:
@@ -210,9 +222,9 @@ def placement(sharding: Any, shards: Any) -> Placement:
 
 def check_not_spread(name: str, tree: Any) -> None:
     """Raise ValueError for arrays over several devices, which without `sharding=` each device would get as a whole."""
-    for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    for path, x in tree_flatten_with_path(tree)[0]:
         if isinstance(x, jax.Array) and not isinstance(x, Tracer) and not x.sharding.is_fully_replicated:
-            where, devices = name + jax.tree_util.keystr(path), len(x.sharding.device_set)
+            where, devices = name + keystr(path), len(x.sharding.device_set)
             raise ValueError(f"fit: {where} lies over {devices} devices: give sharding={name}.sharding, say, as well")
 
 
@@ -282,8 +294,8 @@ class shard_state(Wrapper):
             return x if traced else put(x, NamedSharding(mesh, PartitionSpec()))
         # The other axes as they are; in a mesh of automatic axes only the compiler knows how.
         axes: list[Any] = [PartitionSpec.UNCONSTRAINED if traced else None] * x.ndim
-        if _explicit(self.sharding) or (not traced and _devices(x) == self.sharding.device_set):
-            known = jax.typeof(x).sharding.spec if traced else getattr(x.sharding, "spec", ())
+        if _explicit(self.sharding) or _mesh(x) == mesh:
+            known = jax.typeof(x).sharding.spec
             axes = [*known, *[None] * (x.ndim - len(known))]
         axes[lengths.index(max(lengths))] = self.sharding.spec[0]
         return (_constrain if traced else put)(x, NamedSharding(mesh, PartitionSpec(*axes)))

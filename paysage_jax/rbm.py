@@ -131,7 +131,8 @@ def gibbs(params: Params, v: States, key: Array) -> Array:
         return sample_visible(params, sample_hidden(params, v, hidden_key), visible_key)
     # One draw for both layers: on a CPU a second one may cost as much as all arithmetic of a small machine.
     mean = hidden_mean(params, v)
-    uniform = jax.random.uniform(key, (len(v), hidden["loc"].size + visible["loc"].size), mean.dtype)
+    shape = len(v), hidden["loc"].size + visible["loc"].size
+    uniform = jax.random.uniform(key, shape, mean.dtype, out_sharding=jax.typeof(v).sharding)  # where the rows are
     for_h, for_v = jnp.split(uniform, [hidden["loc"].size], axis=1)
     h = (for_h < mean).astype(v.dtype)
     return (for_v < visible_mean(params, h)).astype(v.dtype)
