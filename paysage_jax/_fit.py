@@ -119,7 +119,9 @@ def fit(
         raise ValueError(f"fit: batch_size must be a multiple of the {place.shards} shards, got {batch_size}")
     epochs, metrics_every, shuffle = int(epochs), int(metrics_every), bool(shuffle)
     written = dict(batch_size=batch_size, shuffle=shuffle, shards=place.shards, metrics_every=metrics_every, rows=rows)
-    rhythm = dict(epochs=epochs, checkpoint_every=checkpoint_every, callback=callback is not None, metrics=len(measured))
+    rhythm = dict(
+        epochs=epochs, checkpoint_every=checkpoint_every, callback=callback is not None, metrics=len(measured)
+    )
     given = dict(params=params, data=data, key=key, optimizer=optimizer, early_stopping=early_stopping, resume=resume)
     check_same(**given, **written, **rhythm)
     if loader is None:
@@ -178,7 +180,9 @@ def fit(
             run = partial(run, rows=capacity)
         else:
             end = partial(end_of_epoch, place, measured, early_stopping, run_key, every=metrics_every)
-            run = partial(_read, partial(numbered_step, optimizer, estimator, place), end, place, loader, run_key, zeros)
+            run = partial(
+                _read, partial(numbered_step, optimizer, estimator, place), end, place, loader, run_key, zeros
+            )
         bar = None
         if progress and jax.process_index() == 0:
             bar = on_exit.enter_context(_bar(epochs, int(result.epochs_done)))

@@ -20,7 +20,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
-from ._base import State, Wrapper, check_state
+from ._base import State, Wrapper
 from ._data import Batch, batch_size_of
 from ._packing import Packed, padded
 from ._processes import in_step
@@ -181,7 +181,7 @@ def _mesh(x: Any) -> Any:
 
 
 def lay_out(tree: Any, sharding: Any) -> Any:
-    """In the compiled program: the tree with its leaves in one layout, or each in one of a tuple; None changes nothing."""
+    """The tree in the compiled program with its leaves in one layout, or each in its own of a tuple; None: as it is."""
     if sharding is None:
         return tree
     leaves, structure = jax.tree.flatten(tree)

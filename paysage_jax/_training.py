@@ -131,7 +131,9 @@ def numbered_update(
     state, sums = carry
     state, statistics = _update(estimator, optimizer, state, batch, jax.random.fold_in(key, i), epoch=epoch)
     rows = batch_size_of("batch", batch)
-    return placement.keep(state), jax.tree.map(lambda total, x: total + jnp.asarray(rows, x.dtype) * x, sums, scalars_of(statistics))
+    return placement.keep(state), jax.tree.map(
+        lambda total, x: total + jnp.asarray(rows, x.dtype) * x, sums, scalars_of(statistics)
+    )
 
 
 def no_sums(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:

@@ -1,0 +1,323 @@
+"""Many devices give the run of one: data, chains and the optimizer's state in pieces."""
+
+import contextlib
+import itertools
+from functools import cache, partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, auto_axes
+from jax.sharding import PartitionSpec as P
+from runs import compilations
+
+import paysage_jax as pj
+from paysage_jax import rbm
+from paysage_jax._sharding import Placement
+
+CPUS = jax.devices("cpu")
+KEY = jax.random.key(0)
+SHARDS, BATCH, EPOCHS = 8, 16, 8  # 64 steps
+IMAGES = (np.random.default_rng(0).random((128, 24)) < 0.4).astype(np.float32)
+PARAMS = rbm.init_bernoulli(IMAGES, 16, jax.random.key(1))
+PCD = pj.persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs)
+COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+needs_8_cpus = pytest.mark.skipif(len(CPUS) < 8, reason="eight virtual devices of the CPU are needed")
+pytestmark = needs_8_cpus
+
+
+def over(devices, kind=AxisType.Auto, model=1):
+    """Rows over the axis "data" of a mesh; the rest of the devices form the axis "model"."""
+    shape, names = ((devices // model, model), ("data", "model")) if model > 1 else ((devices,), ("data",))
+    mesh = jax.make_mesh(shape, names, axis_types=(kind,) * len(names), devices=CPUS[:devices])
+    return NamedSharding(mesh, P("data"))
+
+
+LAYOUTS = {
+    "8": over(8),
+    "8 explicit": over(8, AxisType.Explicit),
+    "4 x 2": over(8, model=2),
+    "4 x 2 explicit": over(8, AxisType.Explicit, model=2),
+}
+
+
+def pieces(make):
+    """The optimizer, its state in pieces if there are devices."""
+    return lambda sharding: make() if sharding is None else pj.shard_state(make(), sharding)
+
+
+OPTIMIZERS = {
+    "adam": lambda sharding: pj.adam(0.01),
+    "centred and averaged": lambda sharding: pj.chain(pj.center(), pj.sgd(0.1), pj.average_parameters(0.9)),
+    "adam in pieces": pieces(lambda: pj.adam(0.01)),
+    "packed in pieces": pieces(lambda: pj.pack_moments(pj.adam(0.01))),
+    "a chain in pieces": pieces(lambda: pj.chain(pj.clip_by_global_norm(1.0), pj.momentum(0.01))),
+}
+
+
+def train(sharding, optimizer, loader=False, images=IMAGES, **options):
+    """A run; W over the axis "model" where there is one."""
+    params, gibbs, context = PARAMS, rbm.gibbs, contextlib.nullcontext()
+    if sharding is not None:
+        options = {"sharding": sharding} | options
+        if "model" in sharding.mesh.axis_names:
+            columns = NamedSharding(sharding.mesh, P(None, "model"))
+            params = params | {"weights": [{"matrix": jax.device_put(params["weights"][0]["matrix"], columns)}]}
+            if AxisType.Explicit in sharding.mesh.axis_types:
+                # Where axes are explicit, a sum over one in pieces is for its author to lay out.
+                context, gibbs = jax.set_mesh(sharding.mesh), auto_axes(rbm.gibbs, out_sharding=P("data", None))
+    if loader:
+        data = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+    else:
+        data, options = images, {"batch_size": BATCH, "shards": SHARDS} | options
+    estimator = pj.persistent_contrastive_divergence(rbm.free_energy, gibbs)
+    with context:
+        return pj.fit(params, optimizer(sharding), estimator, data, **({"epochs": EPOCHS, "key": KEY} | options))
+
+
+@cache
+def on_one_device(optimizer, loader):
+    return train(None, OPTIMIZERS[optimizer], loader)
+
+
+def assert_same_run(actual, expected):
+    """Parameters up to rounding, chains bit for bit."""
+    a, e = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(run.params)]) for run in (actual, expected))
+    assert np.linalg.norm(a - e) <= 1e-5 * np.linalg.norm(e)
+    chex.assert_trees_all_equal(*(np.asarray(run.estimator_state) for run in (actual, expected)))
+
+
+# Every layout with Adam, every optimizer with two layouts, each with data in memory and from a loader somewhere.
+CASES = [
+    *itertools.product(["adam"], LAYOUTS, [False, True]),
+    *((name, "8", bool(i % 2)) for i, name in enumerate(OPTIMIZERS) if name != "adam"),
+    *((name, "4 x 2 explicit", not i % 2) for i, name in enumerate(OPTIMIZERS) if name != "adam"),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "layout", "loader"), CASES)
+def test_many_devices_are_one(optimizer, layout, loader):
+    result = train(LAYOUTS[layout], OPTIMIZERS[optimizer], loader)
+    assert_same_run(result, on_one_device(optimizer, loader))
+    assert result.estimator_state.sharding.spec[0] == "data"
+    assert jax.tree.leaves(result.params)[0].sharding.is_fully_replicated
+    if "model" in LAYOUTS[layout].mesh.axis_names:
+        assert result.params["weights"][0]["matrix"].sharding.spec == P(None, "model")
+
+
+@pytest.mark.parametrize(("rows", "loader"), [(131, False), (136, False), (123, True)])
+def test_rows_and_chains_that_do_not_divide(rows, loader):
+    """The last batch is smaller; weights go with their rows; ten chains are whole on each device."""
+    images = np.resize(IMAGES, (rows, 24))
+    weights = np.linspace(1, 2, rows, dtype=np.float32)
+    estimator = pj.persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, chains=10)
+    ends = range(0, rows, BATCH)
+    data = [pj.Weighted(images[i : i + BATCH], weights[i : i + BATCH]) for i in ends] if loader else None
+    options = {} if loader else {"batch_size": BATCH, "shards": SHARDS}
+    data = data or pj.Weighted(images, weights)
+    run = partial(pj.fit, PARAMS, pj.adam(0.01), estimator, data, epochs=3, key=KEY, **options)
+    assert_same_run(run(sharding=over(8)), run())
+
+
+@settings(max_examples=8)
+@given(rows=st.integers(1, 60), shards=st.integers(1, 8), each=st.integers(1, 8), shuffle=st.booleans())
+def test_an_epoch_takes_each_row_once(rows, shards, each, shuffle):
+    """Whatever the number of shards; and every batch has as many rows of each."""
+    placement = Placement(shards=shards)
+    size, data = rows // shards, jnp.arange(rows)
+    order = placement.order(KEY, rows, shuffle)
+    full = size // each
+    whole = [placement.take(data, order[:, i * each : (i + 1) * each]) for i in range(full)]
+    for batch in whole:
+        np.testing.assert_array_equal(np.bincount(np.asarray(batch) // max(size, 1), minlength=shards), each)
+    rest = placement.take(data, order[:, full * each :], rest=True)
+    assert sorted(np.concatenate([*whole, rest]).tolist()) == list(range(rows))
+
+
+# --- what is computed, held and sent -----------------------------------------------------------------
+
+
+@cache
+def program(sharding, name):
+    """A compiled step on the layouts of a run of one epoch, and the run."""
+    images = np.resize(IMAGES, (400, 784))
+    params = rbm.init_bernoulli(images, 500, KEY)
+    options = {"epochs": 1, "key": KEY, "batch_size": 400, "shards": 8, "sharding": sharding}
+    run = pj.fit(params, OPTIMIZERS[name](sharding), PCD, images, **options)
+    step = pj.train_step(PCD, OPTIMIZERS[name](sharding))
+    whole = sharding and NamedSharding(sharding.mesh, P())
+    batch = jax.ShapeDtypeStruct((400, 784), np.float32, sharding=sharding)
+    key = jax.ShapeDtypeStruct((), KEY.dtype, sharding=whole)
+    return run, step.func.lower(*step.args, run.state, batch, key).compile()
+
+
+@pytest.mark.parametrize("layout", ["8", "8 explicit"])
+@pytest.mark.parametrize("name", ["adam", "adam in pieces"])
+def test_an_eighth_of_the_work_on_each_of_eight_devices(layout, name):
+    flops = [program(sharding, name)[1].cost_analysis()["flops"] for sharding in (None, LAYOUTS[layout])]
+    assert flops[1] <= flops[0] / 7.5
+
+
+@pytest.mark.parametrize("name", ["adam in pieces", "packed in pieces"])
+def test_an_eighth_of_the_state_on_each_of_eight_devices(name):
+    leaves = jax.tree.leaves(program(over(8), name)[0].optimizer_state)
+    assert sum(x.addressable_shards[0].data.nbytes for x in leaves) <= sum(x.nbytes for x in leaves) / 7.5
+
+
+@pytest.mark.parametrize("layout", ["8", "8 explicit"])
+def test_data_and_chains_stay_where_they_are(layout):
+    """Nothing but sums goes between devices, and with a state in pieces also the updates."""
+    text = program(LAYOUTS[layout], "adam")[1].as_text()
+    assert "all-reduce(" in text
+    assert not [name for name in COLLECTIVES if f" {name}(" in text]
+    gathered = [
+        line for line in program(LAYOUTS[layout], "adam in pieces")[1].as_text().splitlines() if "gather(" in line
+    ]
+    assert gathered
+    assert not [line for line in gathered if "[64,784]" in line]
+
+
+def test_a_whole_run_gathers_no_rows(monkeypatch):
+    """The program of the epochs too, in which batches are cut from the shards."""
+    texts = []
+
+    def compiled(*arguments, **static):
+        texts.append(run_epochs.lower(*arguments, **static).compile().as_text())
+        return run_epochs(*arguments, **static)
+
+    run_epochs = pj._fit.run_epochs
+    compiled.eval_shape = run_epochs.eval_shape
+    monkeypatch.setattr(pj._fit, "run_epochs", compiled)
+    train(over(8), OPTIMIZERS["adam"], epochs=1)
+    assert "all-reduce(" in texts[0]
+    assert not [name for name in COLLECTIVES if f" {name}(" in texts[0]]
+
+
+def test_nothing_compiles_again():
+    run = partial(train, over(8), OPTIMIZERS["adam in pieces"])
+    first = run(epochs=2)
+    with compilations() as programs:
+        for epochs in (3, 4, 5):
+            first = run(epochs=epochs, resume=first)
+    assert not [name for name in programs if "run_epochs" in name]
+
+
+# --- from one layout to another ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("before", "after", "on_disk"), [(8, 1, True), (8, 4, False), (1, 8, False), (4, 8, True)])
+def test_a_run_goes_on_with_other_devices(before, after, on_disk, tmp_path):
+    name = "packed in pieces"
+    folder = {"checkpoints": tmp_path / "run"} if on_disk else {}
+    half = train(over(before), OPTIMIZERS[name], epochs=4, **folder)
+    rest = folder or {"resume": half}
+    result = train(over(after), OPTIMIZERS[name], **rest)
+    assert_same_run(result, on_one_device("adam", False))
+    assert len(result.estimator_state.sharding.device_set) == after
+    assert int(result.epochs_done) == EPOCHS
+
+
+def test_a_run_without_devices_goes_on_with_them(tmp_path):
+    """And the reverse: the state in pieces is that of the optimizer itself."""
+    for number, layouts in enumerate(itertools.permutations([None, over(8)])):
+        for sharding, epochs in zip(layouts, (4, EPOCHS), strict=True):
+            folder = tmp_path / str(number)
+            result = train(sharding, OPTIMIZERS["adam in pieces"], epochs=epochs, checkpoints=folder)
+        assert_same_run(result, on_one_device("adam", False))
+
+
+def test_reports_stopping_and_progress_go_on_as_ever():
+    seen = []
+    options = {
+        "metrics": {"pseudo": pj.pseudo_log_likelihood(rbm.free_energy, IMAGES[:20])},
+        "early_stopping": pj.early_stopping("pseudo", patience=2, maximize=True),
+        "callback": lambda result: seen.append(int(result.epochs_done)),
+        "progress": True,
+        "epochs": 30,
+    }
+    many, one = (train(sharding, OPTIMIZERS["adam"], **options) for sharding in (over(8), None))
+    assert pj.Outcome(many.outcome) == pj.Outcome(one.outcome)
+    chex.assert_trees_all_close(dict(many.history), dict(one.history), rtol=1e-4)
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :] == many.history["epoch"].tolist()
+
+
+# --- the optimizer's state in pieces -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "pieces" in name])
+def test_pieces_in_a_loop_of_ones_own(name):
+    """Parameters stay whole, and the numbers are those of the optimizer alone."""
+    sharding = over(8)
+    alone, split = OPTIMIZERS[name](None), OPTIMIZERS[name](sharding)
+    params = jax.device_put(PARAMS, NamedSharding(sharding.mesh, P()))
+
+    @jax.jit
+    def steps(optimizer, params, state):
+        def step(carry, i):
+            params, state = carry
+            updates, state = optimizer.update(jax.tree.map(lambda x: jnp.cos(x + i), PARAMS), state, params)
+            return (pj.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, state), jnp.arange(5.0))[0]
+
+    expected, _ = steps(alone, PARAMS, alone.init(PARAMS))
+    actual, state = steps(split, params, split.init(params))
+    chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), rtol=1e-5, atol=1e-8)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(actual))
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
+
+
+def test_readers_see_a_state_in_pieces_as_ever():
+    plain = pj.chain(pj.adam(0.1), pj.average_parameters(0.5), pj.track_convergence(1e-3))
+    states = []
+    for optimizer in (plain, pj.shard_state(plain, over(8))):
+        state = optimizer.init(PARAMS)
+        states.append(optimizer.update(PARAMS, state, PARAMS)[1])
+    chex.assert_trees_all_close(*map(pj.averaged_parameters, states), rtol=1e-6)
+    assert bool(pj.converged(states[0])) == bool(pj.converged(states[1]))
+
+
+# --- mistakes ----------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_named():
+    run = partial(pj.fit, PARAMS, pj.adam(0.1), PCD, IMAGES, epochs=1, key=KEY)
+    with pytest.raises(TypeError, match=r"sharding must be NamedSharding\(mesh"):
+        run(sharding=over(8).mesh, batch_size=BATCH)
+    for spec in (P(), P(None), P("data", None)):
+        with pytest.raises(ValueError, match="sharding must cut the leading axis and no other"):
+            run(sharding=NamedSharding(over(8).mesh, spec), batch_size=BATCH)
+    with pytest.raises(ValueError, match="shards must be a multiple of the 8 pieces of sharding, got 4"):
+        run(sharding=over(8), shards=4, batch_size=BATCH)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 8 shards, got 20"):
+        run(sharding=over(8), batch_size=20)
+    with pytest.raises(ValueError, match="batches must divide over the 8 devices, got one of 12 rows"):
+        pj.fit(PARAMS, pj.adam(0.1), PCD, [IMAGES[:12]], epochs=1, key=KEY, sharding=over(8))
+    with pytest.raises(TypeError, match="shard_state: sharding must be NamedSharding"):
+        pj.shard_state(pj.adam(0.1), P("data"))
+
+
+def test_rows_in_pieces_without_sharding_are_refused():
+    images = jax.device_put(IMAGES, over(8))
+    for data, options in ((images, {"batch_size": BATCH}), ([images], {})):
+        with pytest.raises(ValueError, match=r"fit: data.* lies over 8 devices: give sharding=data.sharding"):
+            pj.fit(PARAMS, pj.adam(0.1), PCD, data, epochs=1, key=KEY, **options)
+    assert_same_run(train(over(8), OPTIMIZERS["adam"], images=images), on_one_device("adam", False))
+
+
+def test_parameters_on_another_mesh_are_refused():
+    other = over(8, model=2).mesh
+    params = PARAMS | {"weights": [jax.device_put(PARAMS["weights"][0], NamedSharding(other, P(None, "model")))]}
+    with pytest.raises(ValueError, match=r"params\['weights'\]\[0\]\['matrix'\] lies on Mesh.*take one mesh"):
+        pj.fit(params, pj.adam(0.1), PCD, IMAGES, epochs=1, key=KEY, batch_size=BATCH, sharding=over(8))
+
+
+def test_a_checkpoint_of_other_shards_is_refused(tmp_path):
+    train(None, OPTIMIZERS["adam"], epochs=1, checkpoints=tmp_path / "run")
+    with pytest.raises(ValueError, match="was written with shards=8, not 1"):
+        train(None, OPTIMIZERS["adam"], shards=1, epochs=2, checkpoints=tmp_path / "run")
