@@ -89,14 +89,9 @@ class FlaxNetwork(nnx.Module):
         return self.second(jnp.tanh(self.first(x)))
 
 
-def for_flax(optimizer):
-    """The optimizer, initialised with arrays: `nnx.Optimizer` gives `init` variables, but `update` their arrays."""
-    return optax.GradientTransformation(lambda params: optimizer.init(nnx.as_pure(params)), optimizer.update)
-
-
 def train_flax(model, optimizer, batches):
     """As `train_equinox`."""
-    trainer = nnx.Optimizer(model, for_flax(optimizer), wrt=nnx.Param)
+    trainer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
 
     @nnx.jit
     def step(model, trainer, x, labels):
@@ -105,9 +100,9 @@ def train_flax(model, optimizer, batches):
     course, averages = [], []
     for x, labels in batches:
         step(model, trainer, x, labels)
-        course.append(arrays_of_flax(nnx.as_pure(nnx.state(model, nnx.Param))))
+        course.append(arrays_of_flax(nnx.state(model, nnx.Param)))
         if optimizer is OURS:
-            averages.append(arrays_of_flax(pj.averaged_parameters(nnx.as_pure(trainer.opt_state))))
+            averages.append(arrays_of_flax(pj.averaged_parameters(trainer.opt_state)))
     return course, averages
 
 

@@ -107,7 +107,7 @@ def converged(state: State) -> jax.Array:
     found = find_states(state, ConvergenceState)
     if not found:
         raise ValueError("converged: no track_convergence in the state; chain one after the optimizer")
-    return jnp.all(jnp.stack([s.converged for s in found]))
+    return jnp.all(jnp.stack(jax.tree.leaves([s.converged for s in found])))  # flax's nnx keeps each in a variable
 
 
 def still_converged(optimizer: Transformation, state: State) -> jax.Array:
