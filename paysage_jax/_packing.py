@@ -100,9 +100,13 @@ def pack_like(tree: Params, packed: Packed) -> Packed:
 
     A leaf may lack a wrapper that was round it alone: flax's nnx gives `init` variables, but `update` their arrays.
     """
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in packed.layout.shapes]
-    check_same_tree("tree", tree, "packed", _unwrapped(packed.layout.structure.unflatten(shapes), tree))
-    return _pack(tree, packed.layout)
+    return _pack_as("tree", tree, "packed", packed.layout)
+
+
+def _pack_as(name: str, tree: Params, reference_name: str, layout: Layout) -> Packed:
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in layout.shapes]
+    check_same_tree(name, tree, reference_name, _unwrapped(layout.structure.unflatten(shapes), tree))
+    return _pack(tree, layout)
 
 
 def _unwrapped(tree: Any, like: Any) -> Any:
@@ -183,8 +187,10 @@ class pack_moments(Wrapper):
         check_floating("updates", updates)
         if params is not None:
             check_addable("updates", updates, "params", params)
-        packed_params = None if params is None else pack_like(params, moments[0])
-        packed, state = self.optimizer.update(pack_like(updates, moments[0]), state, packed_params, **extra)
+        layout = moments[0].layout
+        packed_params = None if params is None else _pack_as("params", params, "the state", layout)
+        packed_updates = _pack_as("updates", updates, "the state", layout)
+        packed, state = self.optimizer.update(packed_updates, state, packed_params, **extra)
         like, structure = jax.tree.flatten(updates if params is None else params)
         new = [u.astype(jnp.result_type(x)) for u, x in zip(jax.tree.leaves(unpack(packed)), like, strict=True)]
         return structure.unflatten(new), state

@@ -133,7 +133,7 @@ def test_a_state_made_of_variables_refuses_another_tree():
     optimizer = pj.pack_moments(pj.adam(0.1))
     state = optimizer.init(wrapped({"a": jnp.ones(3), "b": jnp.ones(3)}))
     for other in ({"a": jnp.ones(3), "c": jnp.ones(3)}, {"a": jnp.ones(3)}, [jnp.ones(3), jnp.ones(3)]):
-        with pytest.raises(ValueError, match=r"^tree\["):
+        with pytest.raises(ValueError, match=r"^updates\["):
             optimizer.update(other, state)
 
 
@@ -156,7 +156,7 @@ def test_errors_name_the_leaf():
     with pytest.raises(ValueError, match=r"\['weights'\]\[0\]\['matrix'\]: expected shape \(7, 5\)"):
         pj.pack_like(wrong, packed)
     optimizer = pj.pack_moments(pj.adam(0.01))
-    with pytest.raises(ValueError, match=r"\['weights'\]\[0\]\['matrix'\]: expected shape \(7, 5\)"):
+    with pytest.raises(ValueError, match=r"updates\['weights'\]\[0\]\['matrix'\]: expected shape .* in the state"):
         optimizer.update(wrong, optimizer.init(tree()))
     integer = tree() | {"large": jnp.zeros((100, 100), int)}
     with pytest.raises(TypeError, match=r"params\['large'\]: expected a floating or complex dtype"):
