@@ -64,8 +64,8 @@ class track_convergence(Transformation):
         converged: magnitude(updates) <= tolerance, `patience` updates in a row
 
     Under `fit`, which passes the gradient, an update of zeros for a gradient that is not zero, skipped or overflowed
-    say, does not count at all. Without the gradient it counts as small, for a step left out then looks like a run that
-    has arrived: in `optax.chain`, which drops the gradient, write `track_convergence(...).to_optax()`.
+    say, does not count at all. Without the gradient it counts as small, for a run that has arrived looks the same. Put
+    it into our `chain`: `optax.chain` drops the gradient, and hides a new tolerance from a run that is resumed.
 
     Args:
         tolerance: a number from 0 on.

@@ -80,7 +80,7 @@ def arrays_or_loader(data: Any, batch_size: Any) -> tuple[Any, Loader | None, in
         data = as_arrays("data", data)
         rows = batch_size_of("data", data)
         if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= rows:
-            raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size}")
+            raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size!r}")
         return data, None, rows
     loader = Loader(data)
     if batch_size is not None:
