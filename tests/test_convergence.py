@@ -96,7 +96,7 @@ def test_patience_counts_updates_in_a_row():
 
 
 def test_a_step_left_out_does_not_count_where_the_gradient_is_known():
-    """It neither ends a streak nor lengthens it; without the gradient, or for one of zeros, the run may have arrived."""
+    """It neither ends a streak nor lengthens it; for a gradient of zeros, or without one, the run may have arrived."""
     tracker, zeros, ones = track_convergence(0.5, patience=2), jnp.zeros(2), jnp.ones(2)
     _, started = tracker.update(0.1 * ones, tracker.init(zeros), gradient=ones)
     for extra, streak in (({"gradient": ones}, 1), ({"gradient": zeros}, 2), ({}, 2)):
