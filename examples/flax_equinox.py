@@ -47,7 +47,7 @@ class EquinoxNetwork(eqx.Module):
 
 
 def train_equinox(optimizer, batches, seed):
-    """After each batch the model and, with OURS, that of the averaged parameters."""
+    """After each batch the model and, for OURS, that of the averaged parameters."""
     model = EquinoxNetwork(jax.random.key(seed))
     state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
 
@@ -59,7 +59,7 @@ def train_equinox(optimizer, batches, seed):
 
     for x, labels in batches:
         model, state = step(model, state, x, labels)
-        yield model, pj.averaged_parameters(state) if optimizer is OURS else None
+        yield model, pj.averaged_parameters(state) if optimizer is OURS else model
 
 
 class FlaxNetwork(nnx.Module):
@@ -84,10 +84,8 @@ def train_flax(optimizer, batches, seed):
 
     for x, labels in batches:
         step(model, trainer, x, labels)
-        average = (
-            nnx.merge(nnx.graphdef(model), pj.averaged_parameters(trainer.opt_state)) if optimizer is OURS else None
-        )
-        yield nnx.clone(model), average
+        average = pj.averaged_parameters(trainer.opt_state) if optimizer is OURS else nnx.state(model)
+        yield nnx.clone(model), nnx.merge(nnx.graphdef(model), average)
 
 
 LIBRARIES = {"equinox": train_equinox, "flax": train_flax}

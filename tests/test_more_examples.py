@@ -1,7 +1,7 @@
 """The examples of other models, run as their readers run them: what they reach, what they say of wrong input."""
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import itertools
 import os
@@ -243,10 +243,10 @@ def test_the_average_is_that_of_the_course(flax_equinox, library):
 
 
 # Over 10 seconds: NetKet's import, and four training steps to compile.
+# A process of its own, nor is NetKet imported here: it turns on 64 bits for all that runs beside it.
+@pytest.mark.skipif(importlib.util.find_spec("netket") is None, reason="NetKet is not installed")
 def test_netket_reaches_the_ground_state_as_with_its_own_optimizers(tmp_path):
-    pytest.importorskip("netket")
     root = Path(__file__).parent.parent
-    # A process of its own: NetKet turns on 64 bits for all that runs beside it.
     command = [sys.executable, "-W", "error", root / "examples" / "netket_ising.py", "--spins", "6", "--epochs", "60"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
