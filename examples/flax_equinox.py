@@ -3,10 +3,10 @@
     pip install 'flax>=0.12.8'
     python examples/flax_equinox.py
 
-The network tells handwritten digits apart. From the same start and with the same batches it is trained by optax's Adam
-and by ours, which also packs its moments and averages the parameters, inside training steps as their own users write
-them. Prints how far the parameters end from those of optax, which is float32 rounding, and how many held-out digits the
-last and the averaged parameters recognise. Draws the course of both.
+The network tells handwritten digits apart. In each library it is trained by optax's Adam and, from the same start and
+with the same batches, by ours, which also packs its moments and averages the parameters; both inside training steps as
+the library's own users write them. Prints how far the parameters end from those of optax, which is float32 rounding,
+and how many held-out digits the last and the averaged parameters recognise. Draws the course of both.
 """
 
 import equinox as eqx
@@ -31,9 +31,6 @@ def cross_entropy(model, x, labels):
     return optax.softmax_cross_entropy_with_integer_labels(model(x), labels).mean()
 
 
-# --- equinox -----------------------------------------------------------------------------------------
-
-
 class EquinoxNetwork(eqx.Module):
     """Two linear layers, which equinox writes for one row."""
 
@@ -49,8 +46,9 @@ class EquinoxNetwork(eqx.Module):
         return jax.vmap(lambda row: self.second(jnp.tanh(self.first(row))))(x)
 
 
-def train_equinox(model, optimizer, batches):
-    """The arrays of the model after each batch, and, with OURS, those of the averages."""
+def train_equinox(optimizer, batches, seed):
+    """After each batch the model and, for OURS, that of the averaged parameters."""
+    model = EquinoxNetwork(jax.random.key(seed))
     state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
 
     @eqx.filter_jit
@@ -59,75 +57,48 @@ def train_equinox(model, optimizer, batches):
         updates, state = optimizer.update(gradient, state, eqx.filter(model, eqx.is_inexact_array))
         return eqx.apply_updates(model, updates), state
 
-    course, averages = [], []
     for x, labels in batches:
         model, state = step(model, state, x, labels)
-        course.append(arrays_of_equinox(model))
-        if optimizer is OURS:
-            averages.append(arrays_of_equinox(pj.averaged_parameters(state)))
-    return course, averages
-
-
-def arrays_of_equinox(tree):
-    """Weights (in, out) and biases."""
-    return [jnp.asarray(a) for layer in (tree.first, tree.second) for a in (layer.weight.T, layer.bias)]
-
-
-# --- flax --------------------------------------------------------------------------------------------
+        yield model, pj.averaged_parameters(state) if optimizer is OURS else model
 
 
 class FlaxNetwork(nnx.Module):
     """The same, for rows together."""
 
-    def __init__(self, arrays):
-        self.first = nnx.Linear(64, HIDDEN, rngs=nnx.Rngs(0))
-        self.second = nnx.Linear(HIDDEN, 10, rngs=nnx.Rngs(0))
-        layers = {"first": arrays[:2], "second": arrays[2:]}
-        nnx.update(self, {name: {"kernel": kernel, "bias": bias} for name, (kernel, bias) in layers.items()})
+    def __init__(self, rngs):
+        self.first = nnx.Linear(64, HIDDEN, rngs=rngs)
+        self.second = nnx.Linear(HIDDEN, 10, rngs=rngs)
 
     def __call__(self, x):
         return self.second(jnp.tanh(self.first(x)))
 
 
-def for_flax(optimizer):
-    """The optimizer, initialised with arrays: `nnx.Optimizer` gives `init` variables, but `update` their arrays."""
-    return optax.GradientTransformation(lambda params: optimizer.init(nnx.as_pure(params)), optimizer.update)
-
-
-def train_flax(model, optimizer, batches):
+def train_flax(optimizer, batches, seed):
     """As `train_equinox`."""
-    trainer = nnx.Optimizer(model, for_flax(optimizer), wrt=nnx.Param)
+    model = FlaxNetwork(nnx.Rngs(seed))
+    trainer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
 
     @nnx.jit
     def step(model, trainer, x, labels):
         trainer.update(model, nnx.grad(cross_entropy)(model, x, labels))
 
-    course, averages = [], []
     for x, labels in batches:
         step(model, trainer, x, labels)
-        course.append(arrays_of_flax(nnx.as_pure(nnx.state(model, nnx.Param))))
-        if optimizer is OURS:
-            averages.append(arrays_of_flax(pj.averaged_parameters(nnx.as_pure(trainer.opt_state))))
-    return course, averages
+        average = pj.averaged_parameters(trainer.opt_state) if optimizer is OURS else nnx.state(model)
+        yield nnx.clone(model), nnx.merge(nnx.graphdef(model), average)
 
 
-def arrays_of_flax(tree):
-    """As `arrays_of_equinox`."""
-    return [jnp.array(tree[layer][name]) for layer in ("first", "second") for name in ("kernel", "bias")]
+LIBRARIES = {"equinox": train_equinox, "flax": train_flax}
 
 
-# --- both --------------------------------------------------------------------------------------------
-
-
-def accuracy(arrays, x, labels):
+def accuracy(model, x, labels):
     """The part of the rows whose best score is their label's."""
-    kernel, bias, kernel_2, bias_2 = map(np.asarray, arrays)
-    return np.mean(np.argmax(np.tanh(x @ kernel + bias) @ kernel_2 + bias_2, axis=1) == labels)
+    return np.mean(np.argmax(model(x), axis=1) == labels)
 
 
 def largest_difference(a, b):
-    """Of all numbers in two lists of arrays."""
-    return max(float(jnp.abs(x - y).max()) for x, y in zip(a, b, strict=True))
+    """Of all parameters of two models."""
+    return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def main(argv=None):
@@ -140,29 +111,21 @@ def main(argv=None):
     rows = np.concatenate([random.permutation(TRAINING) for _ in range(options.epochs)]).reshape(-1, BATCH)
     batches = [(x[chosen], labels[chosen]) for chosen in rows]
 
-    model = EquinoxNetwork(jax.random.key(options.seed))
-    start = arrays_of_equinox(model)
-    runs = {
-        "equinox": lambda optimizer: train_equinox(model, optimizer, batches),
-        "flax": lambda optimizer: train_flax(FlaxNetwork(start), optimizer, batches),
-    }
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     distance, held_out = figure.subplots(1, 2)
     steps = 1 + np.arange(len(batches))
     print(f"after {len(batches)} steps: held-out accuracy, and largest difference of a parameter from optax")
-    for (name, train), style in zip(runs.items(), ("C0-", "C1--"), strict=True):
-        reference = train(THEIRS)[0]
-        course, averages = train(OURS)
-        differences = [largest_difference(a, b) for a, b in zip(course, reference, strict=True)]
-        ends = {"last": course, "averaged": averages}
-        scores = {which: [accuracy(a, x[TRAINING:], labels[TRAINING:]) for a in c] for which, c in ends.items()}
-        print(
-            f"{name:8} last {scores['last'][-1]:.1%}   averaged {scores['averaged'][-1]:.1%}"
-            f"   difference {differences[-1]:.1e} of {max(float(jnp.abs(a).max()) for a in course[-1]):.2f}"
+    for (name, train), style in zip(LIBRARIES.items(), ("C0-", "C1--"), strict=True):
+        course, averages = zip(*train(OURS, batches, options.seed), strict=True)
+        reference = (model for model, _ in train(THEIRS, batches, options.seed))
+        difference = [largest_difference(a, b) for a, b in zip(course, reference, strict=True)]
+        last, averaged = (
+            [accuracy(m, x[TRAINING:], labels[TRAINING:]) for m in models] for models in (course, averages)
         )
-        distance.plot(steps, differences, style, label=name)
-        held_out.plot(steps, scores["last"], style, alpha=0.4, label=f"{name}, last parameters")
-        held_out.plot(steps, scores["averaged"], style, label=f"{name}, averaged parameters")
+        print(f"{name:8} last {last[-1]:.1%}   averaged {averaged[-1]:.1%}   difference {difference[-1]:.1e}")
+        distance.plot(steps, difference, style, label=name)
+        held_out.plot(steps, last, style, alpha=0.4, label=f"{name}, last parameters")
+        held_out.plot(steps, averaged, style, label=f"{name}, averaged parameters")
     distance.set(title="difference from optax", xlabel="step", ylabel="largest of all parameters", yscale="log")
     held_out.set(title="held-out digits", xlabel="step", ylabel="part recognised", ylim=(0.8, 1))
     for axes in (distance, held_out):

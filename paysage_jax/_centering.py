@@ -41,6 +41,9 @@ class center(Transformation):
     The activations a are estimated as minus the derivative of the mean energy with respect to the bias, valid if the
     energy contains -b·v. They come with the extra argument `statistics` of a two-phase estimator (`PhaseStatistics`).
 
+    It is meant for `sgd` and `momentum`. Before `adam`, which rescales the centred gradient element by element, 1 or 2
+    of 8 runs of an RBM with 12 hidden units ended 3 to 9 nats lower than the others; before `sgd` none of 36 did.
+
     Args:
         decay: of the offsets, in [0, 1).
         enhanced: activations averaged over data and model (Cho, Raiko & Ilin, 2013, take that with decay = 0);

@@ -63,7 +63,9 @@ class track_convergence(Transformation):
 
         converged: magnitude(updates) <= tolerance, `patience` updates in a row
 
-    Under `fit` an update of zeros for a gradient that is not zero, skipped or overflowed say, does not count at all.
+    Under `fit`, which passes the gradient, an update of zeros for a gradient that is not zero, skipped or overflowed
+    say, does not count at all. Without the gradient it counts as small, for a run that has arrived looks the same. Put
+    it into our `chain`: `optax.chain` drops the gradient, and hides a new tolerance from a run that is resumed.
 
     Args:
         tolerance: a number from 0 on.
@@ -107,7 +109,7 @@ def converged(state: State) -> jax.Array:
     found = find_states(state, ConvergenceState)
     if not found:
         raise ValueError("converged: no track_convergence in the state; chain one after the optimizer")
-    return jnp.all(jnp.stack([s.converged for s in found]))
+    return jnp.all(jnp.stack(jax.tree.leaves([s.converged for s in found])))  # flax's nnx keeps each in a variable
 
 
 def still_converged(optimizer: Transformation, state: State) -> jax.Array:

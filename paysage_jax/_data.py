@@ -84,7 +84,7 @@ def arrays_or_loader(
         data = as_arrays("data", data, own)
         rows = batch_size_of("data", data)
         if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= rows:
-            raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size}")
+            raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size!r}")
         return data, None, rows
     loader = Loader(data, own)
     if batch_size is not None:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import tree_flatten_with_path
 
 from ._base import State, Wrapper, find_states
 from ._pytree import static
@@ -104,10 +105,27 @@ def pack(tree: Params, largest: int = LARGEST) -> Packed:
 
 
 def pack_like(tree: Params, packed: Packed) -> Packed:
-    """`tree` in the layout of `packed`. Raises ValueError naming the leaf where structure or shapes differ."""
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in packed.layout.shapes]
-    check_same_tree("tree", tree, "packed", packed.layout.structure.unflatten(shapes))
-    return _pack(tree, packed.layout)
+    """`tree` in the layout of `packed`. Raises ValueError naming the leaf where structure or shapes differ.
+
+    A leaf may lack a wrapper that was round it alone: flax's nnx gives `init` variables, but `update` their arrays.
+    """
+    return _pack_as("tree", tree, "packed", packed.layout)
+
+
+def _pack_as(name: str, tree: Params, reference_name: str, layout: Layout) -> Packed:
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in layout.shapes]
+    check_same_tree(name, tree, reference_name, _unwrapped(layout.structure.unflatten(shapes), tree))
+    return _pack(tree, layout)
+
+
+def _unwrapped(tree: Any, like: Any) -> Any:
+    """`tree` in the structure of `like`, if the path of each leaf of that is where the path of its own leaf begins."""
+    structure = jax.tree.structure(like)
+    if jax.tree.structure(tree) == structure:
+        return tree
+    paths, begins = ([path for path, _ in tree_flatten_with_path(t)[0]] for t in (tree, like))
+    same = len(paths) == len(begins) and all(p[: len(b)] == b for p, b in zip(paths, begins, strict=True))
+    return structure.unflatten(jax.tree.leaves(tree)) if same else tree
 
 
 def unpack(packed: Packed) -> Params:
@@ -183,11 +201,13 @@ class pack_moments(Wrapper):
         check_floating("updates", updates)
         if params is not None:
             check_addable("updates", updates, "params", params)
-        packed_params = None if params is None else pack_like(params, moments[0])
-        packed, state = self.optimizer.update(pack_like(updates, moments[0]), state, packed_params, **extra)
-        like = updates if params is None else params
-        new = jax.tree.map(lambda u, x: u.astype(jnp.result_type(x)), unpack(packed), like)
-        return new, state
+        layout = moments[0].layout
+        packed_params = None if params is None else _pack_as("params", params, "the state", layout)
+        packed_updates = _pack_as("updates", updates, "the state", layout)
+        packed, state = self.optimizer.update(packed_updates, state, packed_params, **extra)
+        like, structure = jax.tree.flatten(updates if params is None else params)
+        new = [u.astype(jnp.result_type(x)) for u, x in zip(jax.tree.leaves(unpack(packed)), like, strict=True)]
+        return structure.unflatten(new), state
 
     def _check_nothing_to_pack(self, updates: Updates, state: State) -> None:
         """Raise ValueError unless the optimizer has no moments: otherwise the state is not packed."""

@@ -78,7 +78,8 @@ def averaged_parameters(state: State) -> Params:
     if len(found) != 1:
         raise ValueError(f"averaged_parameters: expected one average_parameters in the state, found {len(found)}")
     (average,) = found
-    weight = jnp.where(average.weight > 0, average.weight, 1)
+    (weight,) = jax.tree.leaves(average.weight)  # flax's nnx keeps it in a variable
+    weight = jnp.where(weight > 0, weight, 1)
     return jax.tree.map(lambda a: a / weight.astype(a.dtype) if is_inexact(a) else a, average.average)
 
 

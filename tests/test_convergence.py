@@ -95,6 +95,19 @@ def test_patience_counts_updates_in_a_row():
     assert flags(updates, track_convergence(0.5, patience=3)) == expected
 
 
+def test_a_step_left_out_does_not_count_where_the_gradient_is_known():
+    """It neither ends a streak nor lengthens it; for a gradient of zeros, or without one, the run may have arrived."""
+    tracker, zeros, ones = track_convergence(0.5, patience=2), jnp.zeros(2), jnp.ones(2)
+    _, started = tracker.update(0.1 * ones, tracker.init(zeros), gradient=ones)
+    for extra, streak in (({"gradient": ones}, 1), ({"gradient": zeros}, 2), ({}, 2)):
+        assert tracker.update(zeros, started, **extra)[1].streak == streak
+    skip = skip_nonfinite(sgd(0.1))
+    for member, counts in ((track_convergence(0.5), True), (track_convergence(0.5).to_optax(), False)):
+        optimizer, nan = optax.chain(skip.to_optax(), member), np.nan * ones
+        _, state = optimizer.update(nan, optimizer.init(zeros), zeros, gradient=nan)
+        assert converged(state) == counts
+
+
 def test_the_streak_does_not_wrap():
     tracker = track_convergence(1.0, patience=2**31 - 1)
     state = tracker.init(jnp.zeros(2))._replace(streak=jnp.int32(2**31 - 2))

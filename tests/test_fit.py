@@ -522,7 +522,7 @@ def test_no_argument_is_modified_or_deleted(kind, array):
         (dict(batch_size=24), ValueError, "batch_size must be from 1 to the 23 rows of data, got 24"),
         (dict(batch_size=0), ValueError, r"batch_size must be .*, got 0"),
         (dict(batch_size=5.0), ValueError, "batch_size must be"),
-        (dict(batch_size="5"), ValueError, "batch_size must be"),
+        (dict(batch_size="5"), ValueError, "batch_size must be .*, got '5'"),
     ],
 )
 def test_mistakes_are_named(change, error, message):

@@ -1,6 +1,7 @@
 """packing: pack and unpack are inverse, and an optimizer does the same on a packed tree."""
 
 import pickle
+from dataclasses import dataclass
 
 import chex
 import jax
@@ -92,6 +93,50 @@ def test_a_checkpoint_of_either_kind_goes_on_as_the_other():
     chex.assert_trees_all_close(plain.update(gradient, pj.unpack_all(packed_state), params)[0], expected, rtol=1e-6)
 
 
+@dataclass
+class Variable:
+    """A wrapper of one array, as flax's nnx has round every parameter."""
+
+    value: object
+
+
+jax.tree_util.register_dataclass(Variable, ["value"], [])
+
+
+def is_variable(x):
+    return isinstance(x, Variable)
+
+
+def wrapped(tree):
+    return jax.tree.map(lambda x: x if is_variable(x) else Variable(x), tree, is_leaf=is_variable)
+
+
+def bare(tree):
+    return jax.tree.map(lambda x: x.value if is_variable(x) else x, tree, is_leaf=is_variable)
+
+
+def test_a_state_made_of_variables_goes_on_with_their_arrays():
+    """As in `nnx.Optimizer`: variables at the start, then arrays; the state is wrapped between the updates."""
+    optimizer = pj.chain(pj.pack_moments(pj.adam(0.1)), pj.average_parameters(0.9), pj.track_convergence(0.0))
+    params = tree(9)
+    state, expected = wrapped(optimizer.init(wrapped(params))), optimizer.init(params)
+    for seed in range(3):
+        updates, state = optimizer.update(tree(seed), bare(state), params)
+        state = wrapped(state)
+        expected_updates, expected = optimizer.update(tree(seed), expected, params)
+        chex.assert_trees_all_equal(updates, expected_updates)
+    chex.assert_trees_all_equal(bare(pj.averaged_parameters(state)), pj.averaged_parameters(expected))
+    assert not pj.converged(state)
+
+
+def test_a_state_made_of_variables_refuses_another_tree():
+    optimizer = pj.pack_moments(pj.adam(0.1))
+    state = optimizer.init(wrapped({"a": jnp.ones(3), "b": jnp.ones(3)}))
+    for other in ({"a": jnp.ones(3), "c": jnp.ones(3)}, {"a": jnp.ones(3)}, [jnp.ones(3), jnp.ones(3)]):
+        with pytest.raises(ValueError, match=r"^updates\["):
+            optimizer.update(other, state)
+
+
 def test_init_is_abstract_where_params_are():
     optimizer = pj.pack_moments(pj.adam(0.01))
     chex.assert_trees_all_equal_shapes_and_dtypes(optimizer.init(jax.eval_shape(tree)), optimizer.init(tree()))
@@ -111,7 +156,7 @@ def test_errors_name_the_leaf():
     with pytest.raises(ValueError, match=r"\['weights'\]\[0\]\['matrix'\]: expected shape \(7, 5\)"):
         pj.pack_like(wrong, packed)
     optimizer = pj.pack_moments(pj.adam(0.01))
-    with pytest.raises(ValueError, match=r"\['weights'\]\[0\]\['matrix'\]: expected shape \(7, 5\)"):
+    with pytest.raises(ValueError, match=r"updates\['weights'\]\[0\]\['matrix'\]: expected shape .* in the state"):
         optimizer.update(wrong, optimizer.init(tree()))
     integer = tree() | {"large": jnp.zeros((100, 100), int)}
     with pytest.raises(TypeError, match=r"params\['large'\]: expected a floating or complex dtype"):
