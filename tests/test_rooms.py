@@ -28,6 +28,8 @@ ROOMS = [  # ground floor first
     "_phases",
     "_estimators",
     "_tempering",
+    "_annealing",
+    "_likelihood",
     "_metrics",
     "_checkpoints",
     "_training",
