@@ -1,4 +1,4 @@
-"""The likelihood that a run knows: log Z by annealing along the parameters' own trajectory, and the metric for `fit`."""
+"""The likelihood that a run knows: log Z by annealing along the way that the parameters take, and the metric of it."""
 
 from __future__ import annotations
 
