@@ -10,6 +10,7 @@ what the test images get: forward (tends to say too much) and in reverse (too li
 checkpoints: kill it when you like, the same command goes on.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -59,13 +60,18 @@ def make_optimizer(learning_rate, epochs, weight_decay):
     return pj.chain(pj.center(), decay, pj.sgd(falling))
 
 
-def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, sweeps=1, **watch):
-    """The result of `pj.fit`: PCD with so many `chains`, the likelihood tracked by so many others."""
+def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, every=5, **watch):
+    """The result of `pj.fit`: PCD with so many `chains`, the likelihood by so many others, measured `every` epochs.
+
+    Log Z is anchored just before, for this machine learns faster than chains can follow.
+    """
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
     start = pj.rbm.init_bernoulli(images.train, hidden, start_key)
     annealing = pj.rbm.annealing(start, images.train, tracked, path_key)
     first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
-    tracker = pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, sweeps)
+    every = min(every, epochs)
+    anchor = {"anchor_every": every * math.ceil(len(images.train) / BATCH), "anchor_steps": 1000}
+    tracker = pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, **anchor)
     rows = {"train": images.train, "validation": images.validation}
     metrics = {name: pj.log_likelihood(pj.rbm.free_energy, v) for name, v in rows.items()}
     return pj.fit(
@@ -76,6 +82,7 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, s
         epochs=epochs,
         batch_size=BATCH,
         key=fit_key,
+        metrics_every=every,
         metrics=metrics | {"effective size": lambda params, key, state: pj.log_partition(state).effective_size},
         early_stopping=pj.early_stopping("validation", patience=epochs, maximize=True),
         **watch,

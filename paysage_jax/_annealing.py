@@ -30,11 +30,6 @@ Path = Callable[[jax.Array], Params]
 # --- chains with weights -----------------------------------------------------------------------------
 
 
-def moved(energy: Energy, old: Params, new: Params, v: Batch, dtype: Any) -> jax.Array:
-    """What a move of the parameters adds to the log weight of each chain."""
-    return (energies_of(energy, old, "chains", v) - energies_of(energy, new, "chains", v)).astype(dtype)
-
-
 def log_mean(log_weights: jax.Array) -> jax.Array:
     return logsumexp(log_weights, axis=0) - np.log(len(log_weights)).astype(log_weights.dtype)
 
@@ -88,6 +83,25 @@ class _backwards(Pytree):
         return self.path(1 - beta)
 
 
+def anneal(
+    energy: Energy, transition: Transition, path: Path, v: Batch, key: jax.Array, steps: Any
+) -> tuple[Batch, jax.Array]:
+    """The states at the end of the path, and what has come to the log weight of each chain."""
+    v = as_states(transition, path(jnp.zeros(())), v, key)
+
+    def step(k: Any, carry: Any) -> Any:
+        old, v, log_weights = carry
+        new = path((k + 1).astype(float) / jnp.asarray(steps, float))
+        moved = energies_of(energy, old, "chains", v) - energies_of(energy, new, "chains", v)
+        return new, transition(new, v, jax.random.fold_in(key, k)), log_weights + moved.astype(log_weights.dtype)
+
+    start = path(jnp.zeros(())), v, jnp.zeros(rows("chains", v))
+    return jax.lax.fori_loop(0, steps, step, start)[1:]
+
+
+_jitted_anneal = jax.jit(anneal)
+
+
 class AnnealedEstimate(NamedTuple):
     """log Z, its standard error, and what the chains are worth.
 
@@ -133,7 +147,7 @@ def annealed_importance_sampling(
     """
     check_count("annealed_importance_sampling: steps", steps)
     anneal_key, draw_key = jax.random.split(key)
-    log_weights, v = _anneal(*map(as_pytree, (energy, transition, path)), start, anneal_key, steps)
+    v, log_weights = _jitted_anneal(*map(as_pytree, (energy, transition, path)), start, anneal_key, steps)
     log_ratio = log_mean(log_weights)
     error = jnp.std(jnp.exp(log_weights - log_ratio), ddof=1) / np.sqrt(len(log_weights)).astype(log_weights.dtype)
     log_z = as_scalar("log_z_start", log_z_start) + log_ratio
@@ -202,22 +216,6 @@ def raise_bound(
     repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), chains, axis=0), v)
     start = run_chains(transition, 1, model, repeated, first_key)
     back = _backwards(as_pytree(path))
-    log_weights, _ = _anneal(as_pytree(energy), as_pytree(transition), back, start, key, steps)
+    _, log_weights = _jitted_anneal(as_pytree(energy), as_pytree(transition), back, start, key, steps)
     log_mean_weight = log_mean(log_weights.reshape(size, chains).T)
     return -energies_of(energy, model, "v", v) - as_scalar("log_z_start", log_z_start) + log_mean_weight
-
-
-@jax.jit
-def _anneal(energy: Any, transition: Any, path: Any, v: Batch, key: jax.Array, steps: Any) -> tuple[jax.Array, Batch]:
-    """The log weights of the chains at the end of the path, and their states."""
-    params = path(jnp.zeros(()))
-    v = as_states(transition, params, v, key)
-
-    def step(k: Any, carry: Any) -> Any:
-        params, v, log_weights = carry
-        new = path((k + 1).astype(float) / jnp.asarray(steps, float))
-        log_weights += moved(energy, params, new, v, log_weights.dtype)
-        return new, transition(new, v, jax.random.fold_in(key, k)), log_weights
-
-    _, v, log_weights = jax.lax.fori_loop(0, steps, step, (params, v, jnp.zeros(rows("start", v))))
-    return log_weights, v
