@@ -43,7 +43,7 @@ def resample(v: Batch, log_weights: jax.Array, key: jax.Array) -> Batch:
     """Systematic resampling: chain i is taken as often as its share of the weights says, rounded up or down."""
     n = len(log_weights)
     upper = jnp.cumsum(jax.nn.softmax(log_weights))
-    points = (jnp.arange(n) + jax.random.uniform(key, ())).astype(upper.dtype) / n
+    points = (jnp.arange(n, dtype=upper.dtype) + jax.random.uniform(key, (), upper.dtype)) / n
     chosen = jnp.minimum(jnp.searchsorted(upper, points, side="right"), n - 1)
     return jax.tree.map(lambda x: x[chosen], v)
 
