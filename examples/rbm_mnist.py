@@ -83,7 +83,7 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, e
         batch_size=BATCH,
         key=fit_key,
         metrics_every=every,
-        metrics=metrics | {"effective size": lambda params, key, state: pj.log_partition(state).effective_size},
+        metrics=metrics | {"error": lambda params, key, state: pj.log_partition(state).error},
         early_stopping=pj.early_stopping("validation", patience=epochs, maximize=True),
         **watch,
     )
@@ -111,7 +111,7 @@ def draw(history, params, samples, images):
     figure.suptitle(f"RBM with {images.train.shape[1]} visible and {hidden} hidden units on MNIST")
     curve, filters, real, drawn = figure.subplots(1, 4)
     for name in ("train", "validation"):
-        curve.plot(history["epoch"], history[name], label=name)
+        curve.plot(history["epoch"], history[name], marker=".", label=name)
     curve.set(title="log-likelihood, tracked", xlabel="epoch", ylabel="nats per image", box_aspect=1)
     curve.set_ylim(bottom=max(curve.get_ylim()[0], history["train"].max() - 40))
     curve.legend()
@@ -153,10 +153,10 @@ def main(argv=None):
     result = train(optimizer, images, options.epochs, train_key, **sizes, **saved)
     history, best = result.history, result.best
 
-    print("log-likelihood in nats per image (tracked)\nepoch    train  validation  effective size")
+    print("log-likelihood in nats per image (tracked)\nepoch    train  validation  error")
     for i in np.unique(np.linspace(0, len(history["epoch"]) - 1, 11).astype(int)):
-        numbers = [history[name][i] for name in ("epoch", "train", "validation", "effective size")]
-        print("{:5}  {:7.2f}  {:10.2f}  {:14.0f}".format(*numbers))
+        numbers = [history[name][i] for name in ("epoch", "train", "validation", "error")]
+        print("{:5}  {:7.2f}  {:10.2f}  {:5.2f}".format(*numbers))
 
     chosen = jnp.arange(options.annealed) % options.chains
     samples = run_chains(best.params, result.estimator_state[chosen], sample_key, steps=1000)
