@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 import paysage_jax as pj
 
 MODEL = (pj.rbm.free_energy, pj.rbm.gibbs)
-CHAINS = 1000  # that track the likelihood
+CHAINS = 400  # that track the likelihood
 SHOWN = 36  # filters, images and samples in the picture
 LEARNING_RATES = {
     "textbook": {"sgd": 0.1, "momentum": 0.02, "rmsprop": 0.01, "adam": 0.01},
@@ -49,7 +49,7 @@ def tracker(params, images, key, every):
     annealing = pj.rbm.annealing(params, images.train, CHAINS, path_key)
     first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
     anchor = {"anchor_every": every * len(images.batches), "anchor_steps": 300}
-    return pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, sweeps=4, **anchor)
+    return pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, sweeps=2, **anchor)
 
 
 def exact_log_likelihood(v):

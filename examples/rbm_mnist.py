@@ -162,7 +162,9 @@ def main(argv=None):
     samples = run_chains(best.params, result.estimator_state[chosen], sample_key, steps=1000)
     print(f"parameters of epoch {best.epoch}, validation {best.value:.2f} (tracked)\nannealed      test  validation")
     for name, estimate in bracket(best.params, images, samples, bracket_key, options.temperatures).items():
-        test, validation = (pj.rbm.log_likelihood(best.params, v, estimate.log_z) for v in images[2:0:-1])
+        test, validation = (
+            pj.rbm.log_likelihood(best.params, v, estimate.log_z) for v in (images.test, images.validation)
+        )
         size = f"effective size {estimate.effective_size:.0f} of {options.annealed}"
         print(f"{name:9}  {test:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
 
