@@ -38,7 +38,7 @@ class LogPartitionState(NamedTuple):
 
 
 class TrackedEstimate(NamedTuple):
-    """log_z: in nats. error: its standard error if the chains mix; it is larger if they do not.
+    """log_z: in nats. error: its standard error if the chains mix; if they do not, log_z may be far off all the same.
 
     effective_size: of the chains, from 1 to their number. resamplings: since the start or the last anchor (int32).
     """
@@ -57,8 +57,9 @@ class track_log_partition(Transformation):
 
     The updates pass unchanged. The chains v are not those of the estimator, on which the gradient depends. When their
     effective size falls below the share `resample_below`, they are drawn anew by their weights, and the mean weight
-    goes into log Z. Errors add up: where a run is fast or its model has many modes, anchor it. Then the chains start
-    again from `chains`, and come to the present along the straight line from the first parameters.
+    goes into log Z. Errors add up, mostly to too small a log Z, and `error` does not see modes that the chains have
+    lost: where a run is fast or its model has many modes, anchor it. Then the chains start again from `chains`, and
+    come to the present along the straight line from the first parameters.
 
     Read it by `log_partition(state)`; `log_likelihood` is the metric for `fit`.
 
