@@ -33,33 +33,35 @@ class Silent(pj.Estimator):
 class Epochs:
     """Runs of EPOCHS epochs, each a call of `fit` with a measurement after every epoch."""
 
-    def __init__(self, estimator, start, data, checkpoints=False, **options):
+    def __init__(self, estimator, start, data, checkpoints=False, optimizer=None, **options):
         self.estimator, self.start, self.data, self.options = estimator, start, data, options
-        self.checkpoints = checkpoints
+        self.checkpoints, self.optimizer = checkpoints, optimizer or pj.sgd(RATE)
 
     def __call__(self, count):
         for _ in range(count):
             folder: dict[str, Any] = {"checkpoints": tempfile.mkdtemp()} if self.checkpoints else {}
             options = {"epochs": EPOCHS, "batch_size": BATCH, "key": jax.random.key(0)} | self.options | folder
-            jax.block_until_ready(pj.fit(self.start, pj.sgd(RATE), self.estimator, self.data, **options).params)
+            jax.block_until_ready(pj.fit(self.start, self.optimizer, self.estimator, self.data, **options).params)
             for path in folder.values():
                 shutil.rmtree(path)
 
 
 def reporting(seconds: float) -> Iterator[Result]:
-    """An epoch of PCD with statistics, a callback, early stopping, checkpoints, beside one without."""
+    """An epoch of PCD with statistics, a callback, early stopping, checkpoints, log Z tracked, beside one without."""
     estimator = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs)
     data = jnp.array(patterns(rows=6000))
     start = pj.rbm.init_bernoulli(data, HIDDEN, jax.random.key(0))
     run = partial(Epochs, start=start, data=data)
     metrics = {"size": lambda params, key: jnp.sum(params["layers"][0]["loc"] ** 2)}
     stopping = pj.early_stopping("size", patience=10**6)
+    tracker = pj.track_log_partition(pj.rbm.free_energy, pj.rbm.gibbs, 0.0, data[:BATCH], jax.random.key(1))
     mine = {
         "statistics": run(estimator),
         "callback": run(Silent(estimator), callback=lambda result: None),
         "early stopping": run(Silent(estimator), metrics=metrics, early_stopping=stopping),
         "all three": run(estimator, metrics=metrics, early_stopping=stopping, callback=lambda result: None),
         "checkpoints": run(Silent(estimator), checkpoints=True),
+        "log Z": run(Silent(estimator), optimizer=pj.chain(pj.sgd(RATE), tracker)),
     }
     title = f"an epoch of {len(data) // BATCH} steps, 784 × {HIDDEN}, batches of {BATCH}"
     yield compare(title, mine, {"bare": run(Silent(estimator))}, seconds, each=EPOCHS)

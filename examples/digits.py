@@ -38,7 +38,7 @@ def load(path=None) -> Images:
 
         images = load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 16
     else:
-        images = _read(path)
+        images = read(path)
     rows = images.reshape(len(images), -1)
     rows = rows[np.random.RandomState(137).permutation(len(rows))]
     binary = (rows >= 0.5).astype(np.float32)
@@ -46,7 +46,8 @@ def load(path=None) -> Images:
     return Images(binary[: steps * BATCH].reshape(steps, BATCH, -1), binary[steps * BATCH :], images.shape[1:])
 
 
-def _read(path):
+def read(path):
+    """The images of a file, (images, rows, columns) in [0, 1]. Raises OSError and ValueError as `load` does."""
     content = Path(path).read_bytes()
     try:
         if content.startswith(b"PK"):

@@ -4,9 +4,10 @@
     python examples/rbm_digits.py --convention classic --optimizer adam --learning-rate 0.01
     python examples/rbm_digits.py --data train-images-idx3-ubyte.gz --hidden 100 --learning-rate 0.001 --epochs 5
 
-Prints the log-likelihood as training proceeds: exact up to 20 hidden units, beyond that estimated by annealed
-importance sampling (AIS). Draws it, with the strongest filters (columns of the weight matrix), validation images, and
-samples of the model.
+Prints the log-likelihood as training proceeds. The run tracks it by itself; beside it stands the exact one up to 20
+hidden units, and beyond that, at the end, what annealed importance sampling says from both sides: forward (tends to
+say too much) and in reverse (too little). Draws it, with the strongest filters (columns of the weight matrix),
+validation images, and samples of the model.
 """
 
 import math
@@ -14,13 +15,14 @@ from functools import partial
 
 import digits
 import jax
-import jax.numpy as jnp
 import numpy as np
 import shared
 from matplotlib.figure import Figure
 
 import paysage_jax as pj
 
+MODEL = (pj.rbm.free_energy, pj.rbm.gibbs)
+CHAINS = 400  # that track the likelihood
 SHOWN = 36  # filters, images and samples in the picture
 LEARNING_RATES = {
     "textbook": {"sgd": 0.1, "momentum": 0.02, "rmsprop": 0.01, "adam": 0.01},
@@ -36,18 +38,33 @@ def make_optimizer(convention, name, learning_rate):
 
 def train(optimizer, params, images, key, epochs, **watch):
     """The result of `pj.fit`, with the batches in the same order in every epoch, as in paysage."""
-    estimator = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs)
+    estimator = pj.persistent_contrastive_divergence(*MODEL)
     options = {"epochs": epochs, "batch_size": digits.BATCH, "shuffle": False, "key": key}
     return pj.fit(params, optimizer, estimator, images.train, **options, **watch)
 
 
-def log_likelihoods(images, params, key):
-    """[training, validation, standard error of log Z] in nats per image; the error is 0 where log Z is exact."""
-    if len(params["layers"][1]["loc"]) <= pj.rbm.MOST_HIDDEN:
-        log_z, error = pj.rbm.log_partition(params), jnp.zeros(())
-    else:
-        log_z, error = pj.rbm.estimate_log_partition(params, key)
-    return jnp.stack([*(pj.rbm.log_likelihood(params, v, log_z) for v in (images.train, images.validation)), error])
+def tracker(params, images, key, every):
+    """Tracks log Z of a run that starts from `params`, and anchors it `every` epochs."""
+    path_key, anneal_key, track_key = jax.random.split(key, 3)
+    annealing = pj.rbm.annealing(params, images.train, CHAINS, path_key)
+    first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
+    anchor = {"anchor_every": every * len(images.batches), "anchor_steps": 300}
+    return pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, sweeps=2, **anchor)
+
+
+def exact_log_likelihood(v):
+    """A metric, for machines of few hidden units."""
+    return lambda params, key: pj.rbm.log_likelihood(params, v, pj.rbm.log_partition(params))
+
+
+def bracket(params, images, samples, key):
+    """[[training, validation] by forward annealing, the same by reverse annealing from samples of the model]."""
+    path_key, forward_key, reverse_key = jax.random.split(key, 3)
+    path, start, log_z_start = pj.rbm.annealing(params, images.train, len(samples), path_key)
+    forward = pj.annealed_importance_sampling(*MODEL, path, start, log_z_start, forward_key)
+    back = pj.reverse_annealed_importance_sampling(*MODEL, path, samples, log_z_start, reverse_key)
+    rows = images.train, images.validation
+    return [[float(pj.rbm.log_likelihood(params, v, x.log_z)) for v in rows] for x in (forward, back)]
 
 
 @partial(jax.jit, static_argnames=("count", "steps"))
@@ -73,30 +90,40 @@ def main(argv=None):
         parser.error(f"argument --data: {error}")
 
     learning_rate = options.learning_rate or LEARNING_RATES[options.convention][options.optimizer]
-    optimizer = make_optimizer(options.convention, options.optimizer, learning_rate)
-    init_key, train_key, ais_key, sample_key = jax.random.split(jax.random.key(options.seed), 4)
+    every = math.ceil(options.epochs / 10)
+    init_key, train_key, track_key, sample_key, bracket_key = jax.random.split(jax.random.key(options.seed), 5)
     start = pj.rbm.init_bernoulli(images.train, options.hidden, init_key)
-    measure = jax.jit(partial(log_likelihoods, images))
-    watch = {"metrics": {"nats": measure}, "metrics_every": math.ceil(options.epochs / 10), "progress": True}
+    optimizer = make_optimizer(options.convention, options.optimizer, learning_rate)
+    optimizer = pj.chain(optimizer, tracker(start, images, track_key, every))
+    rows = {"training": images.train, "validation": images.validation}
+    metrics = {name: pj.log_likelihood(pj.rbm.free_energy, v) for name, v in rows.items()}
+    if options.hidden <= pj.rbm.MOST_HIDDEN:
+        metrics |= {f"{name}, exact": exact_log_likelihood(v) for name, v in rows.items()}
+    watch = {"metrics": metrics, "progress": True}
     result = train(optimizer, start, images, train_key, options.epochs, **watch)
 
-    params, last = result.params, int(result.epochs_done)
-    between = (result.history["epoch"] > 0) & (result.history["epoch"] < last)
-    epochs = np.array([0, *result.history["epoch"][between], last])
-    nats = np.array([measure(start, ais_key), *result.history["nats"][between], measure(params, ais_key)])
-    estimated = nats[:, 2].any()
-    kind = "AIS estimate" if estimated else "exact"
-    print(f"log-likelihood in nats per image ({kind})\nepoch  training  validation")
-    for epoch, (training, validation, error) in zip(epochs, nats, strict=True):
-        print(f"{epoch:5}  {training:8.2f}  {validation:10.2f}" + (f"  ± {error:.2f}" if estimated else ""))
+    params, history = result.params, result.history
+    print("log-likelihood in nats per image, tracked" + " and exact" * (len(metrics) > 2))
+    print("epoch  " + "  ".join(metrics))
+    for i in range(every - 1, len(history["epoch"]), every):
+        numbers = [f"{history[name][i]:{len(name)}.2f}" for name in metrics]
+        print(f"{history['epoch'][i]:5}", *numbers, sep="  ")
 
     figure = Figure(figsize=(13.5, 4.2), layout="constrained")
     units = f"RBM with {images.train.shape[1]} visible and {options.hidden} hidden units"
     figure.suptitle(f"{units}, {options.optimizer} ({options.convention}), learning rate {learning_rate:g}")
     curve, filters, real, drawn = figure.subplots(1, 4)
-    for values, name in zip(nats.T, ("training", "validation"), strict=False):
-        curve.errorbar(epochs, values, nats[:, 2] if estimated else None, marker=".", label=name)
-    curve.set(title=f"log-likelihood ({kind})", xlabel="epoch", ylabel="nats per image", box_aspect=1)
+    for color, name in zip(("C0", "C1"), rows, strict=True):
+        curve.plot(history["epoch"], history[name], color, label=name)
+        if len(metrics) > 2:
+            curve.plot(history["epoch"], history[f"{name}, exact"], "k:", label="exact" if color == "C1" else None)
+    if options.hidden > pj.rbm.MOST_HIDDEN:
+        samples = sample(params, bracket_key, count=CHAINS, steps=500)
+        both = np.array(bracket(params, images, samples, bracket_key))
+        for (name, values), color in zip(zip(rows, both.T, strict=True), ("C0", "C1"), strict=True):
+            print(f"annealed, {name}: forward {values[0]:.2f}, reverse {values[1]:.2f}")
+            curve.plot([history["epoch"][-1]] * 2, values, color + "_-", markersize=12)
+    curve.set(title="log-likelihood, tracked", xlabel="epoch", ylabel="nats per image", box_aspect=1)
     curve.legend()
     matrix = np.asarray(params["weights"][0]["matrix"]).T
     rows = matrix[np.argsort(-np.abs(matrix).sum(axis=1))[:SHOWN]]

@@ -6,6 +6,13 @@ are in `classic` as functions, and as classes in `optimizers` (2017) and `paysag
 """
 
 from . import classic, optimizers, paysage_0_2, rbm
+from ._annealing import (
+    AnnealedEstimate,
+    annealed_importance_sampling,
+    linear_path,
+    raise_bound,
+    reverse_annealed_importance_sampling,
+)
 from ._base import Transformation, apply_updates, chain
 from ._centering import Join, center
 from ._checkpoints import restore
@@ -20,6 +27,7 @@ from ._estimators import (
 from ._fit import fit
 from ._groups import AccumulateState, PartitionState, accumulate, partition, scale_leaves
 from ._leafwise import Leafwise
+from ._likelihood import LogPartitionState, TrackedEstimate, log_likelihood, log_partition, track_log_partition
 from ._metrics import Best, early_stopping, free_energy_gap, pseudo_log_likelihood, reconstruction_error
 from ._packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
 from ._phases import PhaseStatistics, Weighted, phase_gradient
@@ -125,6 +133,17 @@ __all__ = [  # noqa: RUF022 (by room)
     "TemperedStatistics",
     "parallel_tempering",
     "phase_gradient",
+    # likelihood
+    "AnnealedEstimate",
+    "annealed_importance_sampling",
+    "linear_path",
+    "raise_bound",
+    "reverse_annealed_importance_sampling",
+    "LogPartitionState",
+    "TrackedEstimate",
+    "log_likelihood",
+    "log_partition",
+    "track_log_partition",
     # training
     "FitResult",
     "Outcome",

@@ -52,13 +52,13 @@ def states_of(complete: Any, params: Params, batch: Batch, key: jax.Array) -> We
     return data._replace(v=jax.lax.stop_gradient(states))
 
 
-def _run_chains(transition: Transition, steps: int, params: Params, v: Batch, key: jax.Array) -> Batch:
+def run_chains(transition: Transition, steps: int, params: Params, v: Batch, key: jax.Array) -> Batch:
     """v after `steps` transitions."""
-    v = _as_states(transition, params, v, key)
+    v = as_states(transition, params, v, key)
     return jax.lax.fori_loop(0, steps, lambda i, v: transition(params, v, jax.random.fold_in(key, i)), v)
 
 
-def _as_states(transition: Transition, params: Params, v: Batch, key: jax.Array) -> Batch:
+def as_states(transition: Transition, params: Params, v: Batch, key: jax.Array) -> Batch:
     """v in the dtypes that the transition returns, as a loop needs it: data may be integers where states are floats.
 
     Raises TypeError for data that are no such states: floats where states are whole numbers.
@@ -113,7 +113,7 @@ class contrastive_divergence(Estimator):
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, PhaseStatistics]:
         data = states_of(self.complete, params, batch, key)
-        samples = data._replace(v=_run_chains(self.transition, self.steps, params, data.v, key))
+        samples = data._replace(v=run_chains(self.transition, self.steps, params, data.v, key))
         gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
         return gradient, estimator_state, statistics
 
@@ -161,19 +161,19 @@ class persistent_contrastive_divergence(Estimator):
         size = rows("batch", v)
         if self.start is None:
             chosen = jnp.arange(self.chains or size) % size
-            return _as_states(self.transition, params, jax.tree.map(lambda x: jnp.asarray(x)[chosen], v), key)
+            return as_states(self.transition, params, jax.tree.map(lambda x: jnp.asarray(x)[chosen], v), key)
         number_of_chains = rows("start", self.start)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((number_of_chains, *jnp.shape(x)[1:]), jnp.float32), v)
         hint = "" if self.complete else " (if these leave units hidden, give complete=)"
         check_same_tree("start", self.start, f"the data{hint}", like)
         # A copy: a step gives the memory of the chains away.
-        return _as_states(self.transition, params, jax.tree.map(jnp.array, self.start), key)
+        return as_states(self.transition, params, jax.tree.map(jnp.array, self.start), key)
 
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, PhaseStatistics]:
         data = states_of(self.complete, params, batch, key)
-        chains = _run_chains(self.transition, self.steps, params, estimator_state, key)
+        chains = run_chains(self.transition, self.steps, params, estimator_state, key)
         gradient, statistics = two_phases(self.energy, params, data, Weighted(chains, None), self.energy_penalty)
         return gradient, chains, statistics
 

@@ -72,7 +72,8 @@ def weighted(batch: Batch) -> Weighted:
     return batch
 
 
-def _energies(energy: Energy, params: Params, name: str, v: Batch) -> jax.Array:
+def energies_of(energy: Energy, params: Params, name: str, v: Batch) -> jax.Array:
+    """The energy of each state of v. Raises ValueError or TypeError if these are no energies."""
     size = rows(name, v)
     energies = energy(params, v)
     if jnp.shape(energies) != (size,):
@@ -96,10 +97,10 @@ def two_phases(
     phases = {"v_data": data, "v_model": jax.lax.stop_gradient(model)}
 
     def mean_energy(params: Params, name: str) -> jax.Array:
-        return _mean(_energies(energy, params, name, phases[name].v), phases[name].weights)
+        return _mean(energies_of(energy, params, name, phases[name].v), phases[name].weights)
 
     def squares(params: Params) -> jax.Array:
-        means = [_mean(_energies(energy, params, name, x.v) ** 2, x.weights) for name, x in phases.items()]
+        means = [_mean(energies_of(energy, params, name, x.v) ** 2, x.weights) for name, x in phases.items()]
         return jnp.asarray(penalty, means[0].dtype) * sum(means)
 
     data_energy, data_gradient = value_and_gradient(lambda p: mean_energy(p, "v_data"), params)

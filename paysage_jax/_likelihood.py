@@ -1,0 +1,196 @@
+"""The likelihood that a run knows: log Z by annealing along the way that the parameters take, and the metric of it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+
+from ._annealing import anneal, effective_size, linear_path, log_mean, resample
+from ._base import LAST, State, Transformation, apply_updates, check_state, find_states, next_step
+from ._data import Batch, as_arrays
+from ._estimators import Transition, as_states
+from ._phases import Energy, energies_of, rows
+from ._pytree import Count, Number, Pytree, count, function, number
+from ._trees import Params, Updates, as_scalar, check_params
+
+_RESAMPLING = 2**32 - 1  # folded into a key; transitions are numbered from 0
+
+
+class LogPartitionState(NamedTuple):
+    """What `track_log_partition` carries.
+
+    chains, log_weights: their weights are those since the last resampling. log_z, variance: log Z then, its variance.
+    step: updates so far; resamplings: since the start or the last anchor (both int32).
+    start: the parameters at the start, if the run is to be anchored.
+    """
+
+    chains: Batch
+    log_weights: jax.Array
+    log_z: jax.Array
+    variance: jax.Array
+    step: jax.Array
+    resamplings: jax.Array
+    start: Params
+
+
+class TrackedEstimate(NamedTuple):
+    """log_z: in nats. error: its standard error if the chains mix; if they do not, log_z may be far off all the same.
+
+    effective_size: of the chains, from 1 to their number. resamplings: since the start or the last anchor (int32).
+    """
+
+    log_z: jax.Array
+    error: jax.Array
+    effective_size: jax.Array
+    resamplings: jax.Array
+
+
+class track_log_partition(Transformation):
+    """Last in a chain: follows log Z of the model while it is trained, by annealing along the run itself.
+
+        w += E_p(v) - E_q(v),   v ~ the transition of q,   from p = params to q = params + updates in `sweeps` steps
+        log Z = log Z at the last resampling + log mean exp(w)
+
+    The updates pass unchanged. The chains v are not those of the estimator, on which the gradient depends. When their
+    effective size falls below the share `resample_below`, they are drawn anew by their weights, and the mean weight
+    goes into log Z. Errors add up, mostly to too small a log Z, and `error` does not see modes that the chains have
+    lost: where a run is fast or its model has many modes, anchor it. Then the chains start again from `chains`, and
+    come to the present along the straight line from the first parameters.
+
+    Read it by `log_partition(state)`; `log_likelihood` is the metric for `fit`.
+
+    Args:
+        energy: energy(params, v) -> (rows,), hidden units summed out.
+        transition: transition(params, v, key) -> v.
+        log_z: log Z of the parameters that the run starts from.
+        chains: samples of that model, as `annealed_importance_sampling` returns them with log Z.
+        key: a PRNG key.
+        sweeps: annealing steps, each with a transition, at every update; a whole number from 1 on.
+        resample_below: a share of the number of chains, in [0, 1].
+        anchor_every: updates, a whole number from 1 on; the updates of an epoch, or a multiple, so that what is
+            measured then is fresh. None: never.
+        anchor_steps: annealing steps of an anchor, a whole number from 1 on.
+
+    Raises:
+        TypeError, ValueError: for energies or states that do not fit, when traced.
+    """
+
+    _stage = LAST
+    energy: Energy = function()
+    transition: Transition = function()
+    log_z: Number = number("(-inf, inf)")
+    chains: Batch
+    key: jax.Array
+    sweeps: int = count(default=1, static=True)
+    resample_below: Number = number("[0, 1]", default=0.5)
+    anchor_every: Count | None = count(default=None)
+    anchor_steps: Count = count(default=1000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.key, jax.Array | np.ndarray):
+            raise TypeError(f"track_log_partition: key must be a key, jax.random.key(0), got {self.key!r}")
+        vars(self)["chains"] = as_arrays("chains", self.chains)
+        rows("chains", self.chains)
+
+    def init(self, params: Params) -> State:
+        # Copies: a step gives the memory of the state away.
+        start = None if self.anchor_every is None else jax.tree.map(jnp.array, params)
+        return self._at_start(params, jnp.zeros((), jnp.int32), start)
+
+    def _at_start(self, params: Params, step: jax.Array, start: Params) -> LogPartitionState:
+        chains = as_states(self.transition, params, jax.tree.map(jnp.array, self.chains), self.key)
+        weights, log_z = jnp.zeros(rows("chains", chains)), as_scalar("log_z", self.log_z)
+        return LogPartitionState(chains, weights, log_z, jnp.zeros(()), step, jnp.zeros((), jnp.int32), start)
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        check_state(self, state, LogPartitionState)
+        check_params("track_log_partition", updates, params)
+        new, steps = apply_updates(params, updates), self.sweeps
+        state = state._replace(step=next_step(state.step))
+        if self.anchor_every is not None:
+            # Chosen, and not a branch: under vmap both branches would run at every update.
+            due = state.step % jnp.asarray(self.anchor_every, jnp.int32) == 0
+            again = state.start, self._at_start(params, state.step, state.start), jnp.asarray(self.anchor_steps)
+            going_on = params, state, jnp.asarray(self.sweeps)
+            params, state, steps = jax.tree.map(lambda a, b: jnp.where(due, a, b), again, going_on)
+        key = jax.random.fold_in(self.key, state.step)
+        chains, moved = anneal(self.energy, self.transition, linear_path(params, new), state.chains, key, steps)
+        state = state._replace(chains=chains, log_weights=state.log_weights + moved)
+        poor = effective_size(state.log_weights) < self.resample_below * jnp.asarray(len(moved), float)
+        return updates, jax.lax.cond(poor, lambda: _resampled(state, key), lambda: state)
+
+
+def _log_ratio(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The logarithm of the mean weight, and its variance."""
+    return log_mean(log_weights), 1 / effective_size(log_weights) - 1 / len(log_weights)
+
+
+def _resampled(state: LogPartitionState, key: jax.Array) -> LogPartitionState:
+    log_ratio, variance = _log_ratio(state.log_weights)
+    return state._replace(
+        chains=resample(state.chains, state.log_weights, jax.random.fold_in(key, _RESAMPLING)),
+        log_weights=jnp.zeros_like(state.log_weights),
+        log_z=state.log_z + log_ratio,
+        variance=state.variance + variance,
+        resamplings=next_step(state.resamplings),
+    )
+
+
+def log_partition(state: State) -> TrackedEstimate:
+    """log Z as `track_log_partition` has it anywhere in `state`, and how far it can be trusted.
+
+    Raises:
+        ValueError: unless there is exactly one.
+    """
+    found = find_states(state, LogPartitionState)
+    if len(found) != 1:
+        raise ValueError(f"log_partition: expected one track_log_partition in the state, found {len(found)}")
+    (state,) = found
+    log_ratio, variance = _log_ratio(state.log_weights)
+    error = jnp.sqrt(jnp.maximum(state.variance + variance, 0))
+    return TrackedEstimate(state.log_z + log_ratio, error, effective_size(state.log_weights), state.resamplings)
+
+
+class log_likelihood(Pytree):
+    """A metric for `fit`: the mean of log p(v) over rows, in nats, by the log Z that the run tracks.
+
+        mean of -E(v) - max(log Z, log Σ exp(-E(v)) over the distinct rows)
+
+    The second term is a guard: the probabilities of distinct states add up to at most 1, whatever the chains say. Rows
+    of the same energy count once, as they may be the same. There is no guard for rows that are not of whole numbers,
+    for a density may be larger than 1. `guard(params)` is the bound; log Z below it means that the chains are lost.
+
+    Args:
+        energy: energy(params, v) -> (rows,), hidden units summed out.
+        v: a pytree of arrays (rows, ...).
+
+    Raises:
+        ValueError: if no `track_log_partition` is in the optimizer.
+    """
+
+    energy: Energy = function()
+    v: Batch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self)["v"] = as_arrays("v", self.v)
+
+    def __call__(self, params: Params, key: jax.Array, state: State) -> jax.Array:
+        log_z = jnp.maximum(log_partition(state).log_z, self.guard(params))
+        return -jnp.mean(energies_of(self.energy, params, "v", self.v)) - log_z
+
+    def guard(self, params: Params) -> jax.Array:
+        """A number that log Z cannot be below; -inf where there is none."""
+        energies = jnp.sort(energies_of(self.energy, params, "v", self.v))
+        # Equal rows may differ in the last digits, by where they stand in a matrix product.
+        rounding = 16 * jnp.finfo(energies.dtype).eps * jnp.max(jnp.abs(energies))
+        distinct = jnp.diff(energies, prepend=-jnp.inf) > rounding
+        whole = jnp.all(jnp.stack([jnp.all(x == jnp.round(x)) for x in jax.tree.leaves(self.v)]))
+        return jnp.where(whole, logsumexp(-energies, where=distinct), -jnp.inf)

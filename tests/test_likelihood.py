@@ -1,0 +1,344 @@
+"""log Z by annealing and along a run: against sums over all states in float64, on machines small enough for that."""
+
+from functools import partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import rbm_tree, scaled
+from runs import assert_identical, compilations
+from scipy.special import logsumexp
+
+import paysage_jax as pj
+from paysage_jax import rbm
+
+MODEL = (rbm.free_energy, rbm.gibbs)
+STATES = np.array(list(product((0.0, 1.0), repeat=8)))
+DATA = jnp.asarray(
+    np.random.default_rng(0).integers(0, 2, size=(60, 8)) | np.eye(8, dtype=int)[np.arange(60) % 8], float
+)
+
+
+def machine(seed, size=1.0, visible=8, hidden=5):
+    return scaled(rbm_tree(visible, hidden, seed), size)
+
+
+def minus_energies(params, v):
+    """-F(v) in float64."""
+    (b, c), W = [np.asarray(x["loc"], np.float64) for x in params["layers"]], params["weights"][0]["matrix"]
+    return v @ b + np.logaddexp(0, c + v @ np.asarray(W, np.float64)).sum(axis=1)
+
+
+def exact(params):
+    return logsumexp(minus_energies(params, STATES))
+
+
+def draw(params, count, seed=0):
+    """Samples of the model, from the probabilities of all states."""
+    log_p = minus_energies(params, STATES)
+    chosen = np.random.default_rng(seed).choice(len(STATES), size=count, p=np.exp(log_p - logsumexp(log_p)))
+    return jnp.asarray(STATES[chosen], float)
+
+
+# --- annealing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_annealing_agrees_with_the_sum_within_its_error(reverse):
+    params, chains, runs = machine(1, 1.5), 100, 40
+    path, start, log_z_start = rbm.annealing(params, DATA, chains * runs, jax.random.key(0))
+    samples = draw(params, chains * runs) if reverse else start
+
+    def estimate(v, key):
+        anneal = pj.reverse_annealed_importance_sampling if reverse else pj.annealed_importance_sampling
+        return anneal(*MODEL, path, v, log_z_start, key, steps=30)[:3]
+
+    keys = jax.random.split(jax.random.key(1), runs)
+    log_z, error, size = map(np.asarray, jax.vmap(estimate)(samples.reshape(runs, chains, -1), keys))
+    deviations = (log_z - exact(params)) / error
+    assert np.all(error > 1e-3)
+    assert np.abs(deviations).max() < 4
+    assert abs(deviations.mean()) < 4 / np.sqrt(runs)
+    # The stated error is that of the estimates: of 40, their spread is known to 11 percent.
+    assert 0.65 < log_z.std(ddof=1) / error.mean() < 1.5
+    # The variance of the mean weight, said in another way.
+    np.testing.assert_allclose(error**2 * chains, (chains / size - 1) * chains / (chains - 1), rtol=1e-3)
+
+
+def test_annealing_of_gaussian_units():
+    params = machine(2, 1.0, visible=4)
+    params["layers"][0]["log_var"] = jnp.linspace(-1, 0.5, 4)
+    data = np.random.default_rng(1).normal(size=(50, 4)).astype(np.float32)
+    annealing = rbm.annealing(params, data, 1000, jax.random.key(0))
+    estimate = pj.annealed_importance_sampling(*MODEL, *annealing, jax.random.key(1), steps=200)
+    assert estimate.error < 0.05
+    assert abs(estimate.log_z - rbm.log_partition(params)) < 4 * estimate.error
+
+
+def test_the_path_starts_at_the_means_of_the_data_with_their_partition_function():
+    path, start, log_z = rbm.annealing(machine(3), DATA, 20_000, jax.random.key(0))
+    np.testing.assert_allclose(log_z, exact(path(0.0)), rtol=1e-6)
+    mean = np.asarray(DATA.mean(axis=0))
+    assert np.all(np.abs(start.mean(axis=0) - mean) <= 4 * np.sqrt(mean * (1 - mean) / len(start)))
+    jax.tree.map(np.testing.assert_array_equal, path(1.0), machine(3))
+
+
+def test_forward_tends_to_be_low_and_reverse_high():
+    """With one step from independent pixels the weights spread so far that it is seen in every machine."""
+    for seed in range(4):
+        params = machine(seed, 2.0)
+        path, start, log_z_start = rbm.annealing(params, DATA, 10 * 200, jax.random.key(seed))
+        log_z = []
+        for anneal, v in (
+            (pj.annealed_importance_sampling, start),
+            (pj.reverse_annealed_importance_sampling, draw(params, 2000, seed)),
+        ):
+            estimate = partial(anneal, *MODEL, path, log_z_start=log_z_start, steps=1)
+            keys = jax.random.split(jax.random.key(1), 200)
+            log_z.append(jax.vmap(lambda v, key, f=estimate: f(v, key=key).log_z)(v.reshape(200, 10, -1), keys))
+        low, high = log_z
+        assert low.mean() + 2 * low.std() / np.sqrt(200) < exact(params) < high.mean() - 2 * high.std() / np.sqrt(200)
+
+
+def test_raise_is_below_and_comes_close_with_steps_and_chains():
+    for seed in range(4):
+        params = machine(seed, 1.5)
+        path, _, log_z_start = rbm.annealing(params, DATA, 1, jax.random.key(0))
+        v = draw(params, 400)
+        log_p = minus_energies(params, np.asarray(v)) - exact(params)
+        few, many, chains = (
+            pj.raise_bound(*MODEL, path, v, log_z_start, jax.random.key(2), **options) - log_p
+            for options in (dict(steps=5), dict(steps=300), dict(steps=5, chains=50))
+        )
+        error = few.std() / np.sqrt(len(v))
+        assert few.mean() < -4 * error
+        assert abs(many.mean()) < 0.03 < -few.mean()
+        assert few.mean() + 4 * error < chains.mean() < 0.03
+
+
+def test_chains_of_the_estimate_are_samples_of_the_end():
+    params = machine(4, 1.5)
+    annealing = rbm.annealing(params, DATA, 20_000, jax.random.key(0))
+    chains = pj.annealed_importance_sampling(*MODEL, *annealing, jax.random.key(1), steps=20).chains
+    log_p = minus_energies(params, STATES)
+    mean = np.exp(log_p - logsumexp(log_p)) @ STATES
+    assert np.abs(chains.mean(axis=0) - mean).max() < 5 * 0.5 / np.sqrt(10_000)
+
+
+def test_other_parameters_and_more_steps_do_not_recompile():
+    def estimate(seed, steps):
+        annealing = rbm.annealing(machine(seed), DATA, 50, jax.random.key(0))
+        return pj.annealed_importance_sampling(*MODEL, *annealing, jax.random.key(1), steps=steps)
+
+    estimate(0, 3)
+    with compilations() as programs:
+        estimate(1, 4)
+    assert programs == []
+
+
+# --- along a run -------------------------------------------------------------------------------------
+
+
+def tracker(params, count=400, key=0, **options):
+    options = {"log_z": exact(params), "chains": draw(params, count)} | options
+    return pj.track_log_partition(*MODEL, key=jax.random.key(key), **options)
+
+
+@jax.jit
+def follow(track, params, updates):
+    """The states and parameters after every update."""
+
+    def step(carry, update):
+        params, state = carry
+        update, state = track.update(update, state, params)
+        params = pj.apply_updates(params, update)
+        return (params, state), (params, state)
+
+    return jax.lax.scan(step, (params, track.init(params)), updates)[1]
+
+
+def walk(steps, size=0.05, seed=5):
+    """Updates that lead from machine(0) to machine(1, 2) with a detour."""
+    rng = np.random.default_rng(seed)
+
+    def drift(a, b):
+        noise = size * rng.normal(size=(steps, *a.shape))
+        return jnp.asarray((np.asarray(b) - np.asarray(a))[None] / steps + noise - noise.mean(axis=0), a.dtype)
+
+    return jax.tree.map(drift, machine(0), machine(1, 2.0))
+
+
+@pytest.mark.parametrize(
+    "options", [{"resample_below": 0.9}, {"sweeps": 3}, {"anchor_every": 40, "anchor_steps": 60}], ids=str
+)
+def test_log_z_is_followed_within_its_error(options):
+    updates, deviations = walk(100), []
+    for seed in range(10):
+        track = tracker(machine(0), chains=draw(machine(0), 400, seed), key=seed, **options)
+        params, states = follow(track, machine(0), updates)
+        for t in (49, 99):
+            at = pj.log_partition(jax.tree.map(lambda x, t=t: x[t], states))
+            truth = exact(jax.tree.map(lambda x, t=t: x[t], params))
+            deviations.append((at.log_z - truth) / at.error)
+            assert 0.005 < at.error < 0.3
+            assert abs(at.log_z - truth) < 0.5
+    assert "resample_below" not in options or states.resamplings[-1] >= 3
+    # Chains that forget slowly make the error larger than it is said to be, but not many times.
+    assert np.sqrt(np.mean(np.square(deviations))) < 2.5
+    assert abs(np.mean(deviations)) < 4 / np.sqrt(10)
+
+
+def test_an_anchor_mends_what_was_lost():
+    updates, one_state = walk(60), jnp.zeros((400, 8))
+    params, lost = follow(tracker(machine(0), chains=one_state), machine(0), updates)
+    _, mended = follow(tracker(machine(0), anchor_every=60, anchor_steps=200), machine(0), updates)
+    truth = exact(jax.tree.map(lambda x: x[-1], params))
+    lost, mended = (pj.log_partition(jax.tree.map(lambda x: x[-1], states)) for states in (lost, mended))
+    assert abs(lost.log_z - truth) > 4 * mended.error > abs(mended.log_z - truth)
+    assert mended.resamplings <= 1
+
+
+def test_zero_updates_leave_log_z_and_weights_alone():
+    track = tracker(machine(1))
+    zeros = jax.tree.map(lambda x: jnp.zeros((20, *x.shape)), machine(1))
+    _, states = follow(track, machine(1), zeros)
+    assert np.abs(states.log_weights).max() < 2e-5  # rounding of 20 differences of energies of about 10
+    np.testing.assert_array_equal(states.log_z, np.float32(exact(machine(1))))
+    assert not states.resamplings.any()
+    assert (states.chains[0] != states.chains[-1]).any()
+
+
+def test_updates_pass_and_the_gradients_chains_are_another_matter():
+    gradient = jax.tree.map(lambda x: 0.1 * x, machine(1))
+    plain, tracked = pj.sgd(0.1), pj.chain(pj.sgd(0.1), tracker(machine(0)))
+    expected, _ = plain.update(gradient, plain.init(machine(0)), machine(0))
+    actual, _ = tracked.update(gradient, tracked.init(machine(0)), machine(0))
+    assert_identical(actual, expected)
+
+
+def test_a_shift_of_the_energy_moves_log_z_the_other_way():
+    """The energy gets a parameter that does nothing but shift it."""
+
+    def energy(params, v):
+        return rbm.free_energy(params["model"], v) + params["shift"]
+
+    def transition(params, v, key):
+        return rbm.gibbs(params["model"], v, key)
+
+    params = {"model": machine(0), "shift": jnp.zeros(())}
+    track = pj.track_log_partition(energy, transition, 1.5, draw(machine(0), 50), jax.random.key(0))
+    updates = {"model": jax.tree.map(jnp.zeros_like, machine(0)), "shift": jnp.float32(3.0)}
+    _, state = track.update(updates, track.init(params), params)
+    np.testing.assert_allclose(pj.log_partition(state).log_z, 1.5 - 3, rtol=1e-6)
+    assert pj.log_partition(state).effective_size == pytest.approx(50, rel=1e-5)
+
+
+def test_resampling_keeps_log_z_and_takes_each_chain_by_its_weight():
+    params = machine(0)
+    big = jax.tree.map(lambda x: 1.5 * x, machine(7))
+    never, always = (tracker(params, 1000, resample_below=share) for share in (0.0, 1.0))
+    (_, kept), (_, drawn) = (track.update(big, track.init(params), params) for track in (never, always))
+    np.testing.assert_allclose(pj.log_partition(kept).log_z, pj.log_partition(drawn).log_z, rtol=1e-6)
+    np.testing.assert_allclose(pj.log_partition(kept).error, pj.log_partition(drawn).error, rtol=1e-3)
+    assert (kept.resamplings, drawn.resamplings) == (0, 1)
+    assert not drawn.log_weights.any()
+    weights = jax.nn.softmax(kept.log_weights)
+    # Systematic: of every state as many as its share of the weights, but for one at each end of a run of equal chains.
+    np.testing.assert_allclose(drawn.chains.mean(axis=0), weights @ kept.chains, atol=0.03)
+
+
+# --- under fit ---------------------------------------------------------------------------------------
+
+METRICS = {
+    "likelihood": pj.log_likelihood(rbm.free_energy, DATA),
+    "log Z": lambda params, key, state: pj.log_partition(state),
+    "exact": lambda params, key: rbm.log_likelihood(params, DATA, rbm.log_partition(params)),
+}
+
+
+def run(key=0, rate=0.1, epochs=6, metrics=METRICS, **more):
+    track = tracker(machine(0, 0.1), anchor_every=35, anchor_steps=50, key=key)
+    optimizer = pj.chain(pj.center(), pj.sgd(rate), track, pj.track_convergence(0.0), pj.average_parameters(0.9))
+    estimator = pj.persistent_contrastive_divergence(*MODEL)
+    options = {"epochs": epochs, "batch_size": 10, "key": jax.random.key(1), "metrics": metrics} | more
+    return pj.fit(machine(0, 0.1), optimizer, estimator, DATA, **options)
+
+
+def test_fit_knows_its_likelihood_and_stops_by_it():
+    result = run(rate=0.3, epochs=60, early_stopping=pj.early_stopping("likelihood", patience=10, maximize=True))
+    history = result.history
+    error = np.abs(history["likelihood"] - history["exact"])
+    assert error.max() < 0.3
+    assert np.all(error < 4 * history["log Z"].error + 1e-4)
+    assert history["exact"].max() > history["exact"][0] + 0.05
+    assert result.best.value == history["likelihood"].max()
+
+
+def test_a_resumed_run_and_one_from_a_checkpoint_end_as_if_never_cut(tmp_path):
+    whole = run()
+    assert_identical(run(resume=run(epochs=3)), whole)
+    run(epochs=3, checkpoints=tmp_path)
+    assert_identical(run(checkpoints=tmp_path), whole)
+
+
+def test_vmap_is_a_loop():
+    rates = (0.1, 0.2)
+    mapped = jax.vmap(partial(run, metrics={"likelihood": METRICS["likelihood"]}))(jnp.arange(2), jnp.array(rates))
+    for i, rate in enumerate(rates):
+        alone = run(i, rate).history["likelihood"]
+        np.testing.assert_allclose(mapped.history["likelihood"][i], alone, atol=0.02)
+
+
+def test_the_guard_holds_where_chains_are_lost():
+    """Of the 8 states with one unit on, each seen many times, the probabilities add up to at most 1."""
+    params = machine(3, 2.0)
+    v = jnp.repeat(jnp.eye(8), 5, axis=0)
+    metric = pj.log_likelihood(rbm.free_energy, v)
+    bound = logsumexp(minus_energies(params, np.eye(8)))
+    np.testing.assert_allclose(metric.guard(params), bound, rtol=1e-5)
+    mean = minus_energies(params, np.eye(8)).mean()
+    for log_z, expected in ((-30.0, bound), (30.0, 30.0)):
+        state = tracker(params, log_z=log_z).init(params)
+        np.testing.assert_allclose(metric(params, jax.random.key(0), state), mean - expected, rtol=1e-5)
+
+
+def test_a_density_has_no_guard():
+    params = machine(3, visible=2)
+    params["layers"][0]["log_var"] = jnp.full(2, -10.0)
+    assert pj.log_likelihood(rbm.free_energy, jnp.array([[0.5, 0.2]])).guard(params) == -jnp.inf
+
+
+# --- mistakes ----------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_named():
+    good = dict(log_z=0.0, chains=DATA, key=jax.random.key(0))
+    for name, value, message in [
+        ("log_z", float("nan"), "log_z must be in"),
+        ("chains", jnp.zeros((0, 8)), "chains: expected states"),
+        ("key", 3, r"key must be a key, jax.random.key\(0\), got 3"),
+        ("sweeps", 0, "sweeps must be a whole number from 1 on"),
+        ("resample_below", 1.1, r"resample_below must be in \[0, 1\]"),
+        ("anchor_every", 0, "anchor_every must be a whole number from 1 on"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            pj.track_log_partition(*MODEL, **(good | {name: value}))
+
+    track = pj.track_log_partition(*MODEL, **good)
+    with pytest.raises(ValueError, match="track_log_partition belongs last"):
+        pj.chain(track, pj.sgd(0.1))
+    with pytest.raises(ValueError, match="needs the parameters"):
+        track.update(machine(0), track.init(machine(0)))
+    with pytest.raises(TypeError, match="expected a state of type LogPartitionState"):
+        track.update(machine(0), (), machine(0))
+    with pytest.raises(ValueError, match="expected one track_log_partition in the state, found 0"):
+        pj.log_partition(pj.sgd(0.1).init(machine(0)))
+    annealing = rbm.annealing(machine(0), DATA, 5, jax.random.key(0))
+    with pytest.raises(ValueError, match="steps must be a whole number from 1 on"):
+        pj.annealed_importance_sampling(*MODEL, *annealing, jax.random.key(0), steps=0)
+    with pytest.raises(ValueError, match=r"expected shape \(5,\), one for each state, got \(\)"):
+        pj.annealed_importance_sampling(lambda p, v: jnp.sum(v), rbm.gibbs, *annealing, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"end\['layers'\]\[0\]\['loc'\]: expected shape"):
+        pj.linear_path(machine(0), machine(0, visible=7))
