@@ -51,7 +51,7 @@ def train(images, devices, shards, epochs, seed):
     step = pj.train_step(estimator, optimizer)
     batch = jax.ShapeDtypeStruct((BATCH, PIXELS), np.float32, sharding=rows)
     key = jax.ShapeDtypeStruct((), fit_key.dtype, sharding=NamedSharding(rows.mesh, PartitionSpec()))
-    return result, step.func.lower(*step.args, result.state, batch, key).compile()
+    return result, jax.jit(step).lower(result.state, batch, key).compile()
 
 
 def describe(result, step):

@@ -15,7 +15,7 @@ import time
 
 def main(argv=None):
     """Start the processes and wait; the exit status is that of the first that failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Start a program as several processes.")
     parser.add_argument("--processes", type=int, default=2, help="their number")
     parser.add_argument("program", nargs=argparse.REMAINDER, help="a Python program and its arguments")
     options = parser.parse_args(argv)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -18,19 +16,18 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._base import as_transformation
 from ._checkpoints import Checkpoints
-from ._data import Loader, arrays_or_loader, batch_size_of, check_leaves, own
+from ._data import arrays_or_loader, batch_size_of, check_leaves, own
 from ._estimators import Estimator
-from ._metrics import History, Metric, check_metrics, empty_rows, latest, rows_before
+from ._loop import drive, progress_bar, read_epoch
+from ._metrics import Metric, check_metrics, empty_rows, rows_before
 from ._metrics import early_stopping as EarlyStopping
-from ._processes import asked_of_first, check_same, of_first
+from ._placement import check_not_spread, placement
+from ._processes import check_same
 from ._pytree import check_count
-from ._sharding import Placement, check_not_spread, placement
 from ._training import (
     FitResult,
-    Outcome,
     end_of_epoch,
     first_row,
-    keys_of,
     no_sums,
     numbered_step,
     outcome_now,
@@ -40,7 +37,6 @@ from ._trees import Params
 
 _ROWS = 64  # measurements that one call of the compiled program can hold
 _ELEMENTS = 2**20  # in all of them together
-_SECONDS = 0.1  # what such a call should take at least
 
 
 def fit(
@@ -180,90 +176,12 @@ def fit(
             run = partial(run, rows=capacity)
         else:
             end = partial(end_of_epoch, place, measured, early_stopping, run_key, every=metrics_every)
-            run = partial(
-                _read, partial(numbered_step, optimizer, estimator, place), end, place, loader, run_key, zeros
-            )
+            step = partial(numbered_step, optimizer, estimator, place)
+            run = partial(read_epoch, step, end, place, loader, run_key, zeros)
         bar = None
         if progress and jax.process_index() == 0:
-            bar = on_exit.enter_context(_bar(epochs, int(result.epochs_done)))
-        return _drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
-
-
-def _drive(
-    run: Callable[[FitResult, Any], FitResult],
-    result: FitResult,
-    epochs: int,
-    every: int,
-    capacity: int,
-    callback: Any,
-    bar: Any,
-    disk: Checkpoints | None,
-    checkpoint_every: int,
-) -> FitResult:
-    """Calls of the compiled program, each of a few epochs, and what is to be done on the host between them."""
-    history, piece = History(result.history), 1
-    began = done = int(result.epochs_done)
-    interrupted = jnp.array(Outcome.INTERRUPTED, jnp.int32)  # made now: then it would wait for the epoch
-    try:
-        while done < epochs and int(result.outcome) == Outcome.EPOCHS_EXHAUSTED:
-            stop = min(epochs, done + piece, (done // every + capacity) * every)
-            if callback:
-                stop = min(stop, (done // every + 1) * every)
-            if disk:
-                stop = min(stop, (done // checkpoint_every + 1) * checkpoint_every)
-            start = time.perf_counter()
-            advanced = run(result._replace(history=()), np.int32(stop))
-            _wait(advanced.epochs_done)
-            measurements = int(advanced.epochs_done) // every - done // every
-            history.extend(advanced.history, measurements)
-            result, done = advanced._replace(history=history.arrays()), int(advanced.epochs_done)
-            seconds = of_first(time.perf_counter() - start)
-            piece *= 4 if seconds < _SECONDS / 4 else 2 if seconds < _SECONDS else 1
-            if bar is not None:
-                bar.set_postfix(latest(result.history), refresh=False)
-                bar.update(done - bar.n)
-            if callback and measurements:
-                stops = asked_of_first(lambda result=result: _is_true(callback(result)))
-                if stops and not int(result.outcome):
-                    result = result._replace(outcome=jnp.full_like(result.outcome, Outcome.STOPPED))
-            if disk and (done % checkpoint_every == 0 or done == epochs or int(result.outcome)):
-                disk.save(done, result)
-        if disk:
-            disk.wait()
-    except BaseException as error:  # Ctrl-C too: no finished epoch is thrown away
-        error.result = result = result._replace(outcome=interrupted)  # type: ignore
-        done = int(result.epochs_done)
-        error.add_note(f"fit: epochs done: {done}. They are this exception's `result`, for fit(..., resume=result)")
-        if disk and done > began and jax.process_count() == 1:  # all write one together, and the others may be gone
-            try:
-                disk.save(done, result)
-                disk.wait()
-            except Exception as failed:
-                error.add_note(f"fit: no checkpoint of them could be written: {failed}")
-        raise
-    return result._replace(history=history.arrays())
-
-
-def _read(
-    step: Callable[..., Any],
-    end: Callable[..., FitResult],
-    place: Placement,
-    loader: Loader,
-    key: jax.Array,
-    zeros: Any,
-    result: FitResult,
-    _stop: Any,
-) -> FitResult:
-    """One epoch on an iterable."""
-    epoch = int(result.epochs_done)
-    step_key = keys_of(key, epoch)[1]
-    carry = jax.tree.map(jnp.copy, (result.state, zeros))  # the steps donate it, and the result stays as it is
-    size = 0
-    # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
-    for i, batch in enumerate(place.batches(loader.epoch(epoch))):
-        size += batch_size_of("batch", batch)
-        carry = step(carry, batch, step_key, np.int32(i), result.epochs_done)
-    return end(result, carry, np.int32(size))
+            bar = on_exit.enter_context(progress_bar(epochs, int(result.epochs_done)))
+        return drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
 
 
 # --- how a run starts --------------------------------------------------------------------------------
@@ -283,42 +201,12 @@ def _check_step(state: Any, after: Any) -> None:
             raise ValueError(f"fit: resume{keystr(path)}: expected {expected}; was it made without jax_enable_x64?")
 
 
-def _start(
-    place: Placement, params: Params, optimizer: Any, estimator: Estimator, first: Any, key: jax.Array
-) -> FitResult:
+def _start(place: Any, params: Params, optimizer: Any, estimator: Estimator, first: Any, key: jax.Array) -> FitResult:
     params = place.run("params", own(params))
     zero = jnp.zeros((), jnp.int32)
     optimizer_state = place.run("the optimizer's state", optimizer.init(params))
     states = optimizer_state, place.chains(estimator.init(params, first, key))
     return FitResult(params, *states, epochs_done=zero, outcome=zero, best=(), history={})
-
-
-# --- on the host -------------------------------------------------------------------------------------
-
-
-def _wait(x: jax.Array) -> None:
-    """Until it has been computed; unlike `block_until_ready` in the main thread, it hears Ctrl-C at once."""
-
-    def wait() -> None:
-        with contextlib.suppress(Exception):  # the main thread will meet it
-            x.block_until_ready()
-
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    while waiting.is_alive():  # a signal that another thread gets does not wake this one
-        waiting.join(0.1)
-
-
-def _bar(epochs: int, done: int) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError("fit: progress=True needs tqdm: pip install tqdm") from None
-    return tqdm(total=epochs, initial=done, unit="epoch", disable=None)
-
-
-def _is_true(answer: Any) -> bool:
-    return isinstance(answer, bool | np.generic | jax.Array) and np.asarray(answer).dtype == bool and bool(answer)
 
 
 # --- mistakes ----------------------------------------------------------------------------------------

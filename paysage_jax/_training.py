@@ -16,7 +16,8 @@ from ._convergence import ConvergenceState, converged, still_converged
 from ._data import Batch, batch_size_of
 from ._estimators import Estimator, EstimatorState
 from ._metrics import early_stopping, measure, scalars_of
-from ._sharding import Placement, lay_out
+from ._placement import Placement
+from ._sharding import lay_out
 from ._trees import Params, all_finite
 
 
@@ -118,22 +119,13 @@ def keys_of(key: jax.Array, epoch: Any) -> jax.Array:
 
 
 def numbered_update(
-    optimizer: Any,
-    estimator: Estimator,
-    placement: Placement,
-    carry: Any,
-    batch: Batch,
-    key: jax.Array,
-    i: Any,
-    epoch: Any,
+    optimizer: Any, estimator: Estimator, place: Placement, carry: Any, batch: Batch, key: jax.Array, i: Any, epoch: Any
 ) -> Any:
     """Step number i of an epoch on (state, sums): the sums of the statistics grow by theirs, weighted by rows."""
     state, sums = carry
     state, statistics = _update(estimator, optimizer, state, batch, jax.random.fold_in(key, i), epoch=epoch)
-    rows = batch_size_of("batch", batch)
-    return placement.keep(state), jax.tree.map(
-        lambda total, x: total + jnp.asarray(rows, x.dtype) * x, sums, scalars_of(statistics)
-    )
+    rows, scalars = batch_size_of("batch", batch), scalars_of(statistics)
+    return place.keep(state), jax.tree.map(lambda total, x: total + jnp.asarray(rows, x.dtype) * x, sums, scalars)
 
 
 def no_sums(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
@@ -201,11 +193,11 @@ def is_due(result: FitResult, every: int) -> jax.Array:
     return (result.epochs_done % every == 0) & (result.outcome != Outcome.NON_FINITE)
 
 
-@partial(jax.jit, static_argnames=("placement", "batch_size", "shuffle", "every", "rows"))
+@partial(jax.jit, static_argnames=("place", "batch_size", "shuffle", "every", "rows"))
 def run_epochs(
     optimizer: Any,
     estimator: Estimator,
-    placement: Placement,
+    place: Placement,
     metrics: Any,
     stopping: Any,
     data: Any,
@@ -224,9 +216,9 @@ def run_epochs(
     already, they are set in it, where they belong in a whole run.
     """
     size = batch_size_of("data", data)
-    each = batch_size // placement.shards  # rows that a shard gives to a batch
-    full = size // placement.shards // each
-    first_batch = placement.take(data, jnp.zeros((placement.shards, each), jnp.int32))
+    each = batch_size // place.shards  # rows that a shard gives to a batch
+    full = size // place.shards // each
+    first_batch = place.take(data, jnp.zeros((place.shards, each), jnp.int32))
     zeros = no_sums(estimator, result.state, first_batch, key)
     history, measured = result.history, 0
     result = result._replace(history=())
@@ -241,19 +233,19 @@ def run_epochs(
     def epoch(carry: Any) -> Any:
         result, _ = carry
         order_key, steps_key, _ = keys_of(key, result.epochs_done)
-        order = placement.order(order_key, size, shuffle)
+        order = place.order(order_key, size, shuffle)
 
         def step(carry: Any, i: Any, batch: Batch) -> Any:
-            return numbered_update(optimizer, estimator, placement, carry, batch, steps_key, i, result.epochs_done)
+            return numbered_update(optimizer, estimator, place, carry, batch, steps_key, i, result.epochs_done)
 
         def whole_step(carry: Any, numbered_rows: Any) -> Any:
             i, chosen = numbered_rows
-            return step(carry, i, placement.take(data, chosen)), None
+            return step(carry, i, place.take(data, chosen)), None
 
-        whole = order[:, : full * each].reshape(placement.shards, full, each).swapaxes(0, 1)
+        whole = order[:, : full * each].reshape(place.shards, full, each).swapaxes(0, 1)
         carry, _ = jax.lax.scan(whole_step, (result.state, zeros), (jnp.arange(full), whole))
         if size > full * batch_size:
-            carry = step(carry, full, placement.take(data, order[:, full * each :], rest=True))
+            carry = step(carry, full, place.take(data, order[:, full * each :], rest=True))
         state, sums = carry
         return end_epoch(result, state), jax.tree.map(lambda total: total / size, sums)
 
@@ -274,28 +266,20 @@ def run_epochs(
         return jax.lax.cond(is_due(result, every), record, lambda *carry: carry, result, history)
 
     result, history = jax.lax.while_loop(lambda c: goes_on(c[0], stop), epochs_and_row, (result, history))
-    return placement.keep(result)._replace(history=lay_out(history, placement.whole))
+    return place.keep(result)._replace(history=lay_out(history, place.whole))
 
 
-numbered_step = jax.jit(numbered_update, static_argnames="placement", donate_argnames="carry")
+numbered_step = jax.jit(numbered_update, static_argnames="place", donate_argnames="carry")
 
 
-@partial(jax.jit, static_argnames=("placement", "every"))
+@partial(jax.jit, static_argnames=("place", "every"))
 def end_of_epoch(
-    placement: Placement,
-    metrics: Any,
-    stopping: Any,
-    key: jax.Array,
-    result: FitResult,
-    carry: Any,
-    size: Any,
-    *,
-    every: int,
+    place: Placement, metrics: Any, stopping: Any, key: jax.Array, result: FitResult, carry: Any, n: Any, *, every: int
 ) -> FitResult:
-    """After the steps of an epoch on an iterable. The history of the result is one row, with a meaning if it is due."""
+    """After the steps of an epoch on n rows of an iterable. The history is one row, with a meaning if it is due."""
     state, sums = carry
     result = end_epoch(result._replace(history=()), state)
-    statistics = jax.tree.map(lambda total: total / size.astype(total.dtype), sums)
+    statistics = jax.tree.map(lambda total: total / n.astype(total.dtype), sums)
 
     def row(result: FitResult) -> Any:
         return take_row(result, key, statistics, metrics, stopping, None)
@@ -304,5 +288,5 @@ def end_of_epoch(
         return result, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(row, result)[1])
 
     result, values = jax.lax.cond(is_due(result, every), row, skip, result)
-    history = lay_out(jax.tree.map(lambda x: x[None], values), placement.whole)
-    return placement.keep(result)._replace(history=history)
+    history = lay_out(jax.tree.map(lambda x: x[None], values), place.whole)
+    return place.keep(result)._replace(history=history)

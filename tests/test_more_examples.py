@@ -276,3 +276,19 @@ def test_wrong_input_is_one_line(capsys, name, arguments):
     out, err = capsys.readouterr()
     assert (exit_.value.code, out) == (2, "")
     assert re.fullmatch(rf".*: error: .*{arguments.split()[0]}.*\n", err)
+
+
+def test_eight_devices_share_the_work_of_one(tmp_path):
+    """In a process of its own, for the devices are made when JAX starts."""
+    path = tmp_path / "picture"
+    program = Path(__file__).parents[1] / "examples" / "data_parallel.py"
+    command = [sys.executable, str(program), "--devices", "8", "--epochs", "2", "--output", str(path)]
+    done = subprocess.run(
+        command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    one, eight = map(float, re.findall(r"a step on a device: (\d+) Mflop", done.stdout))
+    assert eight < one / 7.5
+    held = re.findall(r"optimizer's state: .* MB, (.*) MB on a device", done.stdout)
+    assert list(map(float, held)) == [3.15, 0.40]
+    assert_is_picture(path)

@@ -17,7 +17,7 @@ from runs import compilations
 
 import paysage_jax as pj
 from paysage_jax import rbm
-from paysage_jax._sharding import Placement
+from paysage_jax._placement import Placement
 
 CPUS = jax.devices("cpu")
 KEY = jax.random.key(0)
@@ -145,15 +145,15 @@ def test_an_epoch_takes_each_row_once(rows, shards, each, shuffle):
 @cache
 def program(sharding, name):
     """A compiled step on the layouts of a run of one epoch, and the run."""
-    images = np.resize(IMAGES, (400, 784))
-    params = rbm.init_bernoulli(images, 500, KEY)
+    images = np.resize(IMAGES, (400, 96))
+    params = rbm.init_bernoulli(images, 64, KEY)
     options = {"epochs": 1, "key": KEY, "batch_size": 400, "shards": 8, "sharding": sharding}
     run = pj.fit(params, OPTIMIZERS[name](sharding), PCD, images, **options)
     step = pj.train_step(PCD, OPTIMIZERS[name](sharding))
     whole = sharding and NamedSharding(sharding.mesh, P())
-    batch = jax.ShapeDtypeStruct((400, 784), np.float32, sharding=sharding)
+    batch = jax.ShapeDtypeStruct((400, 96), np.float32, sharding=sharding)
     key = jax.ShapeDtypeStruct((), KEY.dtype, sharding=whole)
-    return run, step.func.lower(*step.args, run.state, batch, key).compile()
+    return run, jax.jit(step).lower(run.state, batch, key).compile()
 
 
 @pytest.mark.parametrize("layout", ["8", "8 explicit"])
@@ -178,7 +178,7 @@ def test_data_and_chains_stay_where_they_are(layout):
     lines = program(LAYOUTS[layout](), "adam in pieces")[1].as_text().splitlines()
     gathered = [line for line in lines if " all-gather(" in line]
     assert gathered
-    assert not [line for line in gathered if "[400,784]" in line]
+    assert not [line for line in gathered if "[400,96]" in line]
 
 
 def test_a_whole_run_gathers_no_rows(monkeypatch):
