@@ -69,7 +69,7 @@ def describe(result, step):
 
 def draw(curves):
     """Pseudo-log-likelihoods over each other, and how far the others are from the first."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     (first, reference), *others = curves.items()
     left.plot(reference["epoch"], reference["validation"], color="0.7", linewidth=6, label=first)

@@ -1,7 +1,6 @@
 """Many devices give the run of one: data, chains and the optimizer's state in pieces."""
 
 import contextlib
-import itertools
 from functools import cache, partial
 
 import chex
@@ -92,11 +91,19 @@ def assert_same_run(actual, expected):
     chex.assert_trees_all_equal(*(np.asarray(run.estimator_state) for run in (actual, expected)))
 
 
-# Every layout with Adam, every optimizer with two layouts, each with data in memory and from a loader somewhere.
+# Every layout with Adam, every optimizer with a layout, some of them from a loader.
 CASES = [
-    *itertools.product(["adam"], LAYOUTS, [False, True]),
-    *((name, "8", bool(i % 2)) for i, name in enumerate(OPTIMIZERS) if name != "adam"),
-    *((name, "4 x 2 explicit", not i % 2) for i, name in enumerate(OPTIMIZERS) if name != "adam"),
+    ("adam", "8", False),
+    ("adam", "8 explicit", True),
+    ("adam", "4 x 2", True),
+    ("adam", "4 x 2 explicit", False),
+    ("centred and averaged", "8 explicit", False),
+    ("centred and averaged", "4 x 2", True),
+    ("adam in pieces", "8", True),
+    ("adam in pieces", "4 x 2 explicit", False),
+    ("packed in pieces", "8 explicit", False),
+    ("packed in pieces", "4 x 2", False),
+    ("a chain in pieces", "8", False),
 ]
 
 
@@ -110,7 +117,7 @@ def test_many_devices_are_one(optimizer, layout, loader):
         assert result.params["weights"][0]["matrix"].sharding.spec == P(None, "model")
 
 
-@pytest.mark.parametrize(("rows", "loader"), [(131, False), (136, False), (123, True)])
+@pytest.mark.parametrize(("rows", "loader"), [(131, False), (123, True)])
 def test_rows_and_chains_that_do_not_divide(rows, loader):
     """The last batch is smaller; weights go with their rows; ten chains are whole on each device."""
     images = np.resize(IMAGES, (rows, 24))
@@ -156,8 +163,7 @@ def program(sharding, name):
     return run, jax.jit(step).lower(run.state, batch, key).compile()
 
 
-@pytest.mark.parametrize("layout", ["8", "8 explicit"])
-@pytest.mark.parametrize("name", ["adam", "adam in pieces"])
+@pytest.mark.parametrize(("layout", "name"), [("8", "adam in pieces"), ("8 explicit", "adam")])
 def test_an_eighth_of_the_work_on_each_of_eight_devices(layout, name):
     flops = [program(sharding, name)[1].cost_analysis()["flops"] for sharding in (None, LAYOUTS[layout]())]
     assert flops[1] <= flops[0] / 7.5
@@ -209,7 +215,7 @@ def test_nothing_compiles_again():
 # --- from one layout to another ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("before", "after", "on_disk"), [(8, 1, True), (8, 4, False), (1, 8, False), (4, 8, True)])
+@pytest.mark.parametrize(("before", "after", "on_disk"), [(8, 1, True), (8, 4, False), (1, 8, False)])
 def test_a_run_goes_on_with_other_devices(before, after, on_disk, tmp_path):
     name = "packed in pieces"
     folder = {"checkpoints": tmp_path / "run"} if on_disk else {}
@@ -223,11 +229,9 @@ def test_a_run_goes_on_with_other_devices(before, after, on_disk, tmp_path):
 
 def test_a_run_without_devices_goes_on_with_them(tmp_path):
     """And the reverse: the state in pieces is that of the optimizer itself."""
-    for number, layouts in enumerate(itertools.permutations([None, over(8)])):
-        for sharding, epochs in zip(layouts, (4, EPOCHS), strict=True):
-            folder = tmp_path / str(number)
-            result = train(sharding, OPTIMIZERS["adam in pieces"], epochs=epochs, checkpoints=folder)
-        assert_same_run(result, on_one_device("adam", False))
+    for sharding, epochs in ((None, 3), (over(8), 6), (None, EPOCHS)):
+        result = train(sharding, OPTIMIZERS["adam in pieces"], epochs=epochs, checkpoints=tmp_path / "run")
+    assert_same_run(result, on_one_device("adam", False))
 
 
 def test_reports_stopping_and_progress_go_on_as_ever():
