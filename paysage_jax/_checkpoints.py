@@ -74,9 +74,10 @@ class Checkpoints:
             return None
         arrays, about = _read(self._manager, epoch, self._folder)
         where = f"fit: the checkpoint {self._folder / str(epoch)}"
+        written = {"shards": 1} | about["settings"]  # a checkpoint of 0.2's first version has no shards
         for name, value in self._settings.items():
-            if about["settings"].get(name) != value:
-                raise ValueError(f"{where} was written with {name}={about['settings'].get(name)}, not {value}")
+            if written.get(name) != value:
+                raise ValueError(f"{where} was written with {name}={written.get(name)}, not {value}")
         _check(where, about, _flat(like)[1])
         leaves = [_as(old, x) for old, x in zip(jax.tree.leaves(like), arrays, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)

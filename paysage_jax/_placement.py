@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -92,13 +93,7 @@ class Placement:
     def head(self, data: Batch, size: int) -> Batch:
         """The first rows, whole on each device."""
 
-        def take(data: Batch) -> Batch:
-            return jax.tree.map(lambda x: x[:size], data)
-
-        if self.sharding is None:
-            return take(data)
-        automatic = jax.sharding.auto_axes(take, out_sharding=PartitionSpec()) if is_explicit(self.sharding) else take
-        return jax.jit(automatic, out_shardings=self.whole)(data)
+        return _head(data, size, self.whole) if self.sharding else jax.tree.map(lambda x: x[:size], data)
 
     @property
     def whole(self) -> Any:
@@ -155,6 +150,14 @@ class Placement:
     def keep(self, tree: Any) -> Any:
         """A run, or its first leaves, where they began."""
         return tree if self.layout is None else lay_out(tree, self.layout[: len(jax.tree.leaves(tree))])
+
+
+@partial(jax.jit, static_argnames=("size", "whole"))
+def _head(data: Batch, size: int, whole: NamedSharding) -> Batch:
+    def take(data: Batch) -> Batch:
+        return jax.tree.map(lambda x: x[:size], data)
+
+    return jax.sharding.auto_axes(take, out_sharding=whole)(data) if is_explicit(whole) else lay_out(take(data), whole)
 
 
 def placement(sharding: Any, shards: Any) -> Placement:
