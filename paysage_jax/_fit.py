@@ -22,7 +22,7 @@ from ._loop import drive, progress_bar, read_epoch
 from ._metrics import Metric, check_metrics, empty_rows, rows_before
 from ._metrics import early_stopping as EarlyStopping
 from ._placement import check_not_spread, placement
-from ._processes import check_same
+from ._processes import check_same, together
 from ._pytree import check_count
 from ._training import (
     FitResult,
@@ -101,25 +101,27 @@ def fit(
     Raises:
         TypeError, ValueError: for wrong arguments, naming them.
     """
-    for name, value in dict(epochs=epochs, metrics_every=metrics_every, checkpoint_every=checkpoint_every).items():
-        check_count(f"fit: {name}", value)
-    check_count("fit: keep", keep)
-    _check_kinds(key, shuffle, early_stopping, callback, resume)
-    optimizer = as_transformation(optimizer)
-    check_leaves(optimizer=optimizer, estimator=estimator)
-    place = placement(sharding, shards)
-    data, loader, rows = arrays_or_loader(data, batch_size, jnp.array if sharding is None else np.array)
-    measured = check_metrics({} if metrics is None else metrics, ("state",) if loader else ("state", "data"))
-    batch_size = None if loader else int(batch_size or 0)
-    if loader is None and (batch_size or 0) % place.shards:
-        raise ValueError(f"fit: batch_size must be a multiple of the {place.shards} shards, got {batch_size}")
+    with together():
+        for name, value in dict(epochs=epochs, metrics_every=metrics_every, checkpoint_every=checkpoint_every).items():
+            check_count(f"fit: {name}", value)
+        check_count("fit: keep", keep)
+        _check_kinds(key, shuffle, early_stopping, callback, resume)
+        optimizer = as_transformation(optimizer)
+        check_leaves(optimizer=optimizer, estimator=estimator)
+        place = placement(sharding, shards)
+        data, loader, rows = arrays_or_loader(data, batch_size, jnp.array if sharding is None else np.array)
+        measured = check_metrics({} if metrics is None else metrics, ("state",) if loader else ("state", "data"))
+        batch_size = None if loader else int(batch_size or 0)
+        if loader is None and (batch_size or 0) % place.shards:
+            raise ValueError(f"fit: batch_size must be a multiple of the {place.shards} shards, got {batch_size}")
+        if place.sharding and any(isinstance(x, Tracer) for x in jax.tree.leaves((params, data, key, resume))):
+            raise ValueError("fit: sharding is for the host: not under jax.jit and jax.vmap")
     epochs, metrics_every, shuffle = int(epochs), int(metrics_every), bool(shuffle)
-    written = dict(batch_size=batch_size, shuffle=shuffle, shards=place.shards, metrics_every=metrics_every, rows=rows)
-    rhythm = dict(
-        epochs=epochs, checkpoint_every=checkpoint_every, callback=callback is not None, metrics=len(measured)
-    )
-    given = dict(params=params, data=data, key=key, optimizer=optimizer, early_stopping=early_stopping, resume=resume)
-    check_same(**given, **written, **rhythm)
+    settings = dict(batch_size=batch_size, shuffle=shuffle, metrics_every=metrics_every, rows=rows)
+    settings["shards"] = None if loader else place.shards
+    check_same(sharding=place.description, **settings, epochs=epochs, checkpoint_every=checkpoint_every)
+    check_same(params=params, data=data, key=key, optimizer=optimizer, estimator=estimator, metrics=measured)
+    check_same(early_stopping=early_stopping, resume=resume, callback=callback is None, checkpoints=str(checkpoints))
     if loader is None:
         data = place.data(data)
     init_key, run_key = place.run("key", tuple(jax.random.split(key)))
@@ -127,8 +129,9 @@ def fit(
     with contextlib.ExitStack() as on_exit:
         disk = None
         if checkpoints is not None:
-            disk = Checkpoints(checkpoints, keep, written | {"key": f"{key.dtype} {jax.random.key_data(key)}"})
+            disk = Checkpoints(checkpoints, keep, settings | {"key": f"{key.dtype} {jax.random.key_data(key)}"})
             on_exit.callback(disk.close)
+            check_same(checkpoints_in_a_folder_that_all_see=-1 if disk.epoch is None else disk.epoch)
 
         if loader is None:
             first = place.head(data, batch_size or 0)
@@ -145,9 +148,12 @@ def fit(
         result = _resumed(resume) if resume else _start(place, params, optimizer, estimator, first, init_key)
         if early_stopping is not None and result.best == ():
             result = result._replace(best=early_stopping.start(result.params))
-        if sharding is not None:
-            start = _start(place, params, optimizer, estimator, first, init_key) if resume else result
-            result, place = place.begin(result, like=start.state)
+        if sharding is None:
+            if all(x.sharding.is_fully_replicated for x in jax.tree.leaves(result.params)):
+                check_not_spread("the optimizer's state", result.optimizer_state)
+        else:
+            like = result.params if resume is None or place.holds(result.params) else place.run("params", own(params))
+            result, place = place.begin(result, like, place.run("the optimizer's state", optimizer.init(like)))
         alone = result._replace(history=())
         shapes = first_row.eval_shape(estimator, measured, early_stopping, data, run_key, alone, first)
         result = result._replace(history=rows_before(result.history, shapes, metrics_every))
@@ -155,6 +161,10 @@ def fit(
             result = disk.latest(like=result)
         result = result._replace(outcome=outcome_now(result, optimizer, early_stopping))
         zeros = no_sums(estimator, result.state, first, run_key)
+        if jax.process_count() > 1:  # functions and numbers of the program's own
+            carry = result.state, zeros
+            step = (optimizer, estimator, place, carry, first, run_key, np.int32(0), result.epochs_done)
+            check_same(estimator_or_optimizer=numbered_step.lower(*step).as_text())
         if resume is not None:
             step = (optimizer, estimator, place, (result.state, zeros), first, run_key, np.int32(0), result.epochs_done)
             _check_step(result.state, numbered_step.eval_shape(*step)[0])

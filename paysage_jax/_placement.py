@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import NamedSharding, PartitionSpec
@@ -21,7 +22,8 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 from ._data import Batch, batch_size_of
 from ._processes import in_step
 from ._pytree import check_count
-from ._sharding import axes_of, canonical, check_sharding, constrain, is_explicit, lay_out, mesh_of, pieces_of, put
+from ._sharding import axes_of, canonical, checked, constrain, is_explicit, lay_out, mesh_of, pieces_of, put
+from ._trees import check_same_tree
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,14 @@ class Placement:
     def devices(self) -> int:
         """The number of pieces that rows are cut into for the devices."""
         return 1 if self.sharding is None else pieces_of(self.sharding)
+
+    @property
+    def description(self) -> str:
+        """The mesh and what is cut over it, on which all processes must agree."""
+        if self.sharding is None:
+            return ""
+        devices = [device.id for device in np.array(self.sharding.mesh.devices).flat]
+        return f"{self.sharding.spec} {dict(self.sharding.mesh.shape)} {devices}"
 
     # --- on the host: arrays go to their devices ---
 
@@ -60,17 +70,17 @@ class Placement:
     def run(self, name: str, tree: Any) -> Any:
         """What else a run needs: arrays on the mesh as they are, the others whole on each device.
 
-        Raises ValueError for one in pieces on another mesh of the same devices.
+        Raises ValueError for one in pieces on another mesh.
         """
         if self.sharding is None:
             return tree
-        mesh, devices = self.sharding.mesh, self.sharding.device_set
+        mesh = self.sharding.mesh
 
         def place(path: Any, x: Any) -> jax.Array:
             other = mesh_of(x)
             if other == mesh:
                 return x
-            if other and x.sharding.device_set == devices and not x.sharding.is_fully_replicated:
+            if other and not x.sharding.is_fully_replicated:
                 raise ValueError(f"fit: {name}{keystr(path)} lies on {other}, but sharding on {mesh}: take one mesh")
             return put(x, self.whole)
 
@@ -80,15 +90,31 @@ class Placement:
         """An estimator's state: the leading axes, where they divide, over the devices."""
         if self.sharding is None:
             return tree
-        return jax.tree.map(lambda x: self._rows(x, x.ndim > 0 and len(x) % self.devices == 0), tree)
+        return jax.tree.map(lambda x: self._rows(x, jnp.ndim(x) > 0 and len(x) % self.devices == 0), tree)
 
-    def begin(self, run: Any, like: Any) -> tuple[Any, Placement]:
-        """A run whose first leaves lie as those of `like`, the others anew; and the placement that keeps them there."""
-        leaves, structure = jax.tree.flatten(run._replace(history=()))
-        there = [x.sharding for x in jax.tree.leaves(like)]
-        there += [self.whole] * (len(leaves) - len(there))
-        placed = structure.unflatten([put(x, s) for x, s in zip(leaves, there, strict=True)])
-        return placed._replace(history=run.history), replace(self, layout=tuple(there))
+    def begin(self, run: Any, params: Any, optimizer_state: Any) -> tuple[Any, Placement]:
+        """A run with its parameters and the optimizer's state laid out as these; and the placement that keeps it so."""
+
+        def as_of(name: str, tree: Any, like: Any) -> Any:
+            check_same_tree(f"fit: resume.{name}", tree, "this run's", like)
+            return jax.tree.map(lambda x, y: put(x, y.sharding), tree, like)
+
+        best = run.best if run.best == () else jax.tree.map(lambda x: put(x, self.whole), run.best._replace(params=()))
+        placed = run._replace(
+            params=as_of("params", run.params, params),
+            optimizer_state=as_of("optimizer_state", run.optimizer_state, optimizer_state),
+            estimator_state=self.chains(run.estimator_state),
+            epochs_done=put(run.epochs_done, self.whole),
+            outcome=put(run.outcome, self.whole),
+            best=best if best == () else best._replace(params=as_of("best.params", run.best.params, params)),
+            history=(),
+        )
+        layout = tuple(x.sharding for x in jax.tree.leaves(placed))
+        return placed._replace(history=run.history), replace(self, layout=layout)
+
+    def holds(self, tree: Any) -> bool:
+        """Whether all leaves lie on the mesh."""
+        return self.sharding is not None and all(mesh_of(x) == self.sharding.mesh for x in jax.tree.leaves(tree))
 
     def head(self, data: Batch, size: int) -> Batch:
         """The first rows, whole on each device."""
@@ -108,7 +134,13 @@ class Placement:
     def _rows_of_all(self, x: Any) -> jax.Array:
         if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return self._rows(x, True)
-        return jax.make_array_from_process_local_data(self.sharding, canonical(x))
+        joined = jax.make_array_from_process_local_data(self.sharding, canonical(x))
+        if len(joined) != len(x) * jax.process_count():
+            raise ValueError(
+                f"fit: sharding: {jax.process_count()} processes with {len(x)} rows each make {len(joined)} rows: "
+                "every process must hold pieces of the rows that no other holds"
+            )
+        return joined
 
     # --- in the compiled program: who takes which rows ---
 
@@ -167,7 +199,7 @@ def placement(sharding: Any, shards: Any) -> Placement:
         TypeError, ValueError: for a sharding that does not cut the leading axis, and for shards that do not divide.
     """
     if sharding is not None:
-        check_sharding("fit", sharding)
+        sharding = checked("fit", sharding)
     elif jax.process_count() > 1:
         raise ValueError(
             f"fit: {jax.process_count()} processes and no sharding: each would train a model of its own; "
@@ -187,4 +219,4 @@ def check_not_spread(name: str, tree: Any) -> None:
     for path, x in tree_flatten_with_path(tree)[0]:
         if isinstance(x, jax.Array) and not isinstance(x, Tracer) and not x.sharding.is_fully_replicated:
             where, devices = name + keystr(path), len(x.sharding.device_set)
-            raise ValueError(f"fit: {where} lies over {devices} devices: give sharding={name}.sharding, say, as well")
+            raise ValueError(f"fit: {where} lies over {devices} devices, {x.sharding}: give sharding= as well")

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from ._data import Batch, batch_size_of
 
-_FAILED = -1
+_FAILED, _ENDED = -1, -2
 
 
 def _gathered(*values: Any) -> np.ndarray:
@@ -27,15 +29,35 @@ def _gathered(*values: Any) -> np.ndarray:
 
 
 def _checksum(tree: Any) -> int:
-    """Of paths, shapes, dtypes and numbers; of an array over several processes not of its numbers."""
+    """Of paths, shapes, dtypes and numbers, or of a text; of an array over several processes not of its numbers."""
+    if isinstance(tree, str):
+        return zlib.crc32(tree.encode()) & 0x7FFFFFFF
     check = 0
     for path, x in tree_flatten_with_path(tree)[0]:
         shape, dtype = jnp.shape(x), jnp.result_type(x)
         check = zlib.crc32(f"{keystr(path)} {shape} {dtype}".encode(), check)
-        if not isinstance(x, jax.ShapeDtypeStruct) and getattr(x, "is_fully_addressable", True):
+        if not isinstance(x, jax.ShapeDtypeStruct | Tracer) and getattr(x, "is_fully_addressable", True):
             numbers = jax.random.key_data(x) if jnp.issubdtype(dtype, jax.dtypes.prng_key) else x
             check = zlib.crc32(np.ascontiguousarray(numbers).tobytes(), check)
     return check & 0x7FFFFFFF
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What raises in one process raises in each."""
+    if jax.process_count() == 1:
+        yield
+        return
+    raised = None
+    try:
+        yield
+    except Exception as error:
+        raised = error
+    failed = _gathered(raised is not None)[:, 0]
+    if raised is not None:
+        raise raised
+    if failed.any():
+        raise RuntimeError(f"fit: process {failed.argmax()} raised at its arguments")
 
 
 def check_same(**arguments: Any) -> None:
@@ -81,7 +103,7 @@ def in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
         yield from batches
         return
     for number in range(2**31):
-        batch, rows, kind, raised = None, 0, 0, None
+        batch, rows, kind, raised = None, _ENDED, 0, None
         try:
             batch = next(batches, None)
             if batch is not None:
@@ -94,10 +116,10 @@ def in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
             raise raised
         if np.any(rows_of_all == _FAILED):
             raise RuntimeError(f"fit: data raised in process {np.argmin(rows_of_all)}")
-        if not np.any(rows_of_all):
+        if np.all(rows_of_all == _ENDED):
             return
         if np.ptp(kinds):
-            each = ", ".join(map(str, rows_of_all))
+            each = ", ".join("none" if rows == _ENDED else str(rows) for rows in rows_of_all)
             raise ValueError(
                 f"fit: data: every process must have as many batches, of the same shapes; rows of batch {number} in "
                 f"processes 0 to {len(kinds) - 1}: {each}; this one's: {jax.tree.map(jnp.shape, batch)}"

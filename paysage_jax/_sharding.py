@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.tree_util import keystr, tree_map_with_path
 
 from ._base import State, Wrapper
 from ._packing import Packed, padded
@@ -20,17 +21,21 @@ from ._pytree import static
 from ._trees import Params, Updates
 
 
-def check_sharding(name: str, sharding: Any) -> None:
-    """Raise TypeError or ValueError for what does not cut a leading axis, and it alone."""
+def checked(name: str, sharding: Any) -> NamedSharding:
+    """The sharding; TypeError or ValueError for what does not cut a leading axis, and it alone."""
     if not isinstance(sharding, NamedSharding):
         raise TypeError(f'{name}: sharding must be NamedSharding(mesh, PartitionSpec("data")), got {sharding!r}')
-    if len(sharding.spec) != 1 or not isinstance(sharding.spec[0], str | tuple):
+    first, *others = sharding.spec or [None]
+    if any(others) or not isinstance(first, str | tuple):
         expected = 'PartitionSpec("data"), say'
         raise ValueError(f"{name}: sharding must cut the leading axis and no other: {expected}; got {sharding.spec}")
+    return NamedSharding(sharding.mesh, PartitionSpec(first))
 
 
 def put(x: Any, sharding: Any) -> jax.Array:
     """On its devices, of a NumPy array without a copy on another one; every process has all of it."""
+    if not isinstance(x, jax.Array | np.ndarray):
+        x = np.asarray(x)
     if isinstance(x, jax.Array) and (jax.process_count() == 1 or not x.is_fully_addressable):
         return jax.device_put(x, sharding)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -81,12 +86,15 @@ class shard_state(Wrapper):
 
     Each device holds and updates its piece of the moments; what comes of it, the updates, is gathered. The state is
     that of the optimizer itself: of each leaf the longest axis that divides is cut, and a leaf without one is whole.
-    Packed moments get zeros at their end, so that they divide. (Parameters in pieces need none of this: their moments
-    lie where they lie.)
+    The moments of `shard_state(pack_moments(...))` get zeros at their end, so that they divide. (Parameters in pieces
+    need none of this: their moments lie where they lie.)
 
     Args:
         optimizer: ours or another library's.
         sharding: NamedSharding(mesh, PartitionSpec("data")), say: the axis of the mesh that the state is cut over.
+
+    Raises:
+        TypeError, ValueError: for another sharding, and for a leaf whose longest axis is in pieces already.
 
     Source: Rajbhandari, Rasley, Ruwase & He, "ZeRO: memory optimizations toward training trillion parameter models"
     (2020).
@@ -96,14 +104,14 @@ class shard_state(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sharding("shard_state", self.sharding)
+        vars(self)["sharding"] = checked("shard_state", self.sharding)
 
     def init(self, params: Params) -> State:
         state = self.optimizer.init(params)
         if not any(map(_is_packed, jax.tree.leaves(params, is_leaf=_is_packed))):
             multiple = math.lcm(_PADDED, pieces_of(self.sharding))
             state = jax.tree.map(lambda x: padded(x, multiple) if _is_packed(x) else x, state, is_leaf=_is_packed)
-        return jax.tree.map(self._cut, state)
+        return tree_map_with_path(self._cut, state)
 
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
@@ -112,20 +120,24 @@ class shard_state(Wrapper):
         if set(self.sharding.mesh.axis_names) == axes_of(self.sharding):
             # With other axes in the mesh a parameter may lie in pieces over them, and so may its update.
             updates = lay_out(updates, NamedSharding(self.sharding.mesh, PartitionSpec()))
-        return updates, jax.tree.map(self._cut, state)
+        return updates, tree_map_with_path(self._cut, state)
 
-    def _cut(self, x: jax.Array) -> jax.Array:
+    def _cut(self, path: Any, x: jax.Array) -> jax.Array:
         mesh, pieces = self.sharding.mesh, pieces_of(self.sharding)
-        lengths = [length if length % pieces == 0 else 0 for length in x.shape]
+        lengths = [length if length % pieces == 0 else 0 for length in jnp.shape(x)]
         traced = isinstance(x, Tracer)
         if not any(lengths):
             return x if traced else put(x, NamedSharding(mesh, PartitionSpec()))
         # The other axes as they are; in a mesh of automatic axes only the compiler knows how.
         axes: list[Any] = [PartitionSpec.UNCONSTRAINED if traced else None] * x.ndim
         if is_explicit(self.sharding) or mesh_of(x) == mesh:
-            known = jax.typeof(x).sharding.spec
+            known = jax.typeof(x).sharding.spec if traced else getattr(x.sharding, "spec", ())
             axes = [*known, *[None] * (x.ndim - len(known))]
-        axes[lengths.index(max(lengths))] = self.sharding.spec[0]
+        cut, over = lengths.index(max(lengths)), self.sharding.spec[0]
+        if axes[cut] not in (None, over, PartitionSpec.UNCONSTRAINED):
+            where = f"state{keystr(path)} {x.shape}"
+            raise ValueError(f"shard_state: {where} lies over {axes[cut]!r} along its longest axis: cut another axis")
+        axes[cut] = over
         return (constrain if traced else put)(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
 

@@ -260,6 +260,7 @@ def run_epochs(
 
         def record(result: FitResult, history: Any) -> Any:
             result, values = row(result, statistics)
+            values = lay_out(values, place.whole)
             number = values["epoch"] // every - 1 - measured
             return result, jax.tree.map(lambda rows, value: rows.at[number].set(value), history, values)
 

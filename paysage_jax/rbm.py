@@ -11,7 +11,7 @@ a "log_var" in the first layer makes the visible units Gaussian. States are floa
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from jax.nn import sigmoid, softplus
 from jax.scipy.special import logit, logsumexp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ._annealing import linear_path
 from ._trees import Params, Updates
@@ -119,17 +120,25 @@ def visible_mean(params: Params, h: States) -> Array:
     return x if "log_var" in params["layers"][0] else sigmoid(x)
 
 
+def _rows_of(x: States) -> Any:
+    """Where the rows of x lie on a mesh: random numbers for them are drawn there, not all on every device."""
+    sharding = jax.typeof(x).sharding
+    return None if sharding.mesh.empty else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+
+
 def sample_hidden(params: Params, v: States, key: Array) -> Array:
     """A draw from p(h | v) for every row of v."""
-    return jax.random.bernoulli(key, hidden_mean(params, v)).astype(v.dtype)
+    mean = hidden_mean(params, v)
+    return jax.random.bernoulli(key, mean, out_sharding=_rows_of(mean)).astype(v.dtype)
 
 
 def sample_visible(params: Params, h: States, key: Array) -> Array:
     """A draw from p(v | h) for every row of h."""
     visible, mean = params["layers"][0], visible_mean(params, h)
     if "log_var" in visible:
-        return mean + jnp.exp(visible["log_var"] / 2)[None] * jax.random.normal(key, mean.shape, mean.dtype)
-    return jax.random.bernoulli(key, mean).astype(h.dtype)
+        normal = jax.random.normal(key, mean.shape, mean.dtype, out_sharding=_rows_of(mean))
+        return mean + jnp.exp(visible["log_var"] / 2)[None] * normal
+    return jax.random.bernoulli(key, mean, out_sharding=_rows_of(mean)).astype(h.dtype)
 
 
 def gibbs(params: Params, v: States, key: Array) -> Array:
@@ -141,7 +150,7 @@ def gibbs(params: Params, v: States, key: Array) -> Array:
     # One draw for both layers: on a CPU a second one may cost as much as all arithmetic of a small machine.
     mean = hidden_mean(params, v)
     shape = len(v), hidden["loc"].size + visible["loc"].size
-    uniform = jax.random.uniform(key, shape, mean.dtype, out_sharding=jax.typeof(v).sharding)  # where the rows are
+    uniform = jax.random.uniform(key, shape, mean.dtype, out_sharding=_rows_of(v))
     for_h, for_v = jnp.split(uniform, [hidden["loc"].size], axis=1)
     h = (for_h < mean).astype(v.dtype)
     return (for_v < visible_mean(params, h)).astype(v.dtype)

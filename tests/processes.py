@@ -20,9 +20,11 @@ def train(case):
     import paysage_jax as pj
 
     sharding = NamedSharding(jax.make_mesh((4,), ("data",)), PartitionSpec("data"))
+    if case == "a loader whose rows lie on both":
+        sharding = NamedSharding(jax.make_mesh((2, 2), ("model", "data")), PartitionSpec("data"))
     params, images, options = one.PARAMS, one.IMAGES, {"epochs": one.EPOCHS, "key": one.KEY, "sharding": sharding}
     optimizer = pj.shard_state(pj.adam(0.01), sharding)
-    half = one.BATCH // 2
+    half, pcd = one.BATCH // 2, one.PCD
 
     def own_rows(epoch):
         for number in range(len(images) // one.BATCH - (case == "fewer batches" and RANK == 1)):
@@ -31,10 +33,16 @@ def train(case):
                 raise OSError("the disk is gone")
             yield rows[:, :20] if case == "other shapes" and (number, RANK) == (3, 1) else rows
 
-    in_memory = case not in ("loader", "fewer batches", "other shapes", "a loader that raises")
+    in_memory = "loader" not in case and case not in ("fewer batches", "other shapes")
     data = images if in_memory else own_rows
     if in_memory:
         options |= {"batch_size": one.BATCH, "shards": one.SHARDS}
+    if case == "an argument wrong on one" and RANK == 1:
+        options["batch_size"] = 1000
+    if case == "other steps" and RANK == 1:
+        pcd = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs, steps=2)
+    if case == "checkpoints on one" and RANK == 1:
+        options["checkpoints"] = FOLDER / "one"
     if case == "no sharding":
         del options["sharding"]
     if case == "other data" and RANK == 1:
@@ -47,7 +55,7 @@ def train(case):
         options["callback"] = lambda result: 1 / 0
     if case == "killed":
         options |= {"checkpoints": FOLDER / "run", "epochs": 60}
-    result = pj.fit(params, optimizer, one.PCD, data, **options)
+    result = pj.fit(params, optimizer, pcd, data, **options)
     return result, f"{pj.Outcome(result.outcome).name} {int(result.epochs_done)}"
 
 

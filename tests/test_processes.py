@@ -44,7 +44,11 @@ SAID = {  # by process 0 and by process 1
     "no sharding": ["ValueError fit: 2 processes and no sharding"] * 2,
     "other data": ["ValueError fit: data must be the same in all 2 processes"] * 2,
     "other parameters": ["ValueError fit: params must be the same in all 2 processes"] * 2,
-    "fewer batches": [f"{UNEQUAL} 7 in processes 0 to 1: 8, 0"] * 2,
+    "other steps": ["ValueError fit: estimator_or_optimizer must be the same in all 2 processes"] * 2,
+    "an argument wrong on one": ["RuntimeError fit: process 1 raised at its arguments", "ValueError fit: batch_size"],
+    "checkpoints on one": ["ValueError fit: checkpoints must be the same in all 2 processes"] * 2,
+    "a loader whose rows lie on both": ["ValueError fit: sharding: 2 processes with 8 rows each make 8 rows"] * 2,
+    "fewer batches": [f"{UNEQUAL} 7 in processes 0 to 1: 8, none"] * 2,
     "other shapes": [f"{UNEQUAL} 3 in processes 0 to 1: 8, 8"] * 2,
     "a loader that raises": ["RuntimeError fit: data raised in process 1", "OSError the disk is gone"],
 }
