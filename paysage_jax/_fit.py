@@ -83,7 +83,8 @@ def fit(
         shuffle: cut data in memory in a new order every epoch.
         sharding: rows over devices: NamedSharding(mesh, PartitionSpec("data")). Data, batches and chains lie in pieces
             over the mesh axis "data", the rest whole on each device, or as it was given (parameters over a model
-            axis). Of several processes each calls with the same arguments, but a loader yields the rows of its own.
+            axis). Of several processes each calls with the same arguments, but a loader yields the rows of its own; the
+            callback is that of process 0. Not under `jit` and `vmap`.
         shards: what data in memory are cut into; each is shuffled by itself and gives as many rows to every batch.
             The same number gives the same run on any number of devices that divides it. None: one for each device.
         metrics: name -> metric(params, key), traced; it may also take `state=` (`TrainState`) and `data=` (in memory).
