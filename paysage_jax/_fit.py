@@ -24,6 +24,7 @@ from ._metrics import early_stopping as EarlyStopping
 from ._placement import check_not_spread, placement
 from ._processes import check_same, together
 from ._pytree import check_count
+from ._sharding import is_spread
 from ._training import (
     FitResult,
     end_of_epoch,
@@ -150,7 +151,7 @@ def fit(
         if early_stopping is not None and result.best == ():
             result = result._replace(best=early_stopping.start(result.params))
         if sharding is None:
-            if all(x.sharding.is_fully_replicated for x in jax.tree.leaves(result.params)):
+            if not any(map(is_spread, jax.tree.leaves(result.params))):
                 check_not_spread("the optimizer's state", result.optimizer_state)
         else:
             like = result.params if resume is None or place.holds(result.params) else place.run("params", own(params))

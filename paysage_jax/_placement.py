@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
@@ -22,7 +21,7 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 from ._data import Batch, batch_size_of
 from ._processes import in_step
 from ._pytree import check_count
-from ._sharding import axes_of, canonical, checked, constrain, is_explicit, lay_out, mesh_of, pieces_of, put
+from ._sharding import axes_of, canonical, checked, constrain, is_explicit, is_spread, lay_out, mesh_of, pieces_of, put
 from ._trees import check_same_tree
 
 
@@ -217,6 +216,6 @@ def placement(sharding: Any, shards: Any) -> Placement:
 def check_not_spread(name: str, tree: Any) -> None:
     """Raise ValueError for arrays over several devices, which without `sharding=` each device would get as a whole."""
     for path, x in tree_flatten_with_path(tree)[0]:
-        if isinstance(x, jax.Array) and not isinstance(x, Tracer) and not x.sharding.is_fully_replicated:
+        if is_spread(x):
             where, devices = name + keystr(path), len(x.sharding.device_set)
             raise ValueError(f"fit: {where} lies over {devices} devices, {x.sharding}: give sharding= as well")

@@ -420,6 +420,14 @@ def test_each_member_of_a_sweep_stops_as_its_own_run_does():
     assert len({outcome for _, outcome in ends}) >= 2
 
 
+def test_a_run_is_the_same_inside_a_compiled_program():
+    keys = jax.random.split(KEY, 2)
+    run = partial(regress, in_memory, epochs=3)
+    assert_trees_close(jax.jit(lambda key: run(key=key))(KEY), run(key=KEY))
+    mapped = jax.vmap(lambda key: run(key=key))
+    assert_trees_close(jax.jit(mapped)(keys), mapped(keys))
+
+
 def test_everything_that_is_a_number_may_be_mapped():
     run = partial(fit, PARAMS, sgd(0.1), regression, DATA, batch_size=ROWS, key=KEY)
 
