@@ -1,4 +1,4 @@
-"""README and CONTRIBUTING: every Python block runs as it stands, and the commands are the ones that CI runs."""
+"""README, CONTRIBUTING and the pages of docs/: every Python block runs as it stands; the commands are those of CI."""
 
 import re
 from pathlib import Path
@@ -8,25 +8,30 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+MADE = {"_build", "_examples", "gallery"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if not MADE & set(path.parts))
 BLOCKS = {
-    name: re.findall(r"^```python\n(.*?)^```$", (ROOT / f"{name}.md").read_text(), re.MULTILINE | re.DOTALL)
-    for name in ("README", "CONTRIBUTING")
+    path.relative_to(ROOT).as_posix(): re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+    for path in PAGES
 }
 COMMANDS = re.findall(r"^```\n(python3 .*)\n```$", README, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
-def test_blocks_run_one_after_the_other(name):
-    namespace = {"__name__": "readme"}
+@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
+def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
     # As a user has it: without the stricter settings of the test suite.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        for i, block in enumerate(BLOCKS[name]):
-            exec(compile(block, f"{name} block {i}", "exec"), namespace)
+        for i, block in enumerate(BLOCKS[page]):
+            exec(compile(block, f"{page} block {i}", "exec"), namespace)
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS["README"]) >= 7
-    assert len(BLOCKS["CONTRIBUTING"]) >= 1
+    assert len(BLOCKS["README.md"]) >= 2
+    assert len(BLOCKS["CONTRIBUTING.md"]) >= 1
+    assert len([page for page, blocks in BLOCKS.items() if blocks]) >= 2
 
 
 def test_two_commands_of_one_line_each():
