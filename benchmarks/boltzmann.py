@@ -48,7 +48,7 @@ def epochs_of_training(seconds: float) -> Iterator[Result]:
             }
             title = f"RBM, an epoch: {name}, {data.shape[1]} × {hidden}, batches of {batch_size}"
             result = compare(title, mine, others, seconds, each=epochs, pause=PAUSE)
-            _check_learned_alike(data, {n: v.params for n, v in (mine | others).items() if v and n != "scikit-learn"})
+            check_learned_alike(data, {n: v.params for n, v in (mine | others).items() if v and n != "scikit-learn"})
             yield result
 
 
@@ -59,7 +59,7 @@ def patterns(rows=1000, pixels=784, patterns=20, flipped=0.1):
     return (clean ^ (random.random(clean.shape) < flipped)).astype(np.float32)
 
 
-def _check_learned_alike(data, trained):
+def check_learned_alike(data, trained):
     """Raise AssertionError unless all reconstruct the data about as well (their random numbers differ)."""
     errors = {}
     for name, params in trained.items():
@@ -119,6 +119,11 @@ def _numpy(start, data, batch_size, epochs):
             dW -= v_data.T @ h_data
             dW /= batch_size
             adam(1)
+    return as_tree(b, c, W)
+
+
+def as_tree(b, c, W):
+    """The parameters as paysage has them."""
     return {"layers": [{"loc": b}, {"loc": c}], "weights": [{"matrix": W}]}
 
 

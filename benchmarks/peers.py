@@ -18,6 +18,7 @@ def _if_installed(name: str) -> Any:
 
 
 optax, torch, sklearn_networks = map(_if_installed, ("optax", "torch", "sklearn.neural_network"))
+rbms_model, rbms_training = map(_if_installed, ("rbms.bernoulli_bernoulli.classes", "rbms.training.pcd"))
 
 
 def on_cpu():

@@ -21,8 +21,27 @@ STEP = {  # how each way to make a step is drawn
     "torch, 2 threads": ("2", "C1"),
     "numpy": ("x", "0.5"),
 }
-PEERS = {"optax": "C2", "scikit-learn": "C1", "numpy": "0.5", "paysage": "C4", "constant": "C5", "bare": "C6"}
-OTHER_PARTS = ("training", "fifty", "compile", "bfloat16", "schedules", "wrappers", "shim", "rbm", "reporting")
+PEERS = {
+    "optax": "C2",
+    "scikit-learn": "C1",
+    "numpy": "0.5",
+    "paysage": "C4",
+    "constant": "C5",
+    "bare": "C6",
+    "rbms": "C7",
+}
+OTHER_PARTS = (
+    "training",
+    "fifty",
+    "compile",
+    "bfloat16",
+    "schedules",
+    "wrappers",
+    "shim",
+    "rbm",
+    "trainers",
+    "reporting",
+)
 
 
 def save(path: Path, title: str, results: Mapping[str, list[Result]]) -> None:

@@ -76,7 +76,8 @@ def make_optimizer(learning_rate, epochs, weight_decay):
 def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, every=5, once=False, **watch):
     """The result of `pj.fit`: PCD with so many `chains`, the likelihood by so many others, measured `every` epochs.
 
-    Log Z is anchored just before, for this machine learns faster than chains can follow.
+    Log Z is anchored just before, for this machine learns faster than chains can follow; in between every fifth update
+    is enough to see how it goes.
     """
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
     start = pj.rbm.init_bernoulli(images.train, hidden, start_key)
@@ -84,7 +85,7 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, e
     first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
     every = min(every, epochs)
     anchor = {"anchor_every": every * math.ceil(len(images.train) / BATCH), "anchor_steps": 1000}
-    tracker = pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, **anchor)
+    tracker = pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, every=5, **anchor)
     rows = {"train": images.train, "validation": images.validation}
     metrics = {name: pj.log_likelihood(pj.rbm.free_energy, v) for name, v in rows.items()}
     return pj.fit(
@@ -117,15 +118,17 @@ def bracket(params, images, samples, key, temperatures):
     return {"forward": forward, "reverse": back}
 
 
-def draw(history, params, samples, images):
-    """The likelihoods by epoch, the strongest filters, samples beside test images."""
+def draw(history, annealed, params, samples, images):
+    """The likelihoods by epoch and that of the test images from both sides, the strongest filters, samples."""
     figure = Figure(figsize=(13.5, 4.2), layout="constrained")
     hidden = len(params["layers"][1]["loc"])
     figure.suptitle(f"RBM with {images.train.shape[1]} visible and {hidden} hidden units on MNIST")
     curve, filters, real, drawn = figure.subplots(1, 4)
     for name in ("train", "validation"):
-        curve.plot(history["epoch"], history[name], marker=".", label=name)
-    curve.set(title="log-likelihood, tracked", xlabel="epoch", ylabel="nats per image", box_aspect=1)
+        curve.plot(history["epoch"], history[name], marker=".", label=f"{name}, tracked")
+    for (name, value), style in zip(annealed.items(), ("--", ":"), strict=True):
+        curve.axhline(value, color="0.3", linestyle=style, label=f"test, annealed {name}: {value:.2f}")
+    curve.set(title="log-likelihood", xlabel="epoch", ylabel="nats per image", box_aspect=1)
     curve.set_ylim(bottom=max(curve.get_ylim()[0], history["train"].max() - 40))
     curve.legend()
     matrix = np.asarray(params["weights"][0]["matrix"]).T
@@ -175,15 +178,16 @@ def main(argv=None):
     chosen = jnp.arange(options.annealed) % options.chains
     samples = run_chains(best.params, result.estimator_state[chosen], sample_key, steps=1000)
     print(f"parameters of epoch {best.epoch}, validation {best.value:.2f} (tracked)\nannealed      test  validation")
+    annealed = {}
     for name, estimate in bracket(best.params, images, samples, bracket_key, options.temperatures).items():
-        test, validation = (
+        annealed[name], validation = (
             pj.rbm.log_likelihood(best.params, v, estimate.log_z) for v in (images.test, images.validation)
         )
         size = f"effective size {estimate.effective_size:.0f} of {options.annealed}"
-        print(f"{name:9}  {test:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
+        print(f"{name:9}  {annealed[name]:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
 
     hidden = pj.rbm.sample_hidden(best.params, samples, sample_key)
-    shared.save(draw(history, best.params, pj.rbm.visible_mean(best.params, hidden), images), options.output)
+    shared.save(draw(history, annealed, best.params, pj.rbm.visible_mean(best.params, hidden), images), options.output)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ def anneal(
 
 
 _jitted_anneal = jax.jit(anneal)
+_jitted_chains = jax.jit(run_chains, static_argnums=1)
 
 
 class AnnealedEstimate(NamedTuple):
@@ -214,8 +215,8 @@ def raise_bound(
     first_key, key = jax.random.split(key)
     model, size = path(jnp.ones(())), rows("v", v)
     repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), chains, axis=0), v)
-    start = run_chains(transition, 1, model, repeated, first_key)
-    back = _backwards(as_pytree(path))
-    _, log_weights = _jitted_anneal(as_pytree(energy), as_pytree(transition), back, start, key, steps)
+    energy, transition, back = as_pytree(energy), as_pytree(transition), _backwards(as_pytree(path))
+    start = _jitted_chains(transition, 1, model, repeated, first_key)
+    _, log_weights = _jitted_anneal(energy, transition, back, start, key, steps)
     log_mean_weight = log_mean(log_weights.reshape(size, chains).T)
     return -energies_of(energy, model, "v", v) - as_scalar("log_z_start", log_z_start) + log_mean_weight

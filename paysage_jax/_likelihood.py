@@ -24,17 +24,18 @@ class LogPartitionState(NamedTuple):
     """What `track_log_partition` carries.
 
     chains, log_weights: their weights are those since the last resampling. log_z, variance: log Z then, its variance.
+    params: the parameters whose log Z it is. start: those at the start, if the run is to be anchored.
     step: updates so far; resamplings: since the start or the last anchor (both int32).
-    start: the parameters at the start, if the run is to be anchored.
     """
 
     chains: Batch
     log_weights: jax.Array
     log_z: jax.Array
     variance: jax.Array
+    params: Params
+    start: Params
     step: jax.Array
     resamplings: jax.Array
-    start: Params
 
 
 class TrackedEstimate(NamedTuple):
@@ -52,7 +53,7 @@ class TrackedEstimate(NamedTuple):
 class track_log_partition(Transformation):
     """Last in a chain: follows log Z of the model while it is trained, by annealing along the run itself.
 
-        w += E_p(v) - E_q(v),   v ~ the transition of q,   from p = params to q = params + updates in `sweeps` steps
+        w += E_p(v) - E_q(v),   v ~ the transition of q,   p: the parameters of the last time, q = params + updates
         log Z = log Z at the last resampling + log mean exp(w)
 
     The updates pass unchanged. The chains v are not those of the estimator, on which the gradient depends. When their
@@ -69,7 +70,9 @@ class track_log_partition(Transformation):
         log_z: log Z of the parameters that the run starts from.
         chains: samples of that model, as `annealed_importance_sampling` returns them with log Z.
         key: a PRNG key.
-        sweeps: annealing steps, each with a transition, at every update; a whole number from 1 on.
+        sweeps: annealing steps from p to q, each with a transition, a whole number from 1 on.
+        every: updates from p to q, a whole number from 1 on. Fewer are cheaper and follow less closely; of an epoch's
+            updates it should be a divisor, so that what is measured then is of the parameters then.
         resample_below: a share of the number of chains, in [0, 1].
         anchor_every: updates, a whole number from 1 on; the updates of an epoch, or a multiple, so that what is
             measured then is fresh. None: never.
@@ -85,7 +88,8 @@ class track_log_partition(Transformation):
     log_z: Number = number("(-inf, inf)")
     chains: Batch
     key: jax.Array
-    sweeps: int = count(default=1, static=True)
+    sweeps: Count = count(default=1)
+    every: Count = count(default=1)
     resample_below: Number = number("[0, 1]", default=0.5)
     anchor_every: Count | None = count(default=None)
     anchor_steps: Count = count(default=1000)
@@ -100,31 +104,41 @@ class track_log_partition(Transformation):
     def init(self, params: Params) -> State:
         # Copies: a step gives the memory of the state away.
         start = None if self.anchor_every is None else jax.tree.map(jnp.array, params)
-        return self._at_start(params, jnp.zeros((), jnp.int32), start)
+        return self._at_start(jax.tree.map(jnp.array, params), start, jnp.zeros((), jnp.int32))
 
-    def _at_start(self, params: Params, step: jax.Array, start: Params) -> LogPartitionState:
+    def _at_start(self, params: Params, start: Params, step: jax.Array) -> LogPartitionState:
         chains = as_states(self.transition, params, jax.tree.map(jnp.array, self.chains), self.key)
         weights, log_z = jnp.zeros(rows("chains", chains)), as_scalar("log_z", self.log_z)
-        return LogPartitionState(chains, weights, log_z, jnp.zeros(()), step, jnp.zeros((), jnp.int32), start)
+        return LogPartitionState(chains, weights, log_z, jnp.zeros(()), params, start, step, jnp.zeros((), jnp.int32))
 
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         check_state(self, state, LogPartitionState)
         check_params("track_log_partition", updates, params)
-        new, steps = apply_updates(params, updates), self.sweeps
-        state = state._replace(step=next_step(state.step))
+        new, state = apply_updates(params, updates), state._replace(step=next_step(state.step))
+        # Chosen, and not a branch: under vmap all branches would run at every update.
+        due = self._due(state.step, self.every)
+        steps = jnp.where(due, jnp.asarray(self.sweeps), 0)
         if self.anchor_every is not None:
-            # Chosen, and not a branch: under vmap both branches would run at every update.
-            due = state.step % jnp.asarray(self.anchor_every, jnp.int32) == 0
-            again = state.start, self._at_start(params, state.step, state.start), jnp.asarray(self.anchor_steps)
-            going_on = params, state, jnp.asarray(self.sweeps)
-            params, state, steps = jax.tree.map(lambda a, b: jnp.where(due, a, b), again, going_on)
+            again = self._due(state.step, self.anchor_every)
+            state = _choose(again, self._at_start(state.start, state.start, state.step), state)
+            due, steps = due | again, jnp.where(again, jnp.asarray(self.anchor_steps), steps)
         key = jax.random.fold_in(self.key, state.step)
-        chains, moved = anneal(self.energy, self.transition, linear_path(params, new), state.chains, key, steps)
+        path = linear_path(state.params, new)
+        chains, moved = anneal(self.energy, self.transition, path, state.chains, key, steps)
         state = state._replace(chains=chains, log_weights=state.log_weights + moved)
+        state = state._replace(params=_choose(due, new, state.params))
         poor = effective_size(state.log_weights) < self.resample_below * jnp.asarray(len(moved), float)
         return updates, jax.lax.cond(poor, lambda: _resampled(state, key), lambda: state)
+
+    @staticmethod
+    def _due(step: jax.Array, every: Any) -> jax.Array:
+        return step % jnp.asarray(every, jnp.int32) == 0
+
+
+def _choose(first: jax.Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(first, x, y), a, b)
 
 
 def _log_ratio(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:

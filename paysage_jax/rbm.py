@@ -169,6 +169,12 @@ def log_partition(params: Params) -> Array:
     hidden = len(params["layers"][1]["loc"])
     if hidden > MOST_HIDDEN:
         raise ValueError(f"log_partition: {hidden} hidden units are too many; expected at most {MOST_HIDDEN}")
+    return _log_sum_over_hidden(params)
+
+
+@jax.jit
+def _log_sum_over_hidden(params):
+    hidden = len(params["layers"][1]["loc"])
 
     def log_sum(numbers):
         h = (numbers[:, None] >> jnp.arange(hidden)[None]) & 1

@@ -129,8 +129,10 @@ def test_chains_of_the_estimate_are_samples_of_the_end():
 
 def test_other_parameters_and_more_steps_do_not_recompile():
     def estimate(seed, steps):
-        annealing = rbm.annealing(machine(seed), DATA, 50, jax.random.key(0))
-        return pj.annealed_importance_sampling(*MODEL, *annealing, jax.random.key(1), steps=steps)
+        path, start, log_z = rbm.annealing(machine(seed), DATA, 50, jax.random.key(0))
+        pj.raise_bound(*MODEL, path, DATA, log_z, jax.random.key(1), steps=steps)
+        rbm.log_partition(machine(seed))
+        return pj.annealed_importance_sampling(*MODEL, path, start, log_z, jax.random.key(1), steps=steps)
 
     estimate(0, 3)
     with compilations() as programs:
@@ -171,14 +173,16 @@ def walk(steps, size=0.05, seed=5):
 
 
 @pytest.mark.parametrize(
-    "options", [{"resample_below": 0.9}, {"sweeps": 3}, {"anchor_every": 40, "anchor_steps": 60}], ids=str
+    "options",
+    [{"resample_below": 0.9}, {"sweeps": 3, "every": 5}, {"anchor_every": 40, "anchor_steps": 60, "every": 7}],
+    ids=str,
 )
 def test_log_z_is_followed_within_its_error(options):
     updates, deviations = walk(100), []
     for seed in range(10):
         track = tracker(machine(0), chains=draw(machine(0), 400, seed), key=seed, **options)
         params, states = follow(track, machine(0), updates)
-        for t in (49, 99):
+        for t in (49, 99) if "anchor_every" not in options else (39, 79):
             at = pj.log_partition(jax.tree.map(lambda x, t=t: x[t], states))
             truth = exact(jax.tree.map(lambda x, t=t: x[t], params))
             deviations.append((at.log_z - truth) / at.error)
@@ -188,6 +192,19 @@ def test_log_z_is_followed_within_its_error(options):
     # Chains that forget slowly make the error larger than it is said to be, but not many times.
     assert np.sqrt(np.mean(np.square(deviations))) < 2.5
     assert abs(np.mean(deviations)) < 4 / np.sqrt(10)
+
+
+def test_between_times_nothing_moves_but_the_count():
+    updates = walk(7)
+    params, states = follow(tracker(machine(0), every=3), machine(0), updates)
+    due = np.array([False, True, False, False, True, False])  # from each update to the next
+    for leaf in jax.tree.leaves(states._replace(step=(), start=())):
+        assert not np.any((leaf[1:] != leaf[:-1])[~due])
+    assert (states.chains[1:] != states.chains[:-1]).any(axis=(1, 2)).tolist() == due.tolist()
+    for t, of in ((0, None), (1, None), (2, 2), (4, 2), (5, 5), (6, 5)):
+        expected = machine(0) if of is None else jax.tree.map(lambda x, t=of: x[t], params)
+        assert_identical(jax.tree.map(lambda x, t=t: x[t], states.params), expected)
+    np.testing.assert_array_equal(states.step, np.arange(1, 8))
 
 
 def test_an_anchor_mends_what_was_lost():
@@ -320,6 +337,7 @@ def test_mistakes_are_named():
         ("chains", jnp.zeros((0, 8)), "chains: expected states"),
         ("key", 3, r"key must be a key, jax.random.key\(0\), got 3"),
         ("sweeps", 0, "sweeps must be a whole number from 1 on"),
+        ("every", 0, "every must be a whole number from 1 on"),
         ("resample_below", 1.1, r"resample_below must be in \[0, 1\]"),
         ("anchor_every", 0, "anchor_every must be a whole number from 1 on"),
     ]:

@@ -1,0 +1,95 @@
+"""Epochs of centred persistent contrastive divergence by `fit`, beside torch's rbms, scikit-learn and numpy."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import paysage_jax as pj
+from paysage_jax import rbm
+
+from .boltzmann import Runs, as_tree, check_learned_alike, patterns
+from .measure import PAUSE, Result, compare
+from .peers import on_cpu, rbms_model, rbms_training, sigmoid, sklearn_networks, torch
+
+HIDDEN, BATCH, EPOCHS = 500, 100, 2
+RATE = 0.02  # the length of every step: rbms divides the gradient by its norm
+TINY = 1e-6
+
+
+def trainers(seconds: float) -> Iterator[Result]:
+    """An epoch of centred PCD-1 and PCD-10 along the gradient of norm 1, as torch's rbms has it; 784 × 500."""
+    data = patterns(rows=6000)
+    start = rbm.init_bernoulli(jnp.array(data), HIDDEN, jax.random.key(0))
+    for sweeps in (1, 10):
+        run = (start, data, sweeps)
+        variants = {
+            "rbms": Runs(partial(_rbms, *run)) if rbms_training and on_cpu() else None,
+            "numpy": Runs(partial(_numpy, *run)) if on_cpu() else None,
+        }
+        # Its gradient is neither centred nor divided by its norm, and its chains do one sweep.
+        plain = Runs(partial(_sklearn, *run)) if sweeps == 1 and sklearn_networks and on_cpu() else None
+        title = f"PCD-{sweeps}, an epoch of {len(data) // BATCH} steps, 784 × {HIDDEN}, batches of {BATCH}"
+        mine: dict[str, Any] = {"fit": Runs(partial(_fit, *run))}
+        result = compare(title, mine, variants | {"scikit-learn": plain}, seconds, each=EPOCHS, pause=PAUSE)
+        check_learned_alike(data, {name: v.params for name, v in (mine | variants).items() if v})
+        yield result
+
+
+def _fit(start, data, sweeps):
+    optimizer = pj.chain(pj.center(decay=0.0), pj.clip_by_global_norm(TINY), pj.sgd(RATE / TINY))
+    estimator = pj.persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, steps=sweeps)
+    options = {"epochs": EPOCHS, "batch_size": BATCH, "key": jax.random.key(0)}
+    return pj.fit(start, optimizer, estimator, data, **options).params
+
+
+def _rbms(start, data, sweeps):
+    """The loop of its `training.pcd.train`, without what that writes to files after every step."""
+    b, c, W = (torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(start))
+    params = rbms_model.BBRBM(weight_matrix=W, vbias=b, hbias=c)
+    params.init_grad()
+    data, weights = torch.from_numpy(data), torch.ones(len(data))
+    chains = params.init_chains(BATCH, start_v=data[:BATCH])
+    optimizer = torch.optim.SGD(params.parameters(), lr=RATE, maximize=True)
+    with torch.no_grad():
+        for _ in range(EPOCHS * (len(data) // BATCH)):
+            rows = torch.randperm(len(data))[:BATCH]
+            optimizer.zero_grad(set_to_none=False)
+            chains, _ = rbms_training.fit_batch_pcd(
+                (data[rows], weights[rows]), chains, params, gibbs_steps=sweeps, beta=1.0
+            )
+            optimizer.step()
+    return as_tree(params.vbias.numpy(), params.hbias.numpy(), params.weight_matrix.numpy())
+
+
+def _numpy(start, data, sweeps):
+    random = np.random.default_rng(0)
+
+    def draw(mean):
+        return (random.random(mean.shape, np.float32) < mean).astype(np.float32)
+
+    b, c, W = (np.array(leaf) for leaf in jax.tree.leaves(start))
+    v_model = data[:BATCH]
+    for _ in range(EPOCHS):
+        for rows in random.permutation(len(data)).reshape(-1, BATCH):
+            v_data = data[rows]
+            h_data = sigmoid(v_data @ W + c)
+            for _ in range(sweeps):
+                v_model = draw(sigmoid(draw(sigmoid(v_model @ W + c)) @ W.T + b))
+            h_model = sigmoid(v_model @ W + c)
+            v_mean, h_mean = v_data.mean(axis=0), h_data.mean(axis=0)
+            dW = ((v_data - v_mean).T @ (h_data - h_mean) - (v_model - v_mean).T @ (h_model - h_mean)) / BATCH
+            db = v_mean - v_model.mean(axis=0) - dW @ h_mean
+            dc = h_mean - h_model.mean(axis=0) - dW.T @ v_mean
+            length = RATE / np.sqrt(np.sum(dW**2) + np.sum(db**2) + np.sum(dc**2))
+            for parameter, direction in ((b, db), (c, dc), (W, dW)):
+                parameter += length * direction
+    return as_tree(b, c, W)
+
+
+def _sklearn(start, data, sweeps):
+    model = sklearn_networks.BernoulliRBM(HIDDEN, batch_size=BATCH, n_iter=EPOCHS)
+    return model.fit(data).components_
