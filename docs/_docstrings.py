@@ -1,0 +1,63 @@
+"""Docstrings as the source shows them: indented equations are literal blocks, `names` are links where they can be."""
+
+import re
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.transforms import SphinxTransform
+
+import paysage_jax
+
+SECTION = re.compile(r"(Args|Raises|Returns|Yields|Attributes):$")
+NAME = re.compile(r"(?:pj\.|paysage_jax\.)?([A-Za-z_][\w.]*)(?:\(.*\))?$", re.DOTALL)
+
+
+def as_rst(lines):
+    """The lines of a docstring as reStructuredText: `::` before what is indented, | and * as themselves."""
+    result, section, literal = [], False, False
+    for line in lines:
+        if line and not line[0].isspace():
+            section, literal = bool(SECTION.match(line)), False
+        elif line.startswith("    ") and not section and not literal:
+            result += ["::", ""]
+            literal = True
+        result.append(line if literal else _escaped(line))
+    return result
+
+
+def _escaped(line):
+    """The line with the characters escaped that mean something outside of backticks."""
+    parts = line.split("`")
+    parts[::2] = [re.sub(r"(\||\*(?=\S))", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def process_docstring(app, what, name, obj, options, lines):
+    """Before napoleon reads it. `jax.vmap` puts a text of its own before the docstring of what it maps."""
+    if "Original documentation:" in lines:
+        del lines[: lines.index("Original documentation:") + 2]
+    lines[:] = as_rst(lines)
+
+
+class LinkNames(SphinxTransform):
+    """Code in the text that is a public name, `pj.fit` or `Outcome`, becomes a link to its entry."""
+
+    default_priority = 400
+
+    def apply(self, **kwargs):
+        for literal in list(self.document.findall(nodes.literal)):
+            if isinstance(literal.parent, (pending_xref, nodes.reference, nodes.title)):
+                continue
+            match = NAME.match(literal.astext())
+            if match and match[1].split(".")[0] in paysage_jax.__all__:
+                target = {"refdomain": "py", "reftype": "obj", "reftarget": f"paysage_jax.{match[1]}"}
+                link = pending_xref("", refdoc=self.env.docname, refexplicit=True, refwarn=False, **target)
+                literal.replace_self(link)
+                link += literal
+
+
+def setup(app):
+    """Before napoleon, whose handler has the default priority."""
+    app.connect("autodoc-process-docstring", process_docstring, priority=400)
+    app.add_transform(LinkNames)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

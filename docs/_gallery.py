@@ -1,0 +1,103 @@
+"""The gallery: every program of examples/, with its title there and the arguments that it is run with at build time."""
+
+import ast
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from _docstrings import as_rst
+from sphinx_gallery.scrapers import figure_rst
+
+DOCS = Path(__file__).parent
+EXAMPLES = DOCS.parent / "examples"
+COPIES = DOCS / "_examples"  # of the programs, with a title over the docstring, as sphinx-gallery wants them
+
+# In the order of the gallery. None: shown, but not executed; it needs data or processes.
+PROGRAMS = {
+    "rbm_digits": ("A first Boltzmann machine", ""),
+    "rbm_mnist": ("MNIST, with its likelihood", None),
+    "centering": ("The centred gradient", ""),
+    "sweep": ("A sweep of learning rates", ""),
+    "long_run": ("A long run", "--epochs 60"),
+    "gaussian_rbm": ("Gaussian visible units", "--epochs 30"),
+    "deep_boltzmann": ("A deep Boltzmann machine", "--epochs 12"),
+    "neural_energy": ("A neural energy", "--epochs 20"),
+    "potts": ("Contacts in a protein family", "--epochs 15"),
+    "migrate_from_paysage": ("Scripts of paysage", ""),
+    "flax_equinox": ("flax and equinox", "--epochs 5"),
+    "thrml_ising": ("An Ising model with thrml", "--side 4 --epochs 10"),
+    "data_parallel": ("Many devices", "--epochs 3"),
+    "launch": ("Several processes", None),
+    "netket_ising": ("A quantum Ising chain in NetKet", "--spins 6 --epochs 60"),
+}
+EXECUTED = "/(" + "|".join(name for name, (_, options) in PROGRAMS.items() if options is not None) + r")\.py$"
+HEADER = """\
+Gallery
+=======
+
+Complete programs. Each was run for this page on the CPU, most at a smaller size than by default; its page says how, and
+shows what it printed and drew. They share two small files: :download:`shared.py <../../examples/shared.py>` (command
+line, mosaics of images) and :download:`digits.py <../../examples/digits.py>` (the data).
+"""
+
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # for data_parallel; the others use the first
+sys.path.insert(0, str(EXAMPLES))
+
+
+def write_examples():
+    """The copies, and nothing of an earlier run. sphinx-gallery executes those that have changed."""
+    shutil.rmtree(COPIES, ignore_errors=True)
+    COPIES.mkdir()
+    (COPIES / "GALLERY_HEADER.rst").write_text(HEADER)
+    for name in PROGRAMS:
+        (COPIES / f"{name}.py").write_text(_page(name))
+
+
+def _page(name):
+    title, options = PROGRAMS[name]
+    source = (EXAMPLES / f"{name}.py").read_text()
+    doc = ast.get_docstring(ast.parse(source), clean=False)
+    text = "\n".join(as_rst(doc.splitlines())).rstrip().replace("\\", "\\\\").replace("`", "``")
+    run = (
+        f"\n\nRun for this page as ``python examples/{name}.py {options}".rstrip() + "``."
+        if options is not None
+        else ""
+    )
+    return source.replace(doc, f"\n{title}\n{'=' * len(title)}\n\n{text}{run}\n", 1)
+
+
+# --- what sphinx-gallery calls -----------------------------------------------------------------------
+
+
+def position(filename):
+    """Of a program in the gallery."""
+    return list(PROGRAMS).index(Path(filename).stem)
+
+
+def arguments(gallery_conf, script_vars):
+    """The command line of a program, which runs in the folder of the copies."""
+    title, options = PROGRAMS[Path(script_vars["src_file"]).stem]
+    script_vars["example_globals"]["__doc__"] = title  # sphinx-gallery takes it away, the command line shows it
+    return options.split()
+
+
+def pictures(block, block_vars, gallery_conf):
+    """The pictures that a program has written, as reStructuredText."""
+    found = []
+    for path in sorted(COPIES.rglob("*.png")):
+        found.append(next(block_vars["image_path_iterator"]))
+        path.replace(found[-1])
+    return figure_rst(found, gallery_conf["src_dir"])
+
+
+def _get_sg_image_scraper():
+    return pictures
+
+
+def reset(gallery_conf, filename):
+    """Each program starts as by itself: netket turns on 64 bits, and compiled programs take memory."""
+    import jax
+
+    jax.config.update("jax_enable_x64", False)
+    jax.clear_caches()
