@@ -1,6 +1,8 @@
 """Docstrings as the source shows them: indented equations are literal blocks, `names` are links where they can be."""
 
+import ast
 import re
+import textwrap
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
@@ -13,16 +15,28 @@ NAME = re.compile(r"(?:pj\.|paysage_jax\.)?([A-Za-z_][\w.]*)(?:\(.*\))?$", re.DO
 
 
 def as_rst(lines):
-    """The lines of a docstring as reStructuredText: `::` before what is indented, | and * as themselves."""
-    result, section, literal = [], False, False
-    for line in lines:
+    """The lines of a docstring as reStructuredText: code blocks of what is indented, | and * as themselves."""
+    result, section, block = [], False, []
+    for line in [*lines, "."]:
         if line and not line[0].isspace():
-            section, literal = bool(SECTION.match(line)), False
-        elif line.startswith("    ") and not section and not literal:
-            result += ["::", ""]
-            literal = True
-        result.append(line if literal else _escaped(line))
-    return result
+            section = bool(SECTION.match(line))
+        if (block or line.startswith("    ")) and not section and (not line or line.startswith("    ")):
+            block.append(line)
+            continue
+        if block:
+            result += [f".. code-block:: {_language(block)}", "", *block]
+        result.append(_escaped(line))
+        block = []
+    return result[:-1]
+
+
+def _language(block):
+    """Equations and command lines are not Python."""
+    try:
+        ast.parse(textwrap.dedent("\n".join(block)))
+    except SyntaxError:
+        return "text"
+    return "python"
 
 
 def _escaped(line):
@@ -39,6 +53,12 @@ def process_docstring(app, what, name, obj, options, lines):
     lines[:] = as_rst(lines)
 
 
+def process_signature(app, what, name, obj, options, signature, returned):
+    """autodoc writes the aliases of types by name, but shows of a union of two how it remembers them."""
+    shown = [text and re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", text) for text in (signature, returned)]
+    return tuple(shown)
+
+
 class LinkNames(SphinxTransform):
     """Code in the text that is a public name, `pj.fit` or `Outcome`, becomes a link to its entry."""
 
@@ -50,14 +70,21 @@ class LinkNames(SphinxTransform):
                 continue
             match = NAME.match(literal.astext())
             if match and match[1].split(".")[0] in paysage_jax.__all__:
-                target = {"refdomain": "py", "reftype": "obj", "reftarget": f"paysage_jax.{match[1]}"}
+                target = {"refdomain": "py", "reftype": "obj", "reftarget": _full_name(match[1])}
                 link = pending_xref("", refdoc=self.env.docname, refexplicit=True, refwarn=False, **target)
                 literal.replace_self(link)
                 link += literal
 
 
+def _full_name(name):
+    """The classes of 2017 are documented where they are defined."""
+    defined = getattr(paysage_jax.optimizers, name, None)
+    return f"paysage_jax.optimizers.{name}" if isinstance(defined, type) else f"paysage_jax.{name}"
+
+
 def setup(app):
     """Before napoleon, whose handler has the default priority."""
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
+    app.connect("autodoc-process-signature", process_signature)
     app.add_transform(LinkNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -27,7 +27,7 @@ PROGRAMS = {
     "migrate_from_paysage": ("Scripts of paysage", ""),
     "flax_equinox": ("flax and equinox", "--epochs 5"),
     "thrml_ising": ("An Ising model with thrml", "--side 4 --epochs 10"),
-    "data_parallel": ("Many devices", "--epochs 3"),
+    "data_parallel": ("Many devices", ""),
     "launch": ("Several processes", None),
     "netket_ising": ("A quantum Ising chain in NetKet", "--spins 6 --epochs 60"),
 }

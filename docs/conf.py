@@ -35,10 +35,12 @@ exclude_patterns = ["_build", "_examples", "gallery/**/*.md5", "README.md"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 default_role = "py:obj"  # what docstrings mean by `name`
-pygments_style = "default"
 copybutton_exclude = ".linenos, .gp, .go"
 
 autodoc_member_order = "bysource"
+autodoc_type_aliases = {name: f"paysage_jax.{name}" for name in ("Number", "Schedule")}
+autodoc_type_aliases |= {name: name for name in ("Params", "Updates", "State", "Metric", "Batch")}
+python_use_unqualified_type_names = True
 autosummary_generate = False
 napoleon_numpy_docstring = False
 napoleon_use_param = False  # one line of a docstring may be about several arguments
@@ -63,7 +65,7 @@ sphinx_gallery_conf = {
     "reset_modules": ("_gallery.reset",),
     "image_scrapers": ("_gallery",),
     "default_thumb_file": str(DOCS / "_static/no_picture.png"),
-    "thumbnail_size": (640, 400),
+    "thumbnail_size": (720, 260),
     "abort_on_example_error": True,
     "backreferences_dir": "gallery/backreferences",
     "doc_module": ("paysage_jax",),
@@ -75,24 +77,14 @@ sphinx_gallery_conf = {
 
 # --- pages -------------------------------------------------------------------------------------------
 
-html_theme = "pydata_sphinx_theme"
+html_theme = "furo"  # a page of it is a tenth of one of pydata-sphinx-theme
 html_title = "paysage_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_extra_path = ["llms.txt"]
 html_copy_source = False
+html_show_sphinx = False
 html_show_sourcelink = False
-html_theme_options = {
-    "logo": {"text": "paysage_jax"},
-    "header_links_before_dropdown": 5,
-    "navbar_align": "left",
-    "navbar_end": ["theme-switcher"],
-    "footer_start": ["copyright"],
-    "footer_end": [],
-    "show_prev_next": True,
-    "show_toc_level": 2,
-    "back_to_top_button": False,
-}
 
 # KaTeX and its fonts, from npm, only on pages with equations; Sphinx leaves the TeX as MathJax wants it.
 mathjax_path = "katex/set_math.js"
