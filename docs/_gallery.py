@@ -1,12 +1,14 @@
 """The gallery: every program of examples/, with its title there and the arguments that it is run with at build time."""
 
 import ast
-import os
+import logging
 import shutil
 import sys
 from pathlib import Path
 
+import jax
 from _docstrings import as_rst
+from jax.extend.backend import clear_backends
 from sphinx_gallery.scrapers import figure_rst
 
 DOCS = Path(__file__).parent
@@ -27,7 +29,7 @@ PROGRAMS = {
     "migrate_from_paysage": ("Scripts of paysage", ""),
     "flax_equinox": ("flax and equinox", "--epochs 5"),
     "thrml_ising": ("An Ising model with thrml", "--side 4 --epochs 10"),
-    "data_parallel": ("Many devices", ""),
+    "data_parallel": ("Many devices", "--devices 8"),
     "launch": ("Several processes", None),
     "netket_ising": ("A quantum Ising chain in NetKet", "--spins 6 --epochs 60"),
 }
@@ -41,7 +43,6 @@ shows what it printed and drew. They share two small files: :download:`shared.py
 line, mosaics of images) and :download:`digits.py <../../examples/digits.py>` (the data).
 """
 
-os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # for data_parallel; the others use the first
 sys.path.insert(0, str(EXAMPLES))
 
 
@@ -96,8 +97,10 @@ def _get_sg_image_scraper():
 
 
 def reset(gallery_conf, filename):
-    """Each program starts as by itself: netket turns on 64 bits, and compiled programs take memory."""
-    import jax
-
-    jax.config.update("jax_enable_x64", False)
+    """Each program starts as if alone: netket turns on 64 bits, data_parallel makes devices, orbax logs much."""
+    clear_backends()
     jax.clear_caches()
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_num_cpu_devices", 1)
+    jax.config.update("jax_platforms", "cpu")
+    logging.getLogger("absl").setLevel(logging.WARNING)

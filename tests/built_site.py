@@ -137,6 +137,7 @@ def opened(tmp_path_factory):
 
     yield open_
     server.shutdown()
+    server.server_close()
     (SITE / "narrow.html").unlink()
 
 
