@@ -3,22 +3,28 @@
 import ast
 import logging
 import shutil
+import struct
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from _docstrings import as_rst
 from jax.extend.backend import clear_backends
+from sklearn.datasets import load_digits
 from sphinx_gallery.scrapers import figure_rst
 
 DOCS = Path(__file__).parent
 EXAMPLES = DOCS.parent / "examples"
 COPIES = DOCS / "_examples"  # of the programs, with a title over the docstring, as sphinx-gallery wants them
 
-# In the order of the gallery. None: shown, but not executed; it needs data or processes.
+# In the order of the gallery. None: shown, but not executed.
 PROGRAMS = {
     "rbm_digits": ("A first Boltzmann machine", ""),
-    "rbm_mnist": ("MNIST, with its likelihood", None),
+    "rbm_mnist": (
+        "MNIST, with its likelihood",
+        "--data digits --hidden 30 --epochs 100 --learning-rate 1 --temperatures 1000",
+    ),
     "centering": ("The centred gradient", ""),
     "sweep": ("A sweep of learning rates", ""),
     "long_run": ("A long run", "--epochs 60"),
@@ -33,14 +39,16 @@ PROGRAMS = {
     "launch": ("Several processes", None),
     "netket_ising": ("A quantum Ising chain in NetKet", "--spins 6 --epochs 60"),
 }
+DATA = {"rbm_mnist": " on scikit-learn's digits, written as the files of MNIST,"}
 EXECUTED = "/(" + "|".join(name for name, (_, options) in PROGRAMS.items() if options is not None) + r")\.py$"
 HEADER = """\
 Gallery
 =======
 
-Complete programs. Each was run for this page on the CPU, most at a smaller size than by default; its page says how, and
-shows what it printed and drew. They share two small files: :download:`shared.py <../../examples/shared.py>` (command
-line, mosaics of images) and :download:`digits.py <../../examples/digits.py>` (the data).
+Complete programs. They were run for this site on a CPU, some at a smaller size than by default; each page says how, and
+shows what the program printed and drew. They share two small files:
+:download:`shared.py <../../examples/shared.py>` (command line, mosaics of images) and
+:download:`digits.py <../../examples/digits.py>` (the data).
 """
 
 sys.path.insert(0, str(EXAMPLES))
@@ -53,19 +61,27 @@ def write_examples():
     (COPIES / "GALLERY_HEADER.rst").write_text(HEADER)
     for name in PROGRAMS:
         (COPIES / f"{name}.py").write_text(_page(name))
+    _write_digits_as_mnist(COPIES / "digits")
 
 
 def _page(name):
+    """The source with the title over its docstring, and under it how it was run."""
     title, options = PROGRAMS[name]
     source = (EXAMPLES / f"{name}.py").read_text()
     doc = ast.get_docstring(ast.parse(source), clean=False)
-    text = "\n".join(as_rst(doc.splitlines())).rstrip().replace("\\", "\\\\").replace("`", "``")
-    run = (
-        f"\n\nRun for this page as ``python examples/{name}.py {options}".rstrip() + "``."
-        if options is not None
-        else ""
-    )
-    return source.replace(doc, f"\n{title}\n{'=' * len(title)}\n\n{text}{run}\n", 1)
+    lines = ["", title, "=" * len(title), "", *as_rst(doc.splitlines())]
+    if options is not None:
+        command = f"python examples/{name}.py {options}".strip()
+        lines += ["", f"Run for this page{DATA.get(name, '')} as `{command}`.", ""]
+    return source.replace(doc, "\n".join(lines).replace("\\", "\\\\").replace("`", "``"), 1)
+
+
+def _write_digits_as_mnist(folder):
+    """scikit-learn's digits in the files that MNIST has."""
+    folder.mkdir()
+    grey = np.uint8(load_digits().images * 15.9)
+    for name, images in {"train-images-idx3-ubyte": grey[:1200], "t10k-images-idx3-ubyte": grey[1200:]}.items():
+        (folder / name).write_bytes(b"\0\0\x08\3" + struct.pack(">3I", *images.shape) + images.tobytes())
 
 
 # --- what sphinx-gallery calls -----------------------------------------------------------------------
