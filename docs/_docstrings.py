@@ -59,6 +59,11 @@ def process_signature(app, what, name, obj, options, signature, returned):
     return tuple(shown)
 
 
+def stay_here(app, env, node, contnode):
+    """Before intersphinx: a name without a dot, `statistics` say, is no module of Python."""
+    return contnode if node.get("reftype") == "obj" and "." not in node["reftarget"] else None
+
+
 class LinkNames(SphinxTransform):
     """Code in the text that is a public name, `pj.fit` or `Outcome`, becomes a link to its entry."""
 
@@ -86,5 +91,6 @@ def setup(app):
     """Before napoleon, whose handler has the default priority."""
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
     app.connect("autodoc-process-signature", process_signature)
+    app.connect("missing-reference", stay_here, priority=400)
     app.add_transform(LinkNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -51,6 +51,7 @@ def is_elsewhere(link):
 
 
 def test_there_are_pages():
+    assert PAGES, "build the site first"
     assert {"index.html", "search.html", "reference/training.html", "gallery/rbm_digits.html"} <= set(PAGES)
 
 
