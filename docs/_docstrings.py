@@ -59,9 +59,14 @@ def process_signature(app, what, name, obj, options, signature, returned):
     return tuple(shown)
 
 
-def stay_here(app, env, node, contnode):
-    """Before intersphinx: a name without a dot, `statistics` say, is no module of Python."""
-    return contnode if node.get("reftype") == "obj" and "." not in node["reftarget"] else None
+def resolve(app, env, node, contnode):
+    """Before intersphinx: `classic.adam` in any room is ours, and `statistics`, without a dot, no module of Python."""
+    if node.get("reftype") != "obj":
+        return None
+    name, python = node["reftarget"], env.domains["py"]
+    if name.split(".")[0] in ("classic", "optimizers", "paysage_0_2", "rbm"):
+        return python.resolve_xref(env, node["refdoc"], app.builder, "obj", f"paysage_jax.{name}", node, contnode)
+    return None if "." in name else contnode
 
 
 class LinkNames(SphinxTransform):
@@ -91,6 +96,6 @@ def setup(app):
     """Before napoleon, whose handler has the default priority."""
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
     app.connect("autodoc-process-signature", process_signature)
-    app.connect("missing-reference", stay_here, priority=400)
+    app.connect("missing-reference", resolve, priority=400)
     app.add_transform(LinkNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
