@@ -87,9 +87,9 @@ class LinkNames(SphinxTransform):
 
 
 def _full_name(name):
-    """The classes of 2017 are documented where they are defined."""
-    defined = getattr(paysage_jax.optimizers, name, None)
-    return f"paysage_jax.optimizers.{name}" if isinstance(defined, type) else f"paysage_jax.{name}"
+    """The classes of 2017 have their entries where they are defined."""
+    here = getattr(getattr(paysage_jax, name, None), "__module__", "") == "paysage_jax.optimizers"
+    return f"paysage_jax.optimizers.{name}" if here else f"paysage_jax.{name}"
 
 
 def setup(app):
