@@ -65,7 +65,7 @@ from .optimizers import (
     StochasticGradientDescent,
 )
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [  # noqa: RUF022 (by room)
     # namespaces

@@ -1,0 +1,101 @@
+"""Docstrings as the source shows them: indented equations are literal blocks, `names` are links where they can be."""
+
+import ast
+import re
+import textwrap
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.transforms import SphinxTransform
+
+import paysage_jax
+
+SECTION = re.compile(r"(Args|Raises|Returns|Yields|Attributes):$")
+NAME = re.compile(r"(?:pj\.|paysage_jax\.)?([A-Za-z_][\w.]*)(?:\(.*\))?$", re.DOTALL)
+
+
+def as_rst(lines):
+    """The lines of a docstring as reStructuredText: code blocks of what is indented, | and * as themselves."""
+    result, section, block = [], False, []
+    for line in [*lines, "."]:
+        if line and not line[0].isspace():
+            section = bool(SECTION.match(line))
+        if (block or line.startswith("    ")) and not section and (not line or line.startswith("    ")):
+            block.append(line)
+            continue
+        if block:
+            result += [f".. code-block:: {_language(block)}", "", *block]
+        result.append(_escaped(line))
+        block = []
+    return result[:-1]
+
+
+def _language(block):
+    """Equations and command lines are not Python."""
+    try:
+        ast.parse(textwrap.dedent("\n".join(block)))
+    except SyntaxError:
+        return "text"
+    return "python"
+
+
+def _escaped(line):
+    """The line with the characters escaped that mean something outside of backticks."""
+    parts = line.split("`")
+    parts[::2] = [re.sub(r"(\||\*(?=\S))", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def process_docstring(app, what, name, obj, options, lines):
+    """Before napoleon reads it. `jax.vmap` puts a text of its own before the docstring of what it maps."""
+    if "Original documentation:" in lines:
+        del lines[: lines.index("Original documentation:") + 2]
+    lines[:] = as_rst(lines)
+
+
+def process_signature(app, what, name, obj, options, signature, returned):
+    """autodoc writes the aliases of types by name, but shows of a union of two how it remembers them."""
+    shown = [text and re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", text) for text in (signature, returned)]
+    return tuple(shown)
+
+
+def resolve(app, env, node, contnode):
+    """Before intersphinx: `classic.adam` in any room is ours, and `statistics`, without a dot, no module of Python."""
+    if node.get("reftype") != "obj":
+        return None
+    name, python = node["reftarget"], env.domains["py"]
+    if name.split(".")[0] in ("classic", "optimizers", "paysage_0_2", "rbm"):
+        return python.resolve_xref(env, node["refdoc"], app.builder, "obj", f"paysage_jax.{name}", node, contnode)
+    return None if "." in name else contnode
+
+
+class LinkNames(SphinxTransform):
+    """Code in the text that is a public name, `pj.fit` or `Outcome`, becomes a link to its entry."""
+
+    default_priority = 400
+
+    def apply(self, **kwargs):
+        for literal in list(self.document.findall(nodes.literal)):
+            if isinstance(literal.parent, (pending_xref, nodes.reference, nodes.title)):
+                continue
+            match = NAME.match(literal.astext())
+            if match and match[1].split(".")[0] in paysage_jax.__all__:
+                target = {"refdomain": "py", "reftype": "obj", "reftarget": _full_name(match[1])}
+                link = pending_xref("", refdoc=self.env.docname, refexplicit=True, refwarn=False, **target)
+                literal.replace_self(link)
+                link += literal
+
+
+def _full_name(name):
+    """The classes of 2017 have their entries where they are defined."""
+    here = getattr(getattr(paysage_jax, name, None), "__module__", "") == "paysage_jax.optimizers"
+    return f"paysage_jax.optimizers.{name}" if here else f"paysage_jax.{name}"
+
+
+def setup(app):
+    """Before napoleon, whose handler has the default priority."""
+    app.connect("autodoc-process-docstring", process_docstring, priority=400)
+    app.connect("autodoc-process-signature", process_signature)
+    app.connect("missing-reference", resolve, priority=400)
+    app.add_transform(LinkNames)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
