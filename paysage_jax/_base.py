@@ -154,6 +154,12 @@ class chain(Transformation):
     Raises:
         TypeError: if a member is no transformation.
         ValueError: if one stands where it would not do what it says: an average before the optimizer, say.
+
+    >>> import paysage_jax as pj
+    >>> optimizer = pj.chain(pj.clip_by_global_norm(1.0), pj.sgd(0.5))
+    >>> updates, state = optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(jnp.zeros(2)))
+    >>> updates.round(6)
+    Array([-0.3, -0.4], dtype=float32)
     """
 
     members: tuple[Transformation, ...]

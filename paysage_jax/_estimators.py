@@ -97,6 +97,14 @@ class contrastive_divergence(Estimator):
 
     Raises:
         TypeError, ValueError: for energies, states or weights that do not fit, when traced.
+
+    >>> from paysage_jax import rbm
+    >>> v, key = jnp.eye(4), jax.random.key(0)
+    >>> params = rbm.init_bernoulli(v, 2, key)
+    >>> estimator = contrastive_divergence(rbm.free_energy, rbm.gibbs, steps=3)
+    >>> gradient, _, statistics = estimator.estimate(params, v, estimator.init(params, v, key), key)
+    >>> gradient["weights"][0]["matrix"].shape
+    (4, 2)
     """
 
     energy: Energy = static()
@@ -138,6 +146,15 @@ class persistent_contrastive_divergence(Estimator):
 
     Raises:
         TypeError, ValueError: for energies, states or weights that do not fit, when traced.
+
+    >>> from paysage_jax import rbm
+    >>> v, key = jnp.eye(4), jax.random.key(0)
+    >>> params = rbm.init_bernoulli(v, 2, key)
+    >>> estimator = persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, chains=10)
+    >>> chains = estimator.init(params, v, key)
+    >>> gradient, chains, statistics = estimator.estimate(params, v, chains, key)
+    >>> chains.shape
+    (10, 4)
     """
 
     energy: Energy = static()
@@ -192,6 +209,11 @@ class loss_gradient(Estimator):
 
     Args:
         loss: loss(params, batch) -> scalar, or loss(params, batch, key=key).
+
+    >>> estimator = loss_gradient(lambda w, batch: jnp.sum((w - batch) ** 2))
+    >>> gradient, _, statistics = estimator.estimate(jnp.zeros(2), jnp.ones(2), (), jax.random.key(0))
+    >>> gradient, statistics.loss
+    (Array([-2., -2.], dtype=float32), Array(2., dtype=float32))
     """
 
     loss: Callable[..., jax.Array] = static()

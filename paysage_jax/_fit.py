@@ -102,6 +102,13 @@ def fit(
 
     Raises:
         TypeError, ValueError: for wrong arguments, naming them.
+
+    >>> from paysage_jax import Outcome, loss_gradient, sgd
+    >>> data = jnp.array([1.0, 3.0, 1.0, 3.0])
+    >>> estimator = loss_gradient(lambda w, batch: jnp.mean((batch - w) ** 2))
+    >>> result = fit(jnp.zeros(()), sgd(0.1), estimator, data, epochs=40, batch_size=4, key=jax.random.key(0))
+    >>> Outcome(result.outcome).name, result.params.round(2)
+    ('EPOCHS_EXHAUSTED', Array(2., dtype=float32))
     """
     with together():
         for name, value in dict(epochs=epochs, metrics_every=metrics_every, checkpoint_every=checkpoint_every).items():

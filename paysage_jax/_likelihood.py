@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -175,15 +176,18 @@ def log_partition(state: State) -> TrackedEstimate:
 class log_likelihood(Pytree):
     """A metric for `fit`: the mean of log p(v) over rows, in nats, by the log Z that the run tracks.
 
-        mean of -E(v) - max(log Z, log Σ exp(-E(v)) over the distinct rows)
+        mean of -E(v) - max(log Z, guard),   guard = max(log Σ exp(-E(v)) over the distinct rows, at_least)
 
-    The second term is a guard: the probabilities of distinct states add up to at most 1, whatever the chains say. Rows
-    of the same energy count once, as they may be the same. There is no guard for rows that are not of whole numbers,
-    for a density may be larger than 1. `guard(params)` is the bound; log Z below it means that the chains are lost.
+    The probabilities of distinct states add up to at most 1, whatever the chains say. Rows of the same energy count
+    once, as they may be the same. Rows that are not of whole numbers have no such sum, for a density may be larger than
+    1. Where the model has a mode that neither data nor chains visit, only another way there finds it: annealing from
+    elsewhere as `at_least`. `guard(params, key)` is the bound; log Z below it means that the chains are lost.
 
     Args:
         energy: energy(params, v) -> (rows,), hidden units summed out.
         v: a pytree of arrays (rows, ...).
+        at_least: at_least(params, key) -> what log Z is not below, such as an estimate by forward annealing along
+            another path: it is above log Z + t with a probability of less than exp(-t). None: no such bound.
 
     Raises:
         ValueError: if no `track_log_partition` is in the optimizer.
@@ -191,20 +195,24 @@ class log_likelihood(Pytree):
 
     energy: Energy = function()
     v: Batch
+    at_least: Callable[[Params, jax.Array], jax.Array] | None = function(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         vars(self)["v"] = as_arrays("v", self.v)
 
     def __call__(self, params: Params, key: jax.Array, state: State) -> jax.Array:
-        log_z = jnp.maximum(log_partition(state).log_z, self.guard(params))
+        log_z = jnp.maximum(log_partition(state).log_z, self.guard(params, key))
         return -jnp.mean(energies_of(self.energy, params, "v", self.v)) - log_z
 
-    def guard(self, params: Params) -> jax.Array:
+    def guard(self, params: Params, key: jax.Array) -> jax.Array:
         """A number that log Z cannot be below; -inf where there is none."""
         energies = jnp.sort(energies_of(self.energy, params, "v", self.v))
         # Equal rows may differ in the last digits, by where they stand in a matrix product.
         rounding = 16 * jnp.finfo(energies.dtype).eps * jnp.max(jnp.abs(energies))
         distinct = jnp.diff(energies, prepend=-jnp.inf) > rounding
         whole = jnp.all(jnp.stack([jnp.all(x == jnp.round(x)) for x in jax.tree.leaves(self.v)]))
-        return jnp.where(whole, logsumexp(-energies, where=distinct), -jnp.inf)
+        bound = jnp.where(whole, logsumexp(-energies, where=distinct), -jnp.inf)
+        if self.at_least is None:
+            return bound
+        return jnp.maximum(bound, as_scalar("log_likelihood: at_least(params, key)", self.at_least(params, key)))

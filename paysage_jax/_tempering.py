@@ -45,6 +45,13 @@ class parallel_tempering(persistent_contrastive_divergence):
 
     Raises:
         TypeError, ValueError: for what does not fit, naming it.
+
+    >>> from paysage_jax import rbm
+    >>> v, key = jnp.eye(4), jax.random.key(0)
+    >>> params = rbm.init_bernoulli(v, 2, key)
+    >>> estimator = parallel_tempering(rbm.free_energy, rbm.gibbs, chains=10, betas=(0.0, 0.5, 1.0))
+    >>> estimator.init(params, v, key).shape
+    (10, 3, 4)
     """
 
     betas: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

@@ -126,6 +126,12 @@ class adam(Leafwise):
         b2: the decay of v, in [0, 1).
         eps: a number from 0 on.
         weight_decay: a number from 0 on; `update` then needs `params`, or raises ValueError. None: no such term.
+
+    >>> optimizer = adam(0.1)
+    >>> state = optimizer.init(jnp.zeros(2))
+    >>> updates, state = optimizer.update(jnp.array([3.0, -0.5]), state)
+    >>> updates
+    Array([-0.1,  0.1], dtype=float32)
     """
 
     learning_rate: Number | Schedule = rate()

@@ -192,7 +192,20 @@ def _check_paysage_tree(grad):
 
 
 class StochasticGradientDescent(_ClassicOptimizer):
-    """delta = L g, with L = scheduler.get_lr() * stepsize."""
+    """delta = L g, with L = scheduler.get_lr() * stepsize.
+
+    >>> class Model:
+    ...     params = {"layers": [{"loc": np.zeros(2, np.float32)}], "weights": []}
+    ...     def gradient(self, v_data, v_model):
+    ...         return {"layers": [{"loc": v_model.mean(axis=0) - v_data.mean(axis=0)}], "weights": []}
+    ...     def parameter_update(self, delta):
+    ...         self.params["layers"][0]["loc"] -= delta["layers"][0]["loc"]
+    >>> model = Model()
+    >>> optimizer = StochasticGradientDescent(model, stepsize=0.5)
+    >>> optimizer.update(model, np.ones((3, 2), np.float32), np.zeros((3, 2), np.float32), epoch=0)
+    >>> model.params["layers"][0]["loc"]
+    array([0.5, 0.5], dtype=float32)
+    """
 
     functional = "paysage_jax.classic.sgd"
 
@@ -203,7 +216,13 @@ class StochasticGradientDescent(_ClassicOptimizer):
 
 
 class Momentum(_ClassicOptimizer):
-    """delta = L m, m the running mean of gradients (Qian, 1999; see `classic.momentum`)."""
+    """delta = L m, m the running mean of gradients (Qian, 1999; see `classic.momentum`).
+
+    >>> from paysage_jax import optimizers
+    >>> optimizer = optimizers.Momentum(model=None, stepsize=0.5, momentum=0.9)
+    >>> optimizer.check_convergence()
+    False
+    """
 
     functional = "paysage_jax.classic.momentum"
 
@@ -219,7 +238,13 @@ class Momentum(_ClassicOptimizer):
 
 
 class RMSProp(_ClassicOptimizer):
-    """delta = L g over its root mean square (Hinton, Coursera lecture 6e; see `classic.rmsprop`)."""
+    """delta = L g over its root mean square (Hinton, Coursera lecture 6e; see `classic.rmsprop`).
+
+    >>> from paysage_jax import optimizers
+    >>> optimizer = optimizers.RMSProp(model=None, stepsize=0.5)
+    >>> optimizer.check_convergence()
+    False
+    """
 
     functional = "paysage_jax.classic.rmsprop"
 
@@ -235,7 +260,13 @@ class RMSProp(_ClassicOptimizer):
 
 
 class ADAM(_ClassicOptimizer):
-    """delta = L m over the root of v, the running means of g and g² (Kingma & Ba, 2015; see `classic.adam`)."""
+    """delta = L m over the root of v, the running means of g and g² (Kingma & Ba, 2015; see `classic.adam`).
+
+    >>> from paysage_jax import optimizers
+    >>> optimizer = optimizers.ADAM(model=None, stepsize=0.5)
+    >>> optimizer.check_convergence()
+    False
+    """
 
     functional = "paysage_jax.classic.adam"
 

@@ -192,7 +192,7 @@ class Annealing(NamedTuple):
     log_z_start: Array
 
 
-def annealing(params: Params, data: States, chains: int, key: Array) -> Annealing:
+def annealing(params: Params, data: States | None, chains: int, key: Array) -> Annealing:
     """The path from independent visible units, with the means (and variances) of the data, to the machine itself.
 
         visible parameters (1 - β) those of the data + β its own,   c and W: β its own
@@ -201,13 +201,18 @@ def annealing(params: Params, data: States, chains: int, key: Array) -> Annealin
 
     Args:
         params: of the machine at the end of the path.
-        data: (rows, visible).
+        data: (rows, visible); None: from fair coins instead (Gaussian units: from the machine's own loc and log_var), a
+            path that needs more steps, but finds modes far from the data.
         chains: how many states to draw.
         key: a PRNG key.
     """
     visible, hidden = params["layers"]
-    of_data = _gaussian(data) if "log_var" in visible else _bernoulli(data)
-    independent = jax.tree.map(jnp.zeros_like, params) | {"layers": [of_data, jax.tree.map(jnp.zeros_like, hidden)]}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    if "log_var" in visible:
+        first = visible if data is None else _gaussian(data)
+    else:
+        first = zeros["layers"][0] if data is None else _bernoulli(data)
+    independent = zeros | {"layers": [first, zeros["layers"][1]]}
     units = jnp.zeros((chains, len(hidden["loc"])))
     log_z_start = len(hidden["loc"]) * jnp.log(2.0) - hidden_free_energy(independent, units[:1])[0]
     return Annealing(linear_path(independent, params), sample_visible(independent, units, key), log_z_start)

@@ -314,17 +314,40 @@ def test_the_guard_holds_where_chains_are_lost():
     v = jnp.repeat(jnp.eye(8), 5, axis=0)
     metric = pj.log_likelihood(rbm.free_energy, v)
     bound = logsumexp(minus_energies(params, np.eye(8)))
-    np.testing.assert_allclose(metric.guard(params), bound, rtol=1e-5)
+    np.testing.assert_allclose(metric.guard(params, jax.random.key(0)), bound, rtol=1e-5)
     mean = minus_energies(params, np.eye(8)).mean()
     for log_z, expected in ((-30.0, bound), (30.0, 30.0)):
         state = tracker(params, log_z=log_z).init(params)
         np.testing.assert_allclose(metric(params, jax.random.key(0), state), mean - expected, rtol=1e-5)
 
 
+def from_fair_coins(params, key):
+    start_key, key = jax.random.split(key)
+    return pj.annealed_importance_sampling(*MODEL, *rbm.annealing(params, None, 200, start_key), key, steps=100).log_z
+
+
+def test_annealing_from_elsewhere_finds_what_data_and_chains_do_not_visit():
+    """A second mode, of ones where the data have zeros: e¹⁰ times the weight of the first."""
+    ones = np.ones(8, np.float32)
+    params = jax.tree.map(jnp.zeros_like, machine(0))
+    params["weights"][0]["matrix"] = jnp.concatenate([8 * jnp.ones((8, 1)), -8 * jnp.ones((8, 1))], axis=1)
+    params["weights"][0]["matrix"] = jnp.pad(params["weights"][0]["matrix"], ((0, 0), (0, 2)))
+    params["layers"][1]["loc"] = jnp.array([-40.0, 10.0, 0.0, 0.0])
+    data = jnp.zeros((50, 8))
+    track = tracker(params, log_z=float(-rbm.free_energy(params, data[:1])[0]), chains=data)
+    state = pj.TrainState(params, track.init(params), ())
+    key = jax.random.key(1)
+    lost, guarded = (pj.log_likelihood(rbm.free_energy, data, at_least=a) for a in (None, from_fair_coins))
+    expected = minus_energies(params, np.zeros((1, 8)))[0] - exact(params)
+    assert minus_energies(params, ones[None])[0] - minus_energies(params, np.zeros((1, 8)))[0] > 5
+    assert lost(params, key, state) > expected + 5
+    assert guarded(params, key, state) == pytest.approx(expected, abs=0.5)
+
+
 def test_a_density_has_no_guard():
     params = machine(3, visible=2)
     params["layers"][0]["log_var"] = jnp.full(2, -10.0)
-    assert pj.log_likelihood(rbm.free_energy, jnp.array([[0.5, 0.2]])).guard(params) == -jnp.inf
+    assert pj.log_likelihood(rbm.free_energy, jnp.array([[0.5, 0.2]])).guard(params, jax.random.key(0)) == -jnp.inf
 
 
 # --- mistakes ----------------------------------------------------------------------------------------

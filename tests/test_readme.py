@@ -1,5 +1,7 @@
-"""README, CONTRIBUTING and the pages of docs/: every Python block runs as it stands; the commands are those of CI."""
+"""README, CONTRIBUTING, the pages of docs/ and docstrings: their code runs as it stands."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -26,6 +28,14 @@ def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         for i, block in enumerate(BLOCKS[page]):
             exec(compile(block, f"{page} block {i}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("room", ["_base", "_estimators", "_fit", "_tempering", "_textbook", "optimizers"])
+def test_examples_of_docstrings(room):
+    module = importlib.import_module(f"paysage_jax.{room}")
+    failed, tried = doctest.testmod(module)
+    assert tried
+    assert not failed
 
 
 def test_there_are_blocks():
