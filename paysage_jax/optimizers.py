@@ -218,10 +218,11 @@ class StochasticGradientDescent(_ClassicOptimizer):
 class Momentum(_ClassicOptimizer):
     """delta = L m, m the running mean of gradients (Qian, 1999; see `classic.momentum`).
 
-    >>> from paysage_jax import optimizers
-    >>> optimizer = optimizers.Momentum(model=None, stepsize=0.5, momentum=0.9)
-    >>> optimizer.check_convergence()
-    False
+    >>> from types import SimpleNamespace
+    >>> model = SimpleNamespace(gradient=lambda v_data, v_model: v_model - v_data)
+    >>> model.parameter_update = lambda delta: print(delta.round(4))
+    >>> Momentum(model, stepsize=0.5).update(model, np.zeros(2), np.full(2, 0.25), epoch=0)
+    [0.125 0.125]
     """
 
     functional = "paysage_jax.classic.momentum"
@@ -240,10 +241,11 @@ class Momentum(_ClassicOptimizer):
 class RMSProp(_ClassicOptimizer):
     """delta = L g over its root mean square (Hinton, Coursera lecture 6e; see `classic.rmsprop`).
 
-    >>> from paysage_jax import optimizers
-    >>> optimizer = optimizers.RMSProp(model=None, stepsize=0.5)
-    >>> optimizer.check_convergence()
-    False
+    >>> from types import SimpleNamespace
+    >>> model = SimpleNamespace(gradient=lambda v_data, v_model: v_model - v_data)
+    >>> model.parameter_update = lambda delta: print(delta.round(4))
+    >>> RMSProp(model, stepsize=0.5).update(model, np.zeros(2), np.full(2, 0.25), epoch=0)
+    [0.1581 0.1581]
     """
 
     functional = "paysage_jax.classic.rmsprop"
@@ -262,10 +264,11 @@ class RMSProp(_ClassicOptimizer):
 class ADAM(_ClassicOptimizer):
     """delta = L m over the root of v, the running means of g and g² (Kingma & Ba, 2015; see `classic.adam`).
 
-    >>> from paysage_jax import optimizers
-    >>> optimizer = optimizers.ADAM(model=None, stepsize=0.5)
-    >>> optimizer.check_convergence()
-    False
+    >>> from types import SimpleNamespace
+    >>> model = SimpleNamespace(gradient=lambda v_data, v_model: v_model - v_data)
+    >>> model.parameter_update = lambda delta: print(delta.round(4))
+    >>> ADAM(model, stepsize=0.5).update(model, np.zeros(2), np.full(2, 0.25), epoch=0)
+    [0.1581 0.1581]
     """
 
     functional = "paysage_jax.classic.adam"
