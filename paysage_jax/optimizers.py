@@ -229,9 +229,10 @@ class Momentum(_ClassicOptimizer):
     """delta = L m, m the running mean of gradients (Qian, 1999; see `classic.momentum`).
 
     >>> from types import SimpleNamespace
-    >>> model = SimpleNamespace(gradient=lambda v_data, v_model: np.float32([2]), parameter_update=print)
-    >>> Momentum(model, stepsize=0.01).update(model, None, None, epoch=0)  # prints delta
-    [0.02]
+    >>> model = SimpleNamespace(gradient=lambda v_data, v_model: v_model - v_data)
+    >>> model.parameter_update = lambda delta: print(delta.round(4))
+    >>> Momentum(model, stepsize=0.5).update(model, np.zeros(2), np.full(2, 0.25), epoch=0)
+    [0.125 0.125]
     """
 
     functional = "paysage_jax.classic.momentum"
@@ -251,9 +252,10 @@ class RMSProp(_ClassicOptimizer):
     """delta = L g over its root mean square (Hinton, Coursera lecture 6e; see `classic.rmsprop`).
 
     >>> from types import SimpleNamespace
-    >>> model = SimpleNamespace(gradient=lambda v_data, v_model: np.float32([2]), parameter_update=print)
-    >>> RMSProp(model, stepsize=0.01).update(model, None, None, epoch=0)  # prints delta
-    [0.0031622...]
+    >>> model = SimpleNamespace(gradient=lambda v_data, v_model: v_model - v_data)
+    >>> model.parameter_update = lambda delta: print(delta.round(4))
+    >>> RMSProp(model, stepsize=0.5).update(model, np.zeros(2), np.full(2, 0.25), epoch=0)
+    [0.1581 0.1581]
     """
 
     functional = "paysage_jax.classic.rmsprop"
@@ -273,9 +275,10 @@ class ADAM(_ClassicOptimizer):
     """delta = L m over the root of v, the running means of g and g² (Kingma & Ba, 2015; see `classic.adam`).
 
     >>> from types import SimpleNamespace
-    >>> model = SimpleNamespace(gradient=lambda v_data, v_model: np.float32([2]), parameter_update=print)
-    >>> ADAM(model, stepsize=0.01).update(model, None, None, epoch=0)  # prints delta
-    [0.0031622...]
+    >>> model = SimpleNamespace(gradient=lambda v_data, v_model: v_model - v_data)
+    >>> model.parameter_update = lambda delta: print(delta.round(4))
+    >>> ADAM(model, stepsize=0.5).update(model, np.zeros(2), np.full(2, 0.25), epoch=0)
+    [0.1581 0.1581]
     """
 
     functional = "paysage_jax.classic.adam"
