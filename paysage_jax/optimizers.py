@@ -45,12 +45,7 @@ class Scheduler:
 
 
 class PowerLawDecay(Scheduler):
-    """lr = 1 / (1 + lr_decay * epoch).
-
-    >>> (scheduler := PowerLawDecay(0.5)).increment(epoch=2)
-    >>> scheduler.get_lr()
-    0.5
-    """
+    """lr = 1 / (1 + lr_decay * epoch)."""
 
     def __init__(self, lr_decay: float = 0.1) -> None:
         super().__init__()
@@ -63,12 +58,7 @@ class PowerLawDecay(Scheduler):
 
 
 class ExponentialDecay(Scheduler):
-    """lr = lr_decay ** epoch.
-
-    >>> (scheduler := ExponentialDecay(0.5)).increment(epoch=2)
-    >>> scheduler.get_lr()
-    0.25
-    """
+    """lr = lr_decay ** epoch."""
 
     def __init__(self, lr_decay: float = 0.9) -> None:
         super().__init__()
@@ -89,14 +79,7 @@ def gradient_magnitude(grad: Any) -> float:
 
 
 class GradientMemory:
-    """The running mean of gradients and of squared gradients; a moment of weight 0 is not kept (None).
-
-    >>> memory = GradientMemory(mean_weight=0.5)
-    >>> memory.update(np.float32([2.0]))
-    >>> memory.update(np.float32([4.0]))
-    >>> print(memory.mean_gradient)
-    [3.]
-    """
+    """The running mean of gradients and of squared gradients; a moment of weight 0 is not kept (None)."""
 
     def __init__(self, mean_weight: float = 0.9, mean_square_weight: float = 0.0) -> None:
         self.mean_weight: float = mean_weight
@@ -211,10 +194,17 @@ def _check_paysage_tree(grad):
 class StochasticGradientDescent(_ClassicOptimizer):
     """delta = L g, with L = scheduler.get_lr() * stepsize.
 
-    >>> from types import SimpleNamespace
-    >>> model = SimpleNamespace(gradient=lambda v_data, v_model: np.float32([2]), parameter_update=print)
-    >>> StochasticGradientDescent(model, stepsize=0.01).update(model, None, None, epoch=0)  # prints delta
-    [0.02]
+    >>> class Model:
+    ...     params = {"layers": [{"loc": np.zeros(2, np.float32)}], "weights": []}
+    ...     def gradient(self, v_data, v_model):
+    ...         return {"layers": [{"loc": v_model.mean(axis=0) - v_data.mean(axis=0)}], "weights": []}
+    ...     def parameter_update(self, delta):
+    ...         self.params["layers"][0]["loc"] -= delta["layers"][0]["loc"]
+    >>> model = Model()
+    >>> optimizer = StochasticGradientDescent(model, stepsize=0.5)
+    >>> optimizer.update(model, np.ones((3, 2), np.float32), np.zeros((3, 2), np.float32), epoch=0)
+    >>> model.params["layers"][0]["loc"]
+    array([0.5, 0.5], dtype=float32)
     """
 
     functional = "paysage_jax.classic.sgd"

@@ -1,4 +1,4 @@
-"""The pages: every Python block runs as it stands, and the commands are the ones that CI runs."""
+"""README, CONTRIBUTING, the pages of docs/ and docstrings: their code runs as it stands."""
 
 import doctest
 import importlib
@@ -10,27 +10,24 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+MADE = {"_build", "_examples", "gallery"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += sorted(path for path in (ROOT / "docs").rglob("*.md") if not MADE & set(path.parts))
+BLOCKS = {
+    path.relative_to(ROOT).as_posix(): re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+    for path in PAGES
+}
 COMMANDS = re.findall(r"^```\n(python3 .*)\n```$", README, re.MULTILINE)
 
 
-def _pages():
-    """Each page that has Python blocks, and these."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    for page in pages:
-        blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-        if blocks and not {"_build", "_examples", "gallery"} & set(page.parts):
-            yield pytest.param(page, blocks, id=page.relative_to(ROOT).as_posix())
-
-
-@pytest.mark.parametrize(("page", "blocks"), list(_pages()))
-def test_blocks_run_one_after_the_other(page, blocks, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # pictures and checkpoints of a page
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    namespace = {"__name__": page.stem}
+@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
+def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
     # As a user has it: without the stricter settings of the test suite.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        for i, block in enumerate(blocks):
-            exec(compile(block, f"{page.name} block {i}", "exec"), namespace)
+        for i, block in enumerate(BLOCKS[page]):
+            exec(compile(block, f"{page} block {i}", "exec"), namespace)
 
 
 EXAMPLES = {
@@ -78,6 +75,5 @@ def test_two_commands_of_one_line_each():
 
 
 def test_files_named_exist():
-    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
-        for name in re.findall(r"`(examples/\w+\.py)`", page.read_text()):
-            assert (ROOT / name).is_file(), f"{page}: {name}"
+    for name in re.findall(r"`(examples/\w+\.py)`", README):
+        assert (ROOT / name).is_file(), name
