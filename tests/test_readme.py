@@ -66,12 +66,13 @@ def test_there_are_blocks():
     assert len([page for page, blocks in BLOCKS.items() if blocks]) >= 2
 
 
-def test_two_commands_of_one_line_each():
-    assert len(COMMANDS) == 2
+def test_commands_of_one_line_each():
+    assert len(COMMANDS) == 3
     for command in COMMANDS:
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install ")
     assert (ROOT / COMMANDS[0].split()[-1]).is_file()
     assert COMMANDS[1].endswith(".venv/bin/python -m pytest")
+    assert COMMANDS[2].endswith(".venv/bin/sphinx-build -W -b html docs docs/_build")
 
 
 def test_files_named_exist():
