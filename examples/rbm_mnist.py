@@ -177,14 +177,15 @@ def main(argv=None):
 
     chosen = jnp.arange(options.annealed) % options.chains
     samples = run_chains(best.params, result.estimator_state[chosen], sample_key, steps=1000)
-    print(f"parameters of epoch {best.epoch}, validation {best.value:.2f} (tracked)\nannealed      test  validation")
+    print(f"parameters of epoch {best.epoch}, validation {best.value:.2f} (tracked)")
+    print("annealed      test   bound  validation")
     annealed = {}
     for name, estimate in bracket(best.params, images, samples, bracket_key, options.temperatures).items():
-        annealed[name], validation = (
-            pj.rbm.log_likelihood(best.params, v, estimate.log_z) for v in (images.test, images.validation)
-        )
+        annealed[name] = pj.rbm.log_likelihood(best.params, images.test, estimate.log_z)
+        bound = pj.rbm.log_likelihood(best.params, images.test, estimate.bound)
+        validation = pj.rbm.log_likelihood(best.params, images.validation, estimate.log_z)
         size = f"effective size {estimate.effective_size:.0f} of {options.annealed}"
-        print(f"{name:9}  {annealed[name]:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
+        print(f"{name:9}  {annealed[name]:7.2f} {bound:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
 
     hidden = pj.rbm.sample_hidden(best.params, samples, sample_key)
     shared.save(draw(history, annealed, best.params, pj.rbm.visible_mean(best.params, hidden), images), options.output)

@@ -102,6 +102,23 @@ def test_forward_tends_to_be_low_and_reverse_high():
         assert low.mean() + 2 * low.std() / np.sqrt(200) < exact(params) < high.mean() - 2 * high.std() / np.sqrt(200)
 
 
+def test_log_z_is_between_the_bounds():
+    """Estimates that are this good are on either side of log Z, by noise; the bounds are not."""
+    sides = set()
+    for seed in range(8):
+        params = machine(seed, 1.5)
+        path, start, log_z_start = rbm.annealing(params, DATA, 2000, jax.random.key(seed))
+        settings = {"log_z_start": log_z_start, "steps": 100}
+        keys = jax.random.split(jax.random.key(seed + 100))
+        forward = pj.annealed_importance_sampling(*MODEL, path, start, key=keys[0], **settings)
+        back = pj.reverse_annealed_importance_sampling(*MODEL, path, draw(params, 2000, seed), key=keys[1], **settings)
+        assert forward.bound < exact(params) < back.bound < forward.bound + 0.5
+        assert forward.bound < forward.log_z
+        assert back.log_z < back.bound
+        sides |= {("forward", bool(forward.log_z < exact(params))), ("back", bool(back.log_z < exact(params)))}
+    assert len(sides) == 4
+
+
 def test_raise_is_below_and_comes_close_with_steps_and_chains():
     for seed in range(4):
         params = machine(seed, 1.5)
