@@ -130,8 +130,8 @@ class adam(Leafwise):
     >>> optimizer = adam(0.1)
     >>> state = optimizer.init(jnp.zeros(2))
     >>> updates, state = optimizer.update(jnp.array([3.0, -0.5]), state)
-    >>> updates
-    Array([-0.1,  0.1], dtype=float32)
+    >>> [f"{u:.4f}" for u in updates]
+    ['-0.1000', '0.1000']
     """
 
     learning_rate: Number | Schedule = rate()

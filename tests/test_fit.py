@@ -247,6 +247,7 @@ except KeyboardInterrupt as error:
 """
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="on a GPU the call of a loop returns at its end")
 def test_ctrl_c_is_heard_within_a_second_in_an_epoch_of_minutes(tmp_path):
     assert float(python(INTERRUPTED, tmp_path / "result")) < 1
     result = pickle.loads((tmp_path / "result").read_bytes())

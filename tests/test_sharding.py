@@ -30,6 +30,13 @@ needs_8_cpus = pytest.mark.skipif(len(CPUS) < 8, reason="eight virtual devices o
 pytestmark = needs_8_cpus
 
 
+@pytest.fixture(autouse=True)
+def one_of_them_by_default():
+    """On a machine with a GPU, too, one device and many are of one kind."""
+    with jax.default_device(CPUS[0]):
+        yield
+
+
 def over(devices, kind=AxisType.Auto, model=1):
     """Rows over the axis "data" of a mesh; the rest of the devices form the axis "model"."""
     shape, names = ((devices // model, model), ("data", "model")) if model > 1 else ((devices,), ("data",))
