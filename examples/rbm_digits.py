@@ -91,7 +91,8 @@ def main(argv=None):
 
     learning_rate = options.learning_rate or LEARNING_RATES[options.convention][options.optimizer]
     every = math.ceil(options.epochs / 10)
-    init_key, train_key, track_key, sample_key, bracket_key = jax.random.split(jax.random.key(options.seed), 5)
+    keys = jax.random.split(jax.random.key(options.seed), 6)
+    init_key, train_key, track_key, sample_key, bracket_key, model_key = keys
     start = pj.rbm.init_bernoulli(images.train, options.hidden, init_key)
     optimizer = make_optimizer(options.convention, options.optimizer, learning_rate)
     optimizer = pj.chain(optimizer, tracker(start, images, track_key, every))
@@ -118,7 +119,7 @@ def main(argv=None):
         if len(metrics) > 2:
             curve.plot(history["epoch"], history[f"{name}, exact"], "k:", label="exact" if color == "C1" else None)
     if options.hidden > pj.rbm.MOST_HIDDEN:
-        samples = sample(params, bracket_key, count=CHAINS, steps=500)
+        samples = sample(params, model_key, count=CHAINS, steps=500)
         both = np.array(bracket(params, images, samples, bracket_key))
         for (name, values), color in zip(zip(rows, both.T, strict=True), ("C0", "C1"), strict=True):
             print(f"annealed, {name}: forward {values[0]:.2f}, reverse {values[1]:.2f}")

@@ -22,6 +22,7 @@ from ._data import Batch
 from ._estimators import Transition, as_states, run_chains
 from ._phases import Energy, energies_of, rows
 from ._pytree import Pytree, as_pytree, check_count
+from ._sharding import take_rows, whole
 from ._trees import Params, as_scalar, check_same_tree
 
 Path = Callable[[jax.Array], Params]
@@ -35,17 +36,17 @@ def log_mean(log_weights: jax.Array) -> jax.Array:
 
 
 def effective_size(log_weights: jax.Array) -> jax.Array:
-    """(Σ weights)² / Σ weights²: as many chains of equal weight are worth as much."""
+    """(Σ weights)² / Σ weights²: so many chains of equal weight would be as good."""
     return jnp.exp(2 * logsumexp(log_weights) - logsumexp(2 * log_weights))
 
 
 def resample(v: Batch, log_weights: jax.Array, key: jax.Array) -> Batch:
     """Systematic resampling: chain i is taken as often as its share of the weights says, rounded up or down."""
     n = len(log_weights)
-    upper = jnp.cumsum(jax.nn.softmax(log_weights))
+    upper = jnp.cumsum(whole(jax.nn.softmax(log_weights)))
     points = (jnp.arange(n, dtype=upper.dtype) + jax.random.uniform(key, (), upper.dtype)) / n
     chosen = jnp.minimum(jnp.searchsorted(upper, points, side="right"), n - 1)
-    return jax.tree.map(lambda x: x[chosen], v)
+    return jax.tree.map(lambda x: take_rows(x, chosen), v)
 
 
 # --- along a path ------------------------------------------------------------------------------------
@@ -108,8 +109,9 @@ class AnnealedEstimate(NamedTuple):
 
     log_z, error: scalars in nats; the error is too small while few chains carry most of the weight.
     effective_size: (Σ weights)² / Σ weights², from 1 to the number of chains.
-    bound: a scalar in nats: log_z with the mean of w for log mean exp(w); below log Z if forward, above it in reverse.
-    chains: the states at the end of the path, drawn by their weights: samples of it, as good as effective_size says.
+    bound: a scalar in nats: log_z with the mean of w for log mean exp(w); on average below log Z, in reverse above it.
+    chains: states where the annealing ended (in reverse: at the start of the path), drawn by their weights: samples of
+        that model, as good as effective_size says.
     """
 
     log_z: jax.Array
@@ -132,11 +134,13 @@ def annealed_importance_sampling(
 
         log Z(1) = log Z(0) + log mean exp(w),   w = Σₖ E(βₖ₋₁, v) - E(βₖ, v),   βₖ = k / steps
 
-    The mean of the weights is unbiased; its logarithm tends to be too small, and says so by a small effective size
-    or not at all. `reverse_annealed_importance_sampling` tends to be too large: where both agree, log Z is known.
-    With many steps both are off by noise more than by bias, and log Z need not be between them. If the samples are the
-    model's it is between their `bound`s (Grosse, Ghahramani & Adams, 2015): the mean of w is off by about half the
-    variance of w, and many chains average its noise away.
+    The mean of the weights is unbiased; its logarithm tends to be too small. A small effective size may warn of it, but
+    need not. `reverse_annealed_importance_sampling` tends to be too large; if its samples are the model's, log Z is
+    between the two up to their errors.
+
+    With many steps they are off by noise more than by bias, and log Z may be on one side of both. It is between their
+    `bound`s (bidirectional Monte Carlo; Grosse, Ghahramani & Adams, 2015): the mean of w is off by about half its
+    variance σ², against a noise of σ / √chains, so rely on bounds that are at least 36 / chains nats apart.
 
     Args:
         energy: energy(params, v) -> (rows,), hidden units summed out.
@@ -152,11 +156,12 @@ def annealed_importance_sampling(
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
     """
     check_count("annealed_importance_sampling: steps", steps)
+    rows("start", start)
+    log_z_start = as_scalar("log_z_start", log_z_start)
     anneal_key, draw_key = jax.random.split(key)
     v, log_weights = _jitted_anneal(*map(as_pytree, (energy, transition, path)), start, anneal_key, steps)
     log_ratio = log_mean(log_weights)
     error = jnp.std(jnp.exp(log_weights - log_ratio), ddof=1) / np.sqrt(len(log_weights)).astype(log_weights.dtype)
-    log_z_start = as_scalar("log_z_start", log_z_start)
     return AnnealedEstimate(
         log_z=log_z_start + log_ratio,
         error=error,
@@ -179,19 +184,21 @@ def reverse_annealed_importance_sampling(
 
         log Z(1) = log Z(0) - log mean exp(w)
 
-    It tends to be too large, and its `bound` is above log Z; if the samples miss parts of the model both may be too
-    small, like all that is learned from them (Burda, Grosse & Salakhutdinov, 2015, on annealing in reverse).
+    It tends to be too large. If the samples miss parts of the model, estimate and bound may both be too small, like all
+    that is learned from them (Burda, Grosse & Salakhutdinov, 2015, on annealing in reverse).
 
     Args:
         energy, transition, path, log_z_start, key, steps: as in `annealed_importance_sampling`.
-        samples: of the model path(1), one for each chain: persistent chains after many more transitions, say.
+        samples: of the model path(1), independent, one for each chain: persistent chains after many more transitions,
+            say.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
     """
+    rows("samples", samples)
+    log_z_start = as_scalar("log_z_start", log_z_start)
     back = _backwards(as_pytree(path))
     estimate = annealed_importance_sampling(energy, transition, back, samples, 0.0, key, steps)
-    log_z_start = as_scalar("log_z_start", log_z_start)
     return estimate._replace(log_z=log_z_start - estimate.log_z, bound=log_z_start - estimate.bound)
 
 
@@ -207,23 +214,27 @@ def raise_bound(
 ) -> jax.Array:
     """A careful estimate of log p(v) for each row of v, by RAISE (Burda, Grosse & Salakhutdinov, 2015); (rows,).
 
-        log p(v) ≈ -E(1, v) - log Z(0) + log mean exp(w),   w of chains that start at v and are annealed back
+        log p(v) ≈ -E(1, v) - log Z(0) + log mean exp(w)
 
-    Its expected value is at most log p′(v), where p′ is the distribution that annealing forward from path(0) draws
-    from; p′ comes to p as the steps grow, and gives samples of p less likelihood than p itself.
+    w are the weights of chains that start at v, make a transition of path(1), and are annealed back. The expected value
+    is at most log p′(v), where p′ is the distribution that annealing forward from path(0) draws from; p′ comes to p as
+    the steps grow. Averaged over samples of the model this is below log p. Over data it may be above, where they are
+    more likely under p′.
 
     Args:
         energy, path, log_z_start, key, steps: as in `annealed_importance_sampling`.
         transition: transition(params, v, key) -> v, reversible (detailed balance holds), as block Gibbs sampling of a
             restricted Boltzmann machine is.
         v: the data, states of the model.
-        chains: for each row, a whole number from 1 on; the bound rises with them.
+        chains: for each row, a whole number from 1 on; with more the estimate rises, on average. All rows × chains are
+            annealed at once.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps or chains below 1.
     """
     check_count("raise_bound: steps", steps)
     check_count("raise_bound: chains", chains)
+    log_z_start = as_scalar("log_z_start", log_z_start)
     first_key, key = jax.random.split(key)
     model, size = path(jnp.ones(())), rows("v", v)
     repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), chains, axis=0), v)
@@ -231,4 +242,4 @@ def raise_bound(
     start = _jitted_chains(transition, 1, model, repeated, first_key)
     _, log_weights = _jitted_anneal(energy, transition, back, start, key, steps)
     log_mean_weight = log_mean(log_weights.reshape(size, chains).T)
-    return -energies_of(energy, model, "v", v) - as_scalar("log_z_start", log_z_start) + log_mean_weight
+    return -energies_of(energy, model, "v", v) - log_z_start + log_mean_weight

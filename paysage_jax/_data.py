@@ -38,7 +38,7 @@ def as_arrays(name: str, tree: Any, own: Callable[[Any], Any] = jnp.array) -> An
     """The tree with JAX arrays as leaves; those that are already are not copied. `own` makes one of a NumPy array.
 
     Raises:
-        TypeError: for a leaf that is no array of numbers, or masked, naming it.
+        TypeError: for a leaf that is no array of numbers, or masked, naming it: name['w'].
     """
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _as_array(f"{name}{keystr(path)}", leaf, own), tree)
 
@@ -47,12 +47,12 @@ def _as_array(where: str, x: Any, own: Callable[[Any], Any]) -> Any:
     if isinstance(x, jax.Array):
         return x
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"fit: {where}: a masked array; fill it, or leave the masked rows out")
+        raise TypeError(f"{where}: a masked array; fill it, or leave the masked rows out")
     if not hasattr(x, "__array__"):
-        raise TypeError(f"fit: {where}: expected an array, got {type(x).__name__}")
+        raise TypeError(f"{where}: expected an array, got {type(x).__name__}")
     array = np.asarray(x)  # of torch or pandas, say
     if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
-        raise TypeError(f"fit: {where}: expected numbers, got dtype {array.dtype}")
+        raise TypeError(f"{where}: expected numbers, got dtype {array.dtype}")
     return own(array)
 
 
@@ -81,7 +81,7 @@ def arrays_or_loader(
         TypeError, ValueError: for other data, or a batch size that does not go with them.
     """
     if in_memory(data):
-        data = as_arrays("data", data, own)
+        data = as_arrays("fit: data", data, own)
         rows = batch_size_of("data", data)
         if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= rows:
             raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size!r}")
@@ -137,7 +137,7 @@ class Loader:
             if not in_memory(batch) and not (isinstance(batch, list) and all(map(in_memory, batch))):
                 raise TypeError(f"fit: data: expected batches of arrays, got a {type(batch).__name__}; {NESTED}")
             empty = False
-            batch = as_arrays("batch", batch, self._own)
+            batch = as_arrays("fit: batch", batch, self._own)
             batch_size_of("batch", batch)
             yield batch
         if empty:

@@ -171,7 +171,7 @@ class persistent_contrastive_divergence(Estimator):
             return
         if self.chains is not None:
             raise ValueError("persistent_contrastive_divergence: give chains, a number, or start, their states")
-        vars(self)["start"] = as_arrays("start", self.start)
+        vars(self)["start"] = as_arrays("persistent_contrastive_divergence: start", self.start)
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         v = states_of(self.complete, params, batch, key).v

@@ -15,7 +15,7 @@ from ._base import LAST, State, Transformation, apply_updates, check_state, find
 from ._data import Batch, as_arrays
 from ._estimators import Transition, as_states
 from ._phases import Energy, energies_of, rows
-from ._pytree import Count, Number, Pytree, count, function, number
+from ._pytree import Count, Number, Pytree, count, function, number, static
 from ._trees import Params, Updates, as_scalar, check_params
 
 _RESAMPLING = 2**32 - 1  # folded into a key; transitions are numbered from 0
@@ -40,9 +40,13 @@ class LogPartitionState(NamedTuple):
 
 
 class TrackedEstimate(NamedTuple):
-    """log_z: in nats. error: its standard error if the chains mix; if they do not, log_z may be far off all the same.
+    """What `log_partition` says of a run.
 
-    effective_size: of the chains, from 1 to their number. resamplings: since the start or the last anchor (int32).
+    log_z: in nats.
+    error: its standard error since the start or the last anchor, if the chains mix. From about 0.5 on few chains have
+        carried the weight, and log_z may be off by far more. If they have lost a mode, nothing here shows it.
+    effective_size: of the chains, from 1 to their number.
+    resamplings: since the start or the last anchor (int32).
     """
 
     log_z: jax.Array
@@ -63,7 +67,9 @@ class track_log_partition(Transformation):
     lost: where a run is fast or its model has many modes, anchor it. Then the chains start again from `chains`, and
     come to the present along the straight line from the first parameters.
 
-    Read it by `log_partition(state)`; `log_likelihood` is the metric for `fit`.
+    Read it by `log_partition(state)`; `log_likelihood` is the metric for `fit`. Chain it outside `freeze` and
+    `partition`, which hide parameters from their members, and outside `shard_state`: its chains lie whole on every
+    device.
 
     Args:
         energy: energy(params, v) -> (rows,), hidden units summed out.
@@ -72,8 +78,8 @@ class track_log_partition(Transformation):
         chains: samples of that model, as `annealed_importance_sampling` returns them with log Z.
         key: a PRNG key.
         sweeps: annealing steps from p to q, each with a transition, a whole number from 1 on.
-        every: updates from p to q, a whole number from 1 on. Fewer are cheaper and follow less closely; of an epoch's
-            updates it should be a divisor, so that what is measured then is of the parameters then.
+        every: updates from p to q, a whole number from 1 on. More are cheaper and follow less closely. It should divide
+            the updates of an epoch: else log Z and the energies measured at its end are of different parameters.
         resample_below: a share of the number of chains, in [0, 1].
         anchor_every: updates, a whole number from 1 on; the updates of an epoch, or a multiple, so that what is
             measured then is fresh. None: never.
@@ -99,7 +105,7 @@ class track_log_partition(Transformation):
         super().__post_init__()
         if not isinstance(self.key, jax.Array | np.ndarray):
             raise TypeError(f"track_log_partition: key must be a key, jax.random.key(0), got {self.key!r}")
-        vars(self)["chains"] = as_arrays("chains", self.chains)
+        vars(self)["chains"] = as_arrays("track_log_partition: chains", self.chains)
         rows("chains", self.chains)
 
     def init(self, params: Params) -> State:
@@ -162,12 +168,14 @@ def log_partition(state: State) -> TrackedEstimate:
     """log Z as `track_log_partition` has it anywhere in `state`, and how far it can be trusted.
 
     Raises:
-        ValueError: unless there is exactly one.
+        ValueError: unless there is exactly one, of one run.
     """
     found = find_states(state, LogPartitionState)
     if len(found) != 1:
         raise ValueError(f"log_partition: expected one track_log_partition in the state, found {len(found)}")
     (state,) = found
+    if jnp.ndim(state.log_weights) != 1:
+        raise ValueError("log_partition: the state of many runs; use jax.vmap(log_partition)")
     log_ratio, variance = _log_ratio(state.log_weights)
     error = jnp.sqrt(jnp.maximum(state.variance + variance, 0))
     return TrackedEstimate(state.log_z + log_ratio, error, effective_size(state.log_weights), state.resamplings)
@@ -179,15 +187,18 @@ class log_likelihood(Pytree):
         mean of -E(v) - max(log Z, guard),   guard = max(log Σ exp(-E(v)) over the distinct rows, at_least)
 
     The probabilities of distinct states add up to at most 1, whatever the chains say. Rows of the same energy count
-    once, as they may be the same. Rows that are not of whole numbers have no such sum, for a density may be larger than
-    1. Where the model has a mode that neither data nor chains visit, only another way there finds it: annealing from
-    elsewhere as `at_least`. `guard(params, key)` is the bound; log Z below it means that the chains are lost.
+    once, as they may be the same. A density has no such sum, for it may be larger than 1, and rows that are not of
+    whole numbers are taken for one. Where the model has a mode that neither data nor chains visit, only another way
+    there finds it: annealing from elsewhere as `at_least`. `guard(params, key)` is the bound; log Z below it by more
+    than the noise of `at_least` means that the chains are lost.
 
     Args:
         energy: energy(params, v) -> (rows,), hidden units summed out.
         v: a pytree of arrays (rows, ...).
         at_least: at_least(params, key) -> what log Z is not below, such as an estimate by forward annealing along
-            another path: it is above log Z + t with a probability of less than exp(-t). None: no such bound.
+            another path, less 3: log Z + t is below such an estimate with a probability of at most exp(-t). None: no
+            such bound.
+        discrete: whether exp(-E) / Z is a probability; False where it is a density, as for Gaussian units.
 
     Raises:
         ValueError: if no `track_log_partition` is in the optimizer.
@@ -196,23 +207,28 @@ class log_likelihood(Pytree):
     energy: Energy = function()
     v: Batch
     at_least: Callable[[Params, jax.Array], jax.Array] | None = function(default=None)
+    discrete: bool = static(default=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        vars(self)["v"] = as_arrays("v", self.v)
+        vars(self)["v"] = as_arrays("log_likelihood: v", self.v)
 
     def __call__(self, params: Params, key: jax.Array, state: State) -> jax.Array:
         log_z = jnp.maximum(log_partition(state).log_z, self.guard(params, key))
         return -jnp.mean(energies_of(self.energy, params, "v", self.v)) - log_z
 
     def guard(self, params: Params, key: jax.Array) -> jax.Array:
-        """A number that log Z cannot be below; -inf where there is none."""
+        """A number that log Z is not below; -inf where there is none."""
+        bound = self._sum_over_rows(params) if self.discrete else jnp.array(-jnp.inf)
+        if self.at_least is None:
+            return bound
+        return jnp.maximum(bound, as_scalar("log_likelihood: at_least(params, key)", self.at_least(params, key)))
+
+    def _sum_over_rows(self, params: Params) -> jax.Array:
+        """log Σ exp(-E) of the distinct rows."""
         energies = jnp.sort(energies_of(self.energy, params, "v", self.v))
         # Equal rows may differ in the last digits, by where they stand in a matrix product.
         rounding = 16 * jnp.finfo(energies.dtype).eps * jnp.max(jnp.abs(energies))
         distinct = jnp.diff(energies, prepend=-jnp.inf) > rounding
         whole = jnp.all(jnp.stack([jnp.all(x == jnp.round(x)) for x in jax.tree.leaves(self.v)]))
-        bound = jnp.where(whole, logsumexp(-energies, where=distinct), -jnp.inf)
-        if self.at_least is None:
-            return bound
-        return jnp.maximum(bound, as_scalar("log_likelihood: at_least(params, key)", self.at_least(params, key)))
+        return jnp.where(whole, logsumexp(-energies, where=distinct), -jnp.inf)

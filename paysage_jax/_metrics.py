@@ -42,7 +42,7 @@ class pseudo_log_likelihood(Pytree):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        vars(self)["v"] = as_arrays("v", self.v)
+        vars(self)["v"] = as_arrays("pseudo_log_likelihood: v", self.v)
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         rows, units = jnp.shape(self.v)
@@ -66,7 +66,7 @@ class reconstruction_error(Pytree):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        vars(self)["v"] = as_arrays("v", self.v)
+        vars(self)["v"] = as_arrays("reconstruction_error: v", self.v)
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         squares = jax.tree.map(lambda x, y: (x - y) ** 2, self.v, self.transition(params, self.v, key))
@@ -88,7 +88,8 @@ class free_energy_gap(Pytree):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        vars(self).update(train=as_arrays("train", self.train), validation=as_arrays("validation", self.validation))
+        for name in ("train", "validation"):
+            vars(self)[name] = as_arrays(f"free_energy_gap: {name}", getattr(self, name))
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         return jnp.mean(self.energy(params, self.validation)) - jnp.mean(self.energy(params, self.train))

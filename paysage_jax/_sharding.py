@@ -83,6 +83,24 @@ def constrain(x: jax.Array, sharding: Any) -> jax.Array:
     return (jax.sharding.reshard if is_explicit(sharding) else jax.lax.with_sharding_constraint)(x, sharding)
 
 
+def _explicit_sharding_of(x: jax.Array) -> Any:
+    """That of a mesh with explicit axes; None where the compiler knows the layout by itself."""
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """x on each device, for what cannot be computed of pieces on explicit axes."""
+    sharding = _explicit_sharding_of(x)
+    return x if sharding is None else jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def take_rows(x: jax.Array, chosen: jax.Array) -> jax.Array:
+    """x[chosen] in the layout of x."""
+    sharding = _explicit_sharding_of(x)
+    return x[chosen] if sharding is None else x.at[chosen].get(out_sharding=sharding)
+
+
 # --- the optimizer's state in pieces -----------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.nn import sigmoid, softplus
 from jax.scipy.special import logit, logsumexp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -41,10 +42,7 @@ def init_bernoulli(data: States, hidden: int, key: Array) -> Params:
 
 def init_gaussian(data: States, hidden: int, key: Array) -> Params:
     """Independent components with the means and variances of the data, none of them constant."""
-    variance = jnp.var(data, axis=0)
-    if not jnp.all(variance > 0):
-        raise ValueError(f"init_gaussian: data[:, {jnp.argmin(variance)}] is constant")
-    return _small_weights(_gaussian(data), hidden, key)
+    return _small_weights(_gaussian("init_gaussian", data), hidden, key)
 
 
 def _bernoulli(data):
@@ -52,8 +50,11 @@ def _bernoulli(data):
     return {"loc": logit(jnp.clip(jnp.mean(data, axis=0), smallest, 1 - smallest))}
 
 
-def _gaussian(data):
-    return {"loc": jnp.mean(data, axis=0), "log_var": jnp.log(jnp.var(data, axis=0))}
+def _gaussian(where, data):
+    variance = jnp.var(data, axis=0)
+    if not isinstance(variance, Tracer) and not jnp.all(variance > 0):
+        raise ValueError(f"{where}: data[:, {jnp.argmin(variance)}] is constant")
+    return {"loc": jnp.mean(data, axis=0), "log_var": jnp.log(variance)}
 
 
 def _small_weights(visible, hidden, key):
@@ -209,7 +210,7 @@ def annealing(params: Params, data: States | None, chains: int, key: Array) -> A
     visible, hidden = params["layers"]
     zeros = jax.tree.map(jnp.zeros_like, params)
     if "log_var" in visible:
-        first = visible if data is None else _gaussian(data)
+        first = visible if data is None else _gaussian("annealing", data)
     else:
         first = zeros["layers"][0] if data is None else _bernoulli(data)
     independent = zeros | {"layers": [first, zeros["layers"][1]]}

@@ -364,7 +364,11 @@ def test_annealing_from_elsewhere_finds_what_data_and_chains_do_not_visit():
 def test_a_density_has_no_guard():
     params = machine(3, visible=2)
     params["layers"][0]["log_var"] = jnp.full(2, -10.0)
-    assert pj.log_likelihood(rbm.free_energy, jnp.array([[0.5, 0.2]])).guard(params, jax.random.key(0)) == -jnp.inf
+    metric = partial(pj.log_likelihood, rbm.free_energy)
+    for v, options in (([[0.5, 0.2]], {}), ([[1.0, 0.0]], {"discrete": False})):
+        assert metric(jnp.array(v), **options).guard(params, jax.random.key(0)) == -jnp.inf
+    bounded = metric(jnp.array([[1.0, 0.0]]), at_least=lambda params, key: jnp.float32(-2.0), discrete=False)
+    assert bounded.guard(params, jax.random.key(0)) == -2
 
 
 # --- mistakes ----------------------------------------------------------------------------------------
@@ -384,6 +388,8 @@ def test_mistakes_are_named():
         with pytest.raises((TypeError, ValueError), match=message):
             pj.track_log_partition(*MODEL, **(good | {name: value}))
 
+    gaussian = machine(0, visible=2)
+    gaussian["layers"][0]["log_var"] = jnp.zeros(2)
     track = pj.track_log_partition(*MODEL, **good)
     with pytest.raises(ValueError, match="track_log_partition belongs last"):
         pj.chain(track, pj.sgd(0.1))
@@ -393,7 +399,30 @@ def test_mistakes_are_named():
         track.update(machine(0), (), machine(0))
     with pytest.raises(ValueError, match="expected one track_log_partition in the state, found 0"):
         pj.log_partition(pj.sgd(0.1).init(machine(0)))
+    many = jax.vmap(lambda seed: track.init(machine(0)))(jnp.arange(2))
+    with pytest.raises(ValueError, match="the state of many runs"):
+        pj.log_partition(many)
+    assert jax.vmap(pj.log_partition)(many).log_z.shape == (2,)
+    with pytest.raises(TypeError, match=r"track_log_partition: chains\[0\]: expected an array, got float"):
+        pj.track_log_partition(*MODEL, **(good | {"chains": [0.0]}))
+    with pytest.raises(TypeError, match=r"log_likelihood: v\[0\]: expected an array, got float"):
+        pj.log_likelihood(rbm.free_energy, [0.0])
+    with pytest.raises(ValueError, match=r"annealing: data\[:, 1\] is constant"):
+        rbm.annealing(gaussian, jnp.array([[0.0, 1.0], [2.0, 1.0]]), 5, jax.random.key(0))
     annealing = rbm.annealing(machine(0), DATA, 5, jax.random.key(0))
+    for estimate, name in (
+        (pj.annealed_importance_sampling, "start"),
+        (pj.reverse_annealed_importance_sampling, "samples"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: expected states, got 0 rows"):
+            estimate(*MODEL, annealing.path, jnp.zeros((0, 8)), 0.0, jax.random.key(0))
+    for estimate in (
+        pj.annealed_importance_sampling,
+        pj.reverse_annealed_importance_sampling,
+        pj.raise_bound,
+    ):
+        with pytest.raises(ValueError, match=r"log_z_start: expected a scalar, got shape \(1,\)"):
+            estimate(*MODEL, annealing.path, annealing.start, jnp.zeros(1), jax.random.key(0))
     with pytest.raises(ValueError, match="steps must be a whole number from 1 on"):
         pj.annealed_importance_sampling(*MODEL, *annealing, jax.random.key(0), steps=0)
     with pytest.raises(ValueError, match=r"expected shape \(5,\), one for each state, got \(\)"):

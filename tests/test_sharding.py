@@ -394,3 +394,17 @@ def test_gaussian_units_are_drawn_where_their_rows_are():
         shapes = jax.tree.map(lambda x, w=whole: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=w), params)
         flops.append(jax.jit(rbm.gibbs).lower(shapes, v, key).compile().cost_analysis()["flops"])
     assert max(flops[1:]) <= flops[0] / 7.5
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_log_z_from_chains_in_pieces_is_that_of_one_device(kind):
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 2, x.dtype), PARAMS)
+    path, v, log_z_start = rbm.annealing(params, IMAGES, 64, KEY)
+    pieces = over(8, kind)
+    whole = NamedSharding(pieces.mesh, P())
+    given = *jax.device_put((path,), whole), jax.device_put(v, pieces), *jax.device_put((log_z_start, KEY), whole)
+    model = rbm.free_energy, rbm.gibbs
+    for estimate in (pj.annealed_importance_sampling, pj.reverse_annealed_importance_sampling, pj.raise_bound):
+        expected = estimate(*model, path, v, log_z_start, KEY, steps=20)
+        chex.assert_trees_all_close(estimate(*model, *given, steps=20), expected, rtol=1e-5, atol=1e-4)
