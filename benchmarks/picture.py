@@ -28,7 +28,7 @@ PEERS = {
     "paysage": "C4",
     "constant": "C5",
     "bare": "C6",
-    "rbms": "C7",
+    "rbms": "C3",
 }
 OTHER_PARTS = (
     "training",
