@@ -85,10 +85,10 @@ class _backwards(Pytree):
 
 
 def anneal(
-    energy: Energy, transition: Transition, path: Path, v: Batch, key: jax.Array, steps: Any
+    energy: Energy, transition: Transition, path: Path, v: Batch, key: jax.Array, steps: Any, name: str = "chains"
 ) -> tuple[Batch, jax.Array]:
-    """The states at the end of the path, and what has come to the log weight of each chain."""
-    v = as_states(transition, path(jnp.zeros(())), v, key)
+    """The states at the end of the path, and what has come to the log weight of each chain. `name`: of v, in errors."""
+    v = as_states(transition, path(jnp.zeros(())), v, key, f"These states are the argument {name}.")
 
     def step(k: Any, carry: Any) -> Any:
         old, v, log_weights = carry
@@ -100,7 +100,7 @@ def anneal(
     return jax.lax.fori_loop(0, steps, step, start)[1:]
 
 
-_jitted_anneal = jax.jit(anneal)
+_jitted_anneal = jax.jit(anneal, static_argnames="name")
 _jitted_chains = jax.jit(run_chains, static_argnums=1)
 
 
@@ -138,9 +138,10 @@ def annealed_importance_sampling(
     need not. `reverse_annealed_importance_sampling` tends to be too large; if its samples are the model's, log Z is
     between the two up to their errors.
 
-    With many steps they are off by noise more than by bias, and log Z may be on one side of both. It is between their
-    `bound`s (bidirectional Monte Carlo; Grosse, Ghahramani & Adams, 2015): the mean of w is off by about half its
-    variance σ², against a noise of σ / √chains, so rely on bounds that are at least 36 / chains nats apart.
+    With many steps they are off by noise more than by bias, and log Z may be on one side of both. It is between the
+    field `bound` of the two (bidirectional Monte Carlo; Grosse, Ghahramani & Adams, 2015): the mean of w is off by
+    about half its variance σ², against a noise of σ / √chains. That holds for bounds at least 36 / chains nats apart;
+    closer ones are noise, too, and the estimates with their errors say all there is.
 
     Args:
         energy: energy(params, v) -> (rows,), hidden units summed out.
@@ -155,11 +156,25 @@ def annealed_importance_sampling(
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
     """
+    return _estimate("start", energy, transition, path, start, log_z_start, key, steps)
+
+
+def _estimate(
+    name: str,
+    energy: Energy,
+    transition: Transition,
+    path: Path,
+    start: Batch,
+    log_z_start: Any,
+    key: jax.Array,
+    steps: int,
+) -> AnnealedEstimate:
     check_count("annealed_importance_sampling: steps", steps)
-    rows("start", start)
+    rows(name, start)
     log_z_start = as_scalar("log_z_start", log_z_start)
     anneal_key, draw_key = jax.random.split(key)
-    v, log_weights = _jitted_anneal(*map(as_pytree, (energy, transition, path)), start, anneal_key, steps)
+    model = map(as_pytree, (energy, transition, path))
+    v, log_weights = _jitted_anneal(*model, start, anneal_key, steps, name=name)
     log_ratio = log_mean(log_weights)
     error = jnp.std(jnp.exp(log_weights - log_ratio), ddof=1) / np.sqrt(len(log_weights)).astype(log_weights.dtype)
     return AnnealedEstimate(
@@ -195,10 +210,9 @@ def reverse_annealed_importance_sampling(
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
     """
-    rows("samples", samples)
     log_z_start = as_scalar("log_z_start", log_z_start)
     back = _backwards(as_pytree(path))
-    estimate = annealed_importance_sampling(energy, transition, back, samples, 0.0, key, steps)
+    estimate = _estimate("samples", energy, transition, back, samples, 0.0, key, steps)
     return estimate._replace(log_z=log_z_start - estimate.log_z, bound=log_z_start - estimate.bound)
 
 
@@ -212,14 +226,14 @@ def raise_bound(
     steps: int = 1000,
     chains: int = 1,
 ) -> jax.Array:
-    """A careful estimate of log p(v) for each row of v, by RAISE (Burda, Grosse & Salakhutdinov, 2015); (rows,).
+    """An estimate of log p(v) for each row of v, cautious for samples of the model; (rows,).
 
         log p(v) ≈ -E(1, v) - log Z(0) + log mean exp(w)
 
     w are the weights of chains that start at v, make a transition of path(1), and are annealed back. The expected value
     is at most log p′(v), where p′ is the distribution that annealing forward from path(0) draws from; p′ comes to p as
     the steps grow. Averaged over samples of the model this is below log p. Over data it may be above, where they are
-    more likely under p′.
+    more likely under p′. (RAISE; Burda, Grosse & Salakhutdinov, 2015.)
 
     Args:
         energy, path, log_z_start, key, steps: as in `annealed_importance_sampling`.
@@ -237,9 +251,10 @@ def raise_bound(
     log_z_start = as_scalar("log_z_start", log_z_start)
     first_key, key = jax.random.split(key)
     model, size = path(jnp.ones(())), rows("v", v)
+    v = as_states(transition, model, v, first_key, "These states are the argument v.")
     repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), chains, axis=0), v)
     energy, transition, back = as_pytree(energy), as_pytree(transition), _backwards(as_pytree(path))
     start = _jitted_chains(transition, 1, model, repeated, first_key)
-    _, log_weights = _jitted_anneal(energy, transition, back, start, key, steps)
+    _, log_weights = _jitted_anneal(energy, transition, back, start, key, steps, name="v")
     log_mean_weight = log_mean(log_weights.reshape(size, chains).T)
     return -energies_of(energy, model, "v", v) - log_z_start + log_mean_weight

@@ -58,16 +58,20 @@ def run_chains(transition: Transition, steps: int, params: Params, v: Batch, key
     return jax.lax.fori_loop(0, steps, lambda i, v: transition(params, v, jax.random.fold_in(key, i)), v)
 
 
-def as_states(transition: Transition, params: Params, v: Batch, key: jax.Array) -> Batch:
+_IF_HIDDEN = "If the data leave units of the transition's states hidden, give the estimator complete=."
+
+
+def as_states(transition: Transition, params: Params, v: Batch, key: jax.Array, note: str = _IF_HIDDEN) -> Batch:
     """v in the dtypes that the transition returns, as a loop needs it: data may be integers where states are floats.
 
-    Raises TypeError for data that are no such states: floats where states are whole numbers.
+    What the transition raises gets the note. Raises TypeError for data that are no such states: floats where states are
+    whole numbers.
     """
     try:
         states = jax.eval_shape(transition, params, v, key)
         check_same_tree("transition(params, v, key)", states, "v", v)
     except Exception as error:
-        error.add_note("If the data leave units of the transition's states hidden, give the estimator complete=.")
+        error.add_note(note)
         raise
 
     def cast(path: Any, x: Any, like: Any) -> jax.Array:

@@ -18,6 +18,7 @@ from ._phases import Energy, energies_of, rows
 from ._pytree import Count, Number, Pytree, count, function, number, static
 from ._trees import Params, Updates, as_scalar, check_params
 
+_CHAINS = "These states are the argument chains."
 _RESAMPLING = 2**32 - 1  # folded into a key; transitions are numbered from 0
 
 
@@ -42,9 +43,10 @@ class LogPartitionState(NamedTuple):
 class TrackedEstimate(NamedTuple):
     """What `log_partition` says of a run.
 
-    log_z: in nats.
-    error: its standard error since the start or the last anchor, if the chains mix. From about 0.5 on few chains have
-        carried the weight, and log_z may be off by far more. If they have lost a mode, nothing here shows it.
+    From an error of about 0.5 on few chains have carried the weight, and log_z may be off by far more. If the chains
+    have lost a mode, nothing here shows it.
+
+    log_z, error: in nats, with the standard error since the start or the last anchor, if the chains mix.
     effective_size: of the chains, from 1 to their number.
     resamplings: since the start or the last anchor (int32).
     """
@@ -114,7 +116,7 @@ class track_log_partition(Transformation):
         return self._at_start(jax.tree.map(jnp.array, params), start, jnp.zeros((), jnp.int32))
 
     def _at_start(self, params: Params, start: Params, step: jax.Array) -> LogPartitionState:
-        chains = as_states(self.transition, params, jax.tree.map(jnp.array, self.chains), self.key)
+        chains = as_states(self.transition, params, jax.tree.map(jnp.array, self.chains), self.key, _CHAINS)
         weights, log_z = jnp.zeros(rows("chains", chains)), as_scalar("log_z", self.log_z)
         return LogPartitionState(chains, weights, log_z, jnp.zeros(()), params, start, step, jnp.zeros((), jnp.int32))
 
@@ -172,7 +174,10 @@ def log_partition(state: State) -> TrackedEstimate:
     """
     found = find_states(state, LogPartitionState)
     if len(found) != 1:
-        raise ValueError(f"log_partition: expected one track_log_partition in the state, found {len(found)}")
+        raise ValueError(
+            f"log_partition: expected one track_log_partition in the state, found {len(found)}; "
+            "chain it last: chain(optimizer, track_log_partition(...))"
+        )
     (state,) = found
     if jnp.ndim(state.log_weights) != 1:
         raise ValueError("log_partition: the state of many runs; use jax.vmap(log_partition)")

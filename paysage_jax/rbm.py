@@ -208,6 +208,8 @@ def annealing(params: Params, data: States | None, chains: int, key: Array) -> A
         key: a PRNG key.
     """
     visible, hidden = params["layers"]
+    if data is not None and jnp.shape(data)[1:] != (units := jnp.shape(visible["loc"])):
+        raise ValueError(f"annealing: data: expected shape (rows, {units[0]}) as in params, got {jnp.shape(data)}")
     zeros = jax.tree.map(jnp.zeros_like, params)
     if "log_var" in visible:
         first = visible if data is None else _gaussian("annealing", data)

@@ -416,6 +416,20 @@ def test_mistakes_are_named():
     ):
         with pytest.raises(ValueError, match=f"{name}: expected states, got 0 rows"):
             estimate(*MODEL, annealing.path, jnp.zeros((0, 8)), 0.0, jax.random.key(0))
+    narrow = jnp.zeros((5, 7))
+    for name, call in {
+        "start": lambda: pj.annealed_importance_sampling(*MODEL, annealing.path, narrow, 0.0, jax.random.key(0)),
+        "samples": lambda: pj.reverse_annealed_importance_sampling(
+            *MODEL, annealing.path, narrow, 0.0, jax.random.key(0)
+        ),
+        "v": lambda: pj.raise_bound(*MODEL, annealing.path, narrow, 0.0, jax.random.key(0)),
+        "chains": lambda: pj.track_log_partition(*MODEL, **(good | {"chains": narrow})).init(machine(0)),
+    }.items():
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert f"These states are the argument {name}." in caught.value.__notes__
+    with pytest.raises(ValueError, match=r"annealing: data: expected shape \(rows, 8\) as in params, got \(5, 7\)"):
+        rbm.annealing(machine(0), narrow, 5, jax.random.key(0))
     for estimate in (
         pj.annealed_importance_sampling,
         pj.reverse_annealed_importance_sampling,
