@@ -156,25 +156,15 @@ def annealed_importance_sampling(
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
     """
-    return _estimate("start", energy, transition, path, start, log_z_start, key, steps)
+    return _estimate("start", (energy, transition, path), start, log_z_start, key, steps)
 
 
-def _estimate(
-    name: str,
-    energy: Energy,
-    transition: Transition,
-    path: Path,
-    start: Batch,
-    log_z_start: Any,
-    key: jax.Array,
-    steps: int,
-) -> AnnealedEstimate:
+def _estimate(name: str, model: Any, start: Batch, log_z_start: Any, key: jax.Array, steps: int) -> AnnealedEstimate:
     check_count("annealed_importance_sampling: steps", steps)
     rows(name, start)
     log_z_start = as_scalar("log_z_start", log_z_start)
     anneal_key, draw_key = jax.random.split(key)
-    model = map(as_pytree, (energy, transition, path))
-    v, log_weights = _jitted_anneal(*model, start, anneal_key, steps, name=name)
+    v, log_weights = _jitted_anneal(*map(as_pytree, model), start, anneal_key, steps, name=name)
     log_ratio = log_mean(log_weights)
     error = jnp.std(jnp.exp(log_weights - log_ratio), ddof=1) / np.sqrt(len(log_weights)).astype(log_weights.dtype)
     return AnnealedEstimate(
@@ -212,7 +202,7 @@ def reverse_annealed_importance_sampling(
     """
     log_z_start = as_scalar("log_z_start", log_z_start)
     back = _backwards(as_pytree(path))
-    estimate = _estimate("samples", energy, transition, back, samples, 0.0, key, steps)
+    estimate = _estimate("samples", (energy, transition, back), samples, 0.0, key, steps)
     return estimate._replace(log_z=log_z_start - estimate.log_z, bound=log_z_start - estimate.bound)
 
 
@@ -255,6 +245,6 @@ def raise_bound(
     repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), chains, axis=0), v)
     energy, transition, back = as_pytree(energy), as_pytree(transition), _backwards(as_pytree(path))
     start = _jitted_chains(transition, 1, model, repeated, first_key)
-    _, log_weights = _jitted_anneal(energy, transition, back, start, key, steps, name="v")
+    _, log_weights = _jitted_anneal(energy, transition, back, start, key, steps)
     log_mean_weight = log_mean(log_weights.reshape(size, chains).T)
     return -energies_of(energy, model, "v", v) - log_z_start + log_mean_weight

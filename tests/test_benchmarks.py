@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import measure, report
+from benchmarks import log_z, measure, report
 from benchmarks.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -92,3 +92,11 @@ def test_an_unknown_part_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "no part W6" in capsys.readouterr().err
+
+
+def test_log_z_of_small_machines_is_measured(capsys):  # mostly compiles: a run, and three ways to anneal
+    sizes = {"hidden": 2, "seeds": 2, "epochs": 2, "chains": 200, "steps": 20}
+    log_z.main([word for name, size in sizes.items() for word in (f"--{name}", str(size))])
+    printed = capsys.readouterr().out
+    assert "tracked, at the end: at most 0.0" in printed
+    assert "log Z between bounds in 2" in printed
