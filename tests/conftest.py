@@ -1,15 +1,25 @@
 """Strictness for the whole suite: no implicit promotion of dtypes or ranks, and every warning is an error."""
 
 import os
+import time
+from pathlib import Path
 
 import chex
 import hypothesis
 import jax
 import pytest
 
+# Compilation takes most of the time of the tests. The compiled programs are kept on disk, where the workers, the
+# processes that tests start, and the next run of the suite find them. The environment reaches all of these.
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The first device computes what is not laid out over all of them (tests/test_sharding.py).
+# The first device computes everything that is not spread over all of them (tests/test_sharding.py).
 jax.config.update("jax_num_cpu_devices", 8)
 # A GPU multiplies matrices in TF32, which has three digits, unless it is told not to; programs that tests start, too.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -22,9 +32,25 @@ hypothesis.settings.load_profile("suite")
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
+    if not hasattr(config, "workerinput"):
+        forget_old_programs()
+
+
+def forget_old_programs(days=3):
+    """Delete compiled programs that were written days ago: most belong to code that has changed since."""
+    for path in CACHE.glob("*"):
+        if path.stat().st_mtime < time.time() - days * 86400:
+            path.unlink()
 
 
 @pytest.fixture(autouse=True)
 def fresh_trace_counts():
     """chex counts the traces of equal functions together, parametrized tests included."""
     chex.clear_trace_counter()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_memory():
+    """Compiled programs of one file are seldom used by another, and a worker would grow to gigabytes."""
+    yield
+    jax.clear_caches()

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import OPTIMIZERS, TEXTBOOK, TREES, each, gradients, rbm_tree, row, run, shaped, step
 
 import paysage_jax as pj
 from paysage_jax import (
@@ -34,6 +33,7 @@ from paysage_jax import (
     sgd,
     warmup,
 )
+from tests.helpers.problems import OPTIMIZERS, TEXTBOOK, TREES, each, gradients, rbm_tree, row, run, shaped, step
 
 PARAMS = rbm_tree()
 GRADIENT = row(gradients(PARAMS, 1), 0)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_trees_close, poisoned, rbm_tree, scaled, step
 
 from paysage_jax import (
     Join,
@@ -22,6 +21,7 @@ from paysage_jax import (
     sgd,
     skip_nonfinite,
 )
+from tests.helpers.problems import assert_trees_close, poisoned, rbm_tree, scaled, step
 
 PARAMS = rbm_tree()
 KEY = jax.random.key(0)

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import kills
 import numpy as np
 import orbax.checkpoint
 import pytest
-from runs import (
+
+from paysage_jax import Outcome, Transformation, adam, chain, classic, fit, loss_gradient, restore, sgd
+from paysage_jax import _checkpoints as room
+from tests.helpers import kills
+from tests.helpers.runs import (
     BATCH,
     DATA,
     IMAGES,
@@ -30,9 +33,6 @@ from runs import (
     stopping,
     train,
 )
-
-from paysage_jax import Outcome, Transformation, adam, chain, classic, fit, loss_gradient, restore, sgd
-from paysage_jax import _checkpoints as room
 
 in_memory = KINDS["in memory"]
 EARLIER = Path(__file__).parent / "checkpoint_0_2"
@@ -139,7 +139,7 @@ def test_a_checkpoint_goes_before_a_result_to_resume(tmp_path):
 
 
 # These take twenty seconds: every life of a killed run begins with the imports and the compilation. More of them, and
-# longer runs: `python tests/kills.py`.
+# longer runs: `python -m tests.helpers.kills`.
 @pytest.mark.parametrize(("kind", "number"), [("in memory", 2), ("loader", 1)])
 def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_uncut(kind, number, tmp_path):
     expected = kills.leaves(kills.train(kind, epochs=8))

@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import (
+
+from paysage_jax import apply_updates, classic, gradient_magnitude
+from tests.helpers.problems import (
     CLASSIC,
     GOLDEN,
     assert_golden,
@@ -25,8 +27,6 @@ from problems import (
     row,
     run,
 )
-
-from paysage_jax import apply_updates, classic, gradient_magnitude
 
 
 @jax.jit

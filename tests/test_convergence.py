@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import GOLDEN, classic_optimizer, each_golden, golden, magnitude64, rbm_tree, row, step
 
 from paysage_jax import (
     adam,
@@ -17,6 +16,7 @@ from paysage_jax import (
     skip_nonfinite,
     track_convergence,
 )
+from tests.helpers.problems import GOLDEN, classic_optimizer, each_golden, golden, magnitude64, rbm_tree, row, step
 
 
 @jax.jit

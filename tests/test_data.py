@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import (
+
+from paysage_jax import fit, loss_gradient, sgd
+from paysage_jax._data import as_arrays
+from tests.helpers.runs import (
     BATCH,
     DATA,
     KEY,
@@ -20,9 +23,6 @@ from runs import (
     regression,
     squares,
 )
-
-from paysage_jax import fit, loss_gradient, sgd
-from paysage_jax._data import as_arrays
 
 RUN = dict(epochs=3, key=KEY)
 

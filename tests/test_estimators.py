@@ -6,19 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.special import logsumexp
-from problems import assert_trees_close
-from test_phases import (
-    HIDDEN,
-    KEY,
-    PARAMS,
-    VISIBLE,
-    closed_form,
-    closed_form_of_complete_states,
-    closed_form_of_one_phase,
-    complete_energy,
-    states,
-    with_and_without_jit,
-)
 
 from paysage_jax import (
     TrainState,
@@ -30,6 +17,19 @@ from paysage_jax import (
     rbm,
     sgd,
     train_step,
+)
+from tests.helpers.problems import assert_trees_close
+from tests.test_phases import (
+    HIDDEN,
+    KEY,
+    PARAMS,
+    VISIBLE,
+    closed_form,
+    closed_form_of_complete_states,
+    closed_form_of_one_phase,
+    complete_energy,
+    states,
+    with_and_without_jit,
 )
 
 each_estimator = pytest.mark.parametrize(

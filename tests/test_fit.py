@@ -10,8 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import row
-from runs import (
+
+from paysage_jax import (
+    Outcome,
+    adam,
+    chain,
+    classic,
+    fit,
+    loss_gradient,
+    reconstruction_error,
+    rmsprop,
+    sgd,
+    skip_nonfinite,
+    track_convergence,
+)
+from tests.helpers.problems import row
+from tests.helpers.runs import (
     BATCH,
     DATA,
     IMAGES,
@@ -32,20 +46,6 @@ from runs import (
     regression,
     stopping,
     train,
-)
-
-from paysage_jax import (
-    Outcome,
-    adam,
-    chain,
-    classic,
-    fit,
-    loss_gradient,
-    reconstruction_error,
-    rmsprop,
-    sgd,
-    skip_nonfinite,
-    track_convergence,
 )
 
 in_memory = KINDS["in memory"]
@@ -229,7 +229,7 @@ def test_what_raises_in_the_first_epoch_carries_the_start():
 
 INTERRUPTED = """
 import os, pickle, signal, sys, threading, time
-from runs import regress_slowly
+from tests.helpers.runs import regress_slowly
 
 def interrupt():
     global at

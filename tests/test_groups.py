@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import OPTIMIZERS, TREES, assert_trees_close, each, gradients, rbm_tree, row, run, scaled
 
 import paysage_jax as pj
 from paysage_jax import (
@@ -30,6 +29,7 @@ from paysage_jax import (
     skip_nonfinite,
     track_convergence,
 )
+from tests.helpers.problems import OPTIMIZERS, TREES, assert_trees_close, each, gradients, rbm_tree, row, run, scaled
 
 KEY = jax.random.key(0)
 PARAMS = rbm_tree()

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import CLASSIC, each, gradients, rbm_tree, row, step
 
 from paysage_jax import optimizers
 from paysage_jax._host import Stepper, as_given
+from tests.helpers.problems import CLASSIC, each, gradients, rbm_tree, row, step
 
 DTYPES = [np.float16, np.float32, np.float64]
 RATES = [0.125, 0.5, 0.25, 0.25, 1.0]

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
-from problems import CLASSIC, OPTIMIZERS, TEXTBOOK, each, step
 
 import paysage_jax as pj
+from tests.helpers.problems import CLASSIC, OPTIMIZERS, TEXTBOOK, each, step
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 SHAPES = {"scalar": (), "two": (2,), "three": (3,), "matrix": (2, 3), "empty": (0, 2)}

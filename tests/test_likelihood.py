@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import rbm_tree, scaled
-from runs import assert_identical, compilations
 from scipy.special import logsumexp
 
 import paysage_jax as pj
 from paysage_jax import rbm
+from tests.helpers.problems import rbm_tree, scaled
+from tests.helpers.runs import assert_identical, compilations
 
 MODEL = (rbm.free_energy, rbm.gibbs)
 STATES = np.array(list(product((0.0, 1.0), repeat=8)))

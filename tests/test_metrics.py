@@ -7,20 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import (
-    DATA,
-    KEY,
-    KINDS,
-    PARAMS,
-    ROWS,
-    a_draw,
-    assert_identical,
-    batches_of,
-    each_kind,
-    regression,
-    squares,
-    stopping,
-)
 
 from paysage_jax import (
     Estimator,
@@ -40,6 +26,20 @@ from paysage_jax import (
     track_convergence,
 )
 from paysage_jax._metrics import History
+from tests.helpers.runs import (
+    DATA,
+    KEY,
+    KINDS,
+    PARAMS,
+    ROWS,
+    a_draw,
+    assert_identical,
+    batches_of,
+    each_kind,
+    regression,
+    squares,
+    stopping,
+)
 
 in_memory = KINDS["in memory"]
 RUN = dict(epochs=2, batch_size=ROWS, key=KEY)  # one step an epoch: less to compile

@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import tree_at
-from problems import (
+
+import paysage_jax
+from paysage_jax import classic, optimizers
+from tests.helpers.golden import tree_at
+from tests.helpers.problems import (
     GOLDEN,
     MANIFEST,
     assert_golden,
@@ -25,9 +28,6 @@ from problems import (
     row,
     scaled,
 )
-
-import paysage_jax
-from paysage_jax import classic, optimizers
 
 CLASSES = ["StochasticGradientDescent", "Momentum", "RMSProp", "ADAM"]
 each_class = pytest.mark.parametrize("cls", [getattr(optimizers, name) for name in CLASSES])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import OPTIMIZERS, each, run
 
 import paysage_jax as pj
 from paysage_jax._packing import LARGEST
+from tests.helpers.problems import OPTIMIZERS, each, run
 
 
 def tree(seed=0):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.special import logsumexp
-from problems import GOLDEN, assert_trees_close, each_golden, golden, rbm_tree, row, step
-from test_convergence import classic_optimizer
 
 from paysage_jax import phase_gradient, rbm
+from tests.helpers.problems import GOLDEN, assert_trees_close, each_golden, golden, rbm_tree, row, step
+from tests.test_convergence import classic_optimizer
 
 KEY = jax.random.key(0)
 VISIBLE, HIDDEN = 4, 3

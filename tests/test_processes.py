@@ -10,14 +10,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_sharding import CPUS, OPTIMIZERS, on_one_device, over, train
+
+from tests.test_sharding import CPUS, OPTIMIZERS, on_one_device, over, train
 
 pytestmark = [
     pytest.mark.skipif(jax.default_backend() != "cpu", reason="processes of a CPU are started"),
     pytest.mark.skipif(len(CPUS) < 8, reason="eight virtual devices of the CPU are needed"),
 ]
 HERE = Path(__file__).parent
-LAUNCH = [sys.executable, str(HERE.parent / "examples" / "launch.py"), "--processes", "2", str(HERE / "processes.py")]
+LAUNCH = [
+    sys.executable,
+    str(HERE.parent / "examples" / "launch.py"),
+    "--processes",
+    "2",
+    str(HERE / "helpers" / "processes.py"),
+]
 ENV = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
@@ -81,7 +88,7 @@ def test_the_callback_is_asked_in_process_0_alone(folder):
 # Two pairs of processes, and ten seconds until the death of one is noticed.
 def test_when_one_is_killed_the_other_ends_and_the_pair_goes_on_as_if_uncut(tmp_path):
     environment = ENV | {"WORLD_SIZE": "2", "JAX_COORDINATOR_ADDRESS": f"localhost:{20000 + os.getpid() % 20000}"}
-    command = [sys.executable, str(HERE / "processes.py"), str(tmp_path), "killed"]
+    command = [sys.executable, str(HERE / "helpers" / "processes.py"), str(tmp_path), "killed"]
     pair = [
         subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=stderr, text=True)
         for rank, stderr in enumerate([subprocess.PIPE, subprocess.DEVNULL])

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import OPTIMIZERS, each
 
 from paysage_jax import (
     Leafwise,
@@ -33,6 +32,7 @@ from paysage_jax import (
     warmup,
 )
 from paysage_jax._pytree import function
+from tests.helpers.problems import OPTIMIZERS, each
 
 
 class Box(Pytree):

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import GOLDEN, each_golden, golden, rbm_tree, row
 from scipy import stats
 from scipy.special import expit, logsumexp
 
 from paysage_jax import rbm
+from tests.helpers.problems import GOLDEN, each_golden, golden, rbm_tree, row
 
 VISIBLE, HIDDEN = 4, 3
 

@@ -12,9 +12,9 @@ import optax
 import pytest
 from absl.testing import parameterized
 from hypothesis import given
-from problems import GOLDEN, each_golden
 
 from paysage_jax import constant, exponential_decay, per_epoch, power_law_decay, sgd, warmup
+from tests.helpers.problems import GOLDEN, each_golden
 
 LAST = 2**31 - 1  # where the step counter stays
 

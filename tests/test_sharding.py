@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, auto_axes
 from jax.sharding import PartitionSpec as P
-from runs import compilations
 
 import paysage_jax as pj
 from paysage_jax import rbm
 from paysage_jax._placement import Placement
+from tests.helpers.runs import compilations
 
 CPUS = jax.devices("cpu")
 KEY = jax.random.key(0)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_trees_close
 
 import paysage_jax as pj
+from tests.helpers.problems import assert_trees_close
 
 KEY = jax.random.key(0)
 SPINS = 6

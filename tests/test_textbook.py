@@ -18,9 +18,21 @@ import optax
 import pytest
 from absl.testing import parameterized
 from hypothesis import given
-from problems import OPTIMIZERS, TEXTBOOK, assert_runs_close, each, gradients, rbm_tree, row, run, scaled, shaped, step
 
 from paysage_jax import adam, apply_updates, classic, exponential_decay, momentum, power_law_decay, rmsprop, sgd, warmup
+from tests.helpers.problems import (
+    OPTIMIZERS,
+    TEXTBOOK,
+    assert_runs_close,
+    each,
+    gradients,
+    rbm_tree,
+    row,
+    run,
+    scaled,
+    shaped,
+    step,
+)
 
 PARAMS = rbm_tree()
 

@@ -8,22 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import GOLDEN, MANIFEST, classic_optimizer, golden, row
-from runs import (
-    BATCH,
-    DATA,
-    IMAGES,
-    KEY,
-    KINDS,
-    PARAMS,
-    ROWS,
-    assert_trees_close,
-    batches_of,
-    each_kind,
-    regression,
-    squares,
-    train,
-)
 from sklearn.linear_model import LogisticRegression
 
 import paysage_jax
@@ -45,6 +29,22 @@ from paysage_jax import (
     static,
     track_convergence,
     train_step,
+)
+from tests.helpers.problems import GOLDEN, MANIFEST, classic_optimizer, golden, row
+from tests.helpers.runs import (
+    BATCH,
+    DATA,
+    IMAGES,
+    KEY,
+    KINDS,
+    PARAMS,
+    ROWS,
+    assert_trees_close,
+    batches_of,
+    each_kind,
+    regression,
+    squares,
+    train,
 )
 
 # --- the step ----------------------------------------------------------------------------------------

@@ -11,16 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import (
-    each,
-    first_update,
-    gradients,
-    is_weight,
-    rbm_tree,
-    row,
-    run,
-    scaled,
-)
 
 from paysage_jax import (
     adam,
@@ -38,6 +28,16 @@ from paysage_jax import (
     skip_nonfinite,
     unit_column_norm,
     unpack,
+)
+from tests.helpers.problems import (
+    each,
+    first_update,
+    gradients,
+    is_weight,
+    rbm_tree,
+    row,
+    run,
+    scaled,
 )
 
 PARAMS = rbm_tree()

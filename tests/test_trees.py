@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import TREES, Pair, rbm_tree
 
 from paysage_jax import _trees
 from paysage_jax._trees import norm
+from tests.helpers.problems import TREES, Pair, rbm_tree
 
 TREE = rbm_tree()
 PATHS = ["layers/0/loc", "layers/1/loc", "weights/0/matrix"]

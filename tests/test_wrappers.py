@@ -8,19 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import (
-    OPTIMIZERS,
-    assert_runs_close,
-    each,
-    first_update,
-    gradients,
-    is_weight,
-    poisoned,
-    rbm_tree,
-    row,
-    run,
-    scaled,
-)
 
 from paysage_jax import (
     adam,
@@ -33,6 +20,19 @@ from paysage_jax import (
     sgd,
     skip_nonfinite,
     track_convergence,
+)
+from tests.helpers.problems import (
+    OPTIMIZERS,
+    assert_runs_close,
+    each,
+    first_update,
+    gradients,
+    is_weight,
+    poisoned,
+    rbm_tree,
+    row,
+    run,
+    scaled,
 )
 
 PARAMS = rbm_tree()

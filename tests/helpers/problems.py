@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import leaves, load, nest
 
 from paysage_jax import (
     adam,
@@ -21,6 +20,7 @@ from paysage_jax import (
     rmsprop,
     sgd,
 )
+from tests.helpers.golden import leaves, load, nest
 
 # --- optimizers --------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ def assert_runs_close(actual, expected, tolerance):
 
 # --- golden data -------------------------------------------------------------------------------------
 
-GOLDEN_FOLDER = Path(__file__).parent / "golden"
+GOLDEN_FOLDER = Path(__file__).parents[1] / "golden"
 MANIFEST, GOLDEN = load(GOLDEN_FOLDER)
 GOLDEN["rbm_replay"] = np.load(GOLDEN_FOLDER / "rbm_replay.npz")
 

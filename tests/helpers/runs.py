@@ -11,7 +11,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
 
 from paysage_jax import (
@@ -30,6 +29,7 @@ from paysage_jax import (
     skip_nonfinite,
     track_convergence,
 )
+from tests.helpers import problems
 
 KEY = jax.random.key(0)
 

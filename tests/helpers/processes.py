@@ -1,4 +1,4 @@
-"""What each of two processes of two devices does in tests/test_processes.py: `python processes.py FOLDER CASE...`.
+"""What each of two processes of two devices does in tests/test_processes.py: `processes.py FOLDER CASE...`.
 
 Started by examples/launch.py. Each writes what came of a case as "CASE RANK.txt"; process 0 also the numbers.
 """
@@ -14,10 +14,10 @@ RANK, FOLDER = int(os.environ.get("RANK", 0)), Path(sys.argv[1])
 
 def train(case):
     """A run, with what the case makes of its arguments."""
-    import test_sharding as one
     from jax.sharding import NamedSharding, PartitionSpec
 
     import paysage_jax as pj
+    from tests import test_sharding as one
 
     sharding = NamedSharding(jax.make_mesh((4,), ("data",)), PartitionSpec("data"))
     if case == "a loader whose rows lie on both":

@@ -1,6 +1,6 @@
 """SIGKILL a run with checkpoints at random moments, start it again until it ends, and compare with the uncut run.
 
-    python tests/kills.py [--kills 20] [--seed 0]
+    python -m tests.helpers.kills [--kills 20] [--seed 0]
 
 It says where the kills fell, and fails unless every run ended bit for bit as the uncut one.
 """

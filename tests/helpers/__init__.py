@@ -1,0 +1,1 @@
+"""What several test files share: problems and recordings, runs, and the programs that tests start."""
