@@ -1,17 +1,14 @@
 """The benchmarks: what they do with times, that they notice work that is not the same, and that they run."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import log_z, measure, report
 from benchmarks.__main__ import main
-
-ROOT = Path(__file__).parents[1]
+from tests.helpers.programs import start
 
 
 class Walk:
@@ -79,9 +76,9 @@ def test_what_is_kept_can_be_read_back(tmp_path):
     assert image.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_part_runs():
-    command = [sys.executable, "-m", "benchmarks", "--quick", "W5"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = start("-m", "benchmarks", "--quick", "W5")
     assert done.returncode == 0, done.stderr
     assert "adam, one step: 10 leaves of 10" in done.stdout
     assert "over optax" in done.stdout
@@ -94,6 +91,7 @@ def test_an_unknown_part_is_refused(monkeypatch, capsys):
     assert "no part W6" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_log_z_of_small_machines_is_measured(capsys):  # mostly compiles: a run, and three ways to anneal
     sizes = {"hidden": 2, "seeds": 2, "epochs": 2, "chains": 200, "steps": 20}
     log_z.main([word for name, size in sizes.items() for word in (f"--{name}", str(size))])

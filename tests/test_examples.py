@@ -1,14 +1,9 @@
 """The examples, run as their readers run them: what they reach, what they draw, what they say of wrong input."""
 
-import contextlib
 import gzip
 import importlib
-import io
-import itertools
 import re
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import centering
@@ -16,57 +11,19 @@ import digits
 import gaussian_rbm
 import jax
 import jax.numpy as jnp
-import long_run
 import migrate_from_paysage
 import numpy as np
 import pytest
 import rbm_digits
 import rbm_mnist
 import sweep
-import thrml_ising
-from matplotlib.image import imread
 from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits, load_sample_image
 
 import paysage_jax as pj
+from tests.helpers.programs import assert_is_picture, assert_one_line, run, run_and_record, run_as_command
 
-ROOT = Path(__file__).parent.parent
 UNTRAINED = -25.04  # independent pixels, for the digits
-
-
-def run_as_command(name, *arguments, folder):
-    """The finished process of an example, warnings being errors as in the rest of the suite."""
-    command = [sys.executable, "-W", "error", ROOT / "examples" / name, *arguments]
-    return subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-
-
-def run(example, folder, *arguments):
-    """What the example prints; its picture must be one, with something to see in each quarter."""
-    path = folder / "picture"
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        example.main([*map(str, arguments), "--output", str(path)])
-    assert_is_picture(path)
-    return printed.getvalue()
-
-
-def run_and_record(example, name, folder, *arguments):
-    """What the example prints, and the arguments and the result of every call of its function of that name."""
-    function, calls = getattr(example, name), []
-
-    def recording(*args):
-        calls.append((args, function(*args)))
-        return calls[-1][1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(example, name, recording)
-        return run(example, folder, *arguments), calls
-
-
-def assert_is_picture(path, height=300, contrast=0.05):
-    assert path.read_bytes().startswith(b"\x89PNG")
-    for part in np.array_split(imread(path)[..., :3], 4, axis=1):
-        assert min(part.shape[:2]) > height
-        assert part.std() > contrast
 
 
 # --- the main job ------------------------------------------------------------------------------------
@@ -77,6 +34,7 @@ def likelihoods(printed):
     return [[float(x) for x in line.split()] for line in re.findall(r"^ *\d+ .*$", printed, re.MULTILINE)]
 
 
+@pytest.mark.slow
 def test_the_command_of_the_readme(tmp_path):
     done = run_as_command("rbm_digits.py", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -99,6 +57,7 @@ def ten_seeds():
     return images, start, train_keys, likelihood
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("convention", "name", "learning_rate", "reached"),
     [("classic", "adam", 0.01, -21.85), ("textbook", "adam", 0.01, -20.36), ("textbook", "sgd", 0.1, -21.65)],
@@ -111,6 +70,7 @@ def test_each_convention_reaches_what_was_measured_on_the_original(ten_seeds, co
     assert likelihood(train(start, keys)).mean() == pytest.approx(reached, abs=0.25)
 
 
+@pytest.mark.slow
 def test_a_large_model_of_a_file_gets_a_bracket(tmp_path):
     data = tmp_path / "images.gz"
     data.write_bytes(gzip.compress(idx(np.uint8(255) * (load_digits().images >= 8))))
@@ -127,6 +87,7 @@ def test_a_large_model_of_a_file_gets_a_bracket(tmp_path):
 # --- MNIST -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_machine_knows_the_likelihood_of_made_mnist(tmp_path, suffix):
     """Eight by eight pixels in the two files that MNIST has; the exact value is within reach."""
@@ -179,6 +140,7 @@ def centering_run(tmp_path_factory):
     return run_and_record(centering, "train", tmp_path_factory.mktemp("centering"))
 
 
+@pytest.mark.slow
 def test_only_the_centred_gradient_learns_digits_and_inverted_digits_alike(centering_run):
     printed, _ = centering_run
 
@@ -198,6 +160,7 @@ def test_only_the_centred_gradient_learns_digits_and_inverted_digits_alike(cente
     assert plain_inverted_sd > centred_inverted_sd
 
 
+@pytest.mark.slow
 def test_measurements_are_of_the_epochs_they_name(centering_run):
     _, calls = centering_run
     assert len(calls) == 4
@@ -220,6 +183,7 @@ def sweep_printed(tmp_path_factory):
     return run(sweep, tmp_path_factory.mktemp("sweep"), *options)
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_the_rates_that_learn(sweep_printed):
     assert "6 trainings of 10 epochs" in sweep_printed
     lines = re.findall(r"^ +0\.\d+ .*$", sweep_printed, re.MULTILINE)
@@ -233,6 +197,7 @@ def test_a_sweep_finds_the_rates_that_learn(sweep_printed):
     assert mean[2] < mean[1] - 2
 
 
+@pytest.mark.slow
 def test_other_rates_do_not_compile_again(sweep_printed):
     images, keys = digits.load().train, jax.random.split(jax.random.key(0), 2)
     first, _ = sweep.sweep(images, 10, jnp.array([0.01, 0.1, 0.02]), keys)
@@ -275,6 +240,7 @@ def photograph():
     return load_sample_image("flower.jpg")
 
 
+@pytest.mark.slow
 def test_gaussian_units_beat_a_gaussian(tmp_path):
     printed = run(gaussian_rbm, tmp_path, "--epochs", 8)
     numbers = re.search(r"RBM (\S+) +Gaussian (\S+) +difference (\S+)", printed).groups()
@@ -301,6 +267,7 @@ def test_the_best_gaussian(photograph):
     assert gaussian_rbm.gaussian_log_likelihood(held_out) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_samples_have_the_moments_that_the_partition_function_says():
     normal = jax.random.normal
     keys = jax.random.split(jax.random.key(3), 4)
@@ -318,53 +285,6 @@ def test_samples_have_the_moments_that_the_partition_function_says():
     expected = jax.jit(jax.grad(pj.rbm.log_partition))(params)["layers"][0]["loc"]
     errors = scaled.std(axis=0) / np.sqrt(len(scaled))
     assert (np.abs(scaled.mean(axis=0) - expected) < 4 * errors).all()
-
-
-# --- thrml -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def thrml_run(tmp_path_factory):
-    options = ["--side", 4, "--samples", 10_000, "--epochs", 10]
-    return run_and_record(thrml_ising, "draw", tmp_path_factory.mktemp("thrml"), *options)
-
-
-def test_couplings_are_recovered_almost_as_well_as_possible(thrml_run):
-    printed, _ = thrml_run
-    assert "10000 samples of 16 spins and 24 couplings" in printed
-    assert float(re.search(r"true couplings: (\S+)", printed)[1]) > 0.98
-    error, bound = map(float, re.search(r"error: (\S+) \(smallest possible: (\S+)\)", printed).groups())
-    assert 0.5 * bound < error < 1.8 * bound
-
-
-def test_energy_and_samples_are_those_of_the_ising_model(thrml_run):
-    _, [((lattice, params, *_), drawn)] = thrml_run
-    neighbours = {(i, i + 1) for i in range(16) if i % 4 < 3} | {(i, i + 4) for i in range(12)}
-    assert len(lattice.pairs) == 24
-    assert set(map(tuple, lattice.pairs.tolist())) == neighbours
-
-    def statistics(v):
-        """Couplings, fields: in the order of the parameters' names."""
-        spins = np.empty((len(v[0]), 16))
-        for numbers, values in zip(lattice.colors, v, strict=True):
-            spins[:, numbers] = 2.0 * np.asarray(values) - 1
-        return np.hstack([spins[:, lattice.pairs].prod(axis=2), spins])
-
-    states = np.array(list(itertools.product([False, True], repeat=16)))
-    v = tuple(jnp.asarray(states[:, numbers]) for numbers in lattice.colors)
-    s = statistics(v)
-    energy = -s @ np.concatenate([params["couplings"], params["fields"]], dtype=float)
-    np.testing.assert_allclose(jax.jit(lattice.energy)(params, v), energy, rtol=1e-5, atol=1e-5)
-
-    p = np.exp(-energy) / np.exp(-energy).sum()
-    mean = p @ s
-    sampled = statistics(drawn)
-    assert (np.abs(sampled.mean(axis=0) - mean) < 4 * sampled.std(axis=0) / np.sqrt(len(sampled))).all()
-
-    covariance = (s * p[:, None]).T @ s - np.outer(mean, mean)
-    smallest = np.sqrt(np.diag(np.linalg.inv(covariance)) / len(sampled))
-    found = thrml_ising.smallest_errors(lattice, params, drawn)  # compiled in the run
-    np.testing.assert_allclose(np.hstack([found["couplings"], found["fields"]]), smallest, rtol=0.05)
 
 
 # --- data --------------------------------------------------------------------------------------------
@@ -480,29 +400,18 @@ WRONG_OPTIONS = {
 }
 
 
-def assert_one_line(capsys, arguments, expected, example=rbm_digits):
-    with pytest.raises(SystemExit) as exit_:
-        example.main(arguments)
-    out, err = capsys.readouterr()
-    assert exit_.value.code == 2
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-    assert expected in err
-
-
 @pytest.mark.parametrize(("write", "expected"), WRONG_FILES.values(), ids=WRONG_FILES.keys())
 def test_a_wrong_file_is_one_line(tmp_path, monkeypatch, capsys, write, expected):
     monkeypatch.chdir(tmp_path)
     write(Path("images"))
-    assert_one_line(capsys, ["--data", "images"], expected)
+    assert_one_line(capsys, ["--data", "images"], expected, rbm_digits)
     assert not Path("rbm_digits.png").exists()
 
 
 @pytest.mark.parametrize(("options", "expected"), WRONG_OPTIONS.items(), ids=WRONG_OPTIONS.keys())
 def test_a_wrong_option_is_one_line(tmp_path, monkeypatch, capsys, options, expected):
     monkeypatch.chdir(tmp_path)
-    assert_one_line(capsys, options.split(), expected)
+    assert_one_line(capsys, options.split(), expected, rbm_digits)
 
 
 def test_a_wrong_file_as_a_command(tmp_path):
@@ -511,13 +420,13 @@ def test_a_wrong_file_as_a_command(tmp_path):
     assert re.fullmatch(r"rbm_digits.py: error: argument --data: .*'nowhere.npz'\n", done.stderr)
 
 
-@pytest.mark.parametrize("name", ["centering", "sweep", "gaussian_rbm", "thrml_ising", "migrate_from_paysage"])
+@pytest.mark.parametrize("name", ["centering", "sweep", "gaussian_rbm", "migrate_from_paysage"])
 @pytest.mark.parametrize("arguments", ["--epochs 0", "--epochs none", "--nonsense"])
 def test_the_other_examples_refuse_in_one_line_too(capsys, name, arguments):
     assert_one_line(capsys, arguments.split(), arguments.split()[0], importlib.import_module(name))
 
 
-@pytest.mark.parametrize("name", ["centering", "sweep", "gaussian_rbm", "thrml_ising"])
+@pytest.mark.parametrize("name", ["centering", "sweep", "gaussian_rbm"])
 def test_a_picture_that_cannot_be_written_is_found_before_the_work(capsys, name):
     path = "no/such/folder/picture.png"
     assert_one_line(capsys, ["--output", path], f"cannot write {path}", importlib.import_module(name))
@@ -526,6 +435,7 @@ def test_a_picture_that_cannot_be_written_is_found_before_the_work(capsys, name)
 # --- moving from paysage -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_migrating_reaches_the_same_likelihood_both_ways(capsys):
     migrate_from_paysage.main([])
     printed = capsys.readouterr().out
@@ -544,20 +454,3 @@ def test_the_numpy_model_has_the_gradient_of_the_reference():
     actual = migrate_from_paysage.NumpyRBM(params, seed=0).gradient(v_data, v_model)
     expected = pj.rbm.gradient(params, v_data, v_model)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), actual, expected)
-
-
-# --- a long run --------------------------------------------------------------------------------------
-
-
-def test_a_long_run_that_was_cut_ends_as_if_never_cut(tmp_path, capsys):
-    """The same command goes on from the last checkpoint; tests/test_checkpoints.py kills runs at any moment."""
-    for folder, epochs in (("cut", 10), ("cut", 20), ("uncut", 20)):
-        result = long_run.main(["--folder", str(tmp_path / folder), "--epochs", str(epochs)])
-    assert "EPOCHS_EXHAUSTED after 20 epochs" in capsys.readouterr().out
-    cut, uncut = ((tmp_path / folder / "history.csv").read_text() for folder in ("cut", "uncut"))
-    assert cut == uncut
-    assert len(cut.splitlines()) == 21
-    assert result.best.value > UNTRAINED + 5  # of a pseudo-log-likelihood, which is larger
-    for folder in ("cut", "uncut"):
-        assert (tmp_path / folder / "progress.png").read_bytes().startswith(b"\x89PNG")
-        assert list((tmp_path / folder).glob("events.out.tfevents.*"))

@@ -1,14 +1,8 @@
 """The examples of other models, run as their readers run them: what they reach, what they say of wrong input."""
 
-import contextlib
-import importlib.util
-import io
+import importlib
 import itertools
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import deep_boltzmann
 import jax
@@ -17,41 +11,13 @@ import neural_energy
 import numpy as np
 import potts
 import pytest
-from matplotlib.image import imread
 
-EXAMPLES = ["neural_energy", "potts", "deep_boltzmann", "flax_equinox"]
-
-
-def load(name):
-    """The example; skips the test if a library that it needs is not there."""
-    if name == "flax_equinox":
-        pytest.importorskip("flax", minversion="0.12.8")
-    return importlib.import_module(name)
-
-
-def run(example, folder, *arguments):
-    """What the example prints; its picture must be one, with something to see in each quarter."""
-    path = folder / "picture"
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        example.main([*map(str, arguments), "--output", str(path)])
-    assert_is_picture(path)
-    return printed.getvalue()
-
-
-def assert_is_picture(path):
-    for part in np.array_split(imread(path, format="png")[..., :3], 4, axis=1):
-        assert min(part.shape[:2]) > 300
-        assert part.std() > 0.05
-
-
-def numbers(pattern, printed):
-    """What the groups of the pattern match, as numbers."""
-    return [float(x) for x in re.search(pattern, printed).groups()]
-
+from tests.helpers.programs import assert_is_picture, assert_one_line, numbers, run, run_as_command
 
 # --- a neural energy ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_neural_energy_learns_a_density(tmp_path):
     printed = run(neural_energy, tmp_path, "--epochs", 20)
     reached, kernels = numbers(r"neural energy (\S+) +kernel estimate (\S+)", printed)
@@ -93,6 +59,7 @@ def test_langevin_steps_keep_the_density_of_the_model():
 # --- a Potts model -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_contacts_are_recovered_and_the_weights_of_sequences_matter(tmp_path):
     printed = run(potts, tmp_path, "--epochs", 15)
     assert "1900 sequences of 35 sites, worth 401 independent ones; 24 contacts" in printed
@@ -155,6 +122,7 @@ def test_gibbs_draws_from_the_conditional_distribution():
 # --- a deep Boltzmann machine ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_deep_boltzmann_machine_learns_digits(tmp_path):
     printed = run(deep_boltzmann, tmp_path, "--epochs", 12)
     rows = re.findall(r"^(\S.*\S) +(-\d+\.\d\d) +(-\d+\.\d\d)$", printed, re.MULTILINE)
@@ -207,88 +175,23 @@ def test_data_are_completed_by_what_is_hidden_given_them(small_dbm):
     assert (np.abs(frequencies(completed) - given_v) <= 5 * np.sqrt(given_v / 50_000)).all()
 
 
-# --- flax and equinox --------------------------------------------------------------------------------
-
-
-LIBRARIES = ("equinox", "flax")
-
-
-@pytest.fixture(scope="module")
-def flax_equinox():
-    return load("flax_equinox")
-
-
-def test_flax_and_equinox_end_where_optax_does(flax_equinox, tmp_path):
-    with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
-        printed = run(flax_equinox, tmp_path, "--epochs", 5)
-    for name in LIBRARIES:
-        last, averaged, difference = numbers(rf"{name} +last (\S+)%   averaged (\S+)%   difference (\S+)", printed)
-        assert last > 80  # by chance 10
-        assert averaged > 70
-        assert difference < 1e-5
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_the_average_is_that_of_the_course(flax_equinox, library):
-    random = np.random.default_rng(0)
-    batches = [(random.random((10, 64), np.float32), random.integers(0, 10, 10)) for _ in range(4)]
-    models = zip(*flax_equinox.LIBRARIES[library](flax_equinox.OURS, batches, seed=0), strict=True)
-    course, averages = ([jax.tree.leaves(model) for model in each] for each in models)
-    weights = 0.98 ** np.arange(3, -1, -1)
-    for arrays, average in zip(zip(*course, strict=True), averages[-1], strict=True):
-        np.testing.assert_allclose(average, np.average(arrays, axis=0, weights=weights), atol=1e-6)
-
-
-# --- NetKet ------------------------------------------------------------------------------------------
-
-
-# Over 10 seconds: NetKet's import, and four training steps to compile.
-# A process of its own, nor is NetKet imported here: it turns on 64 bits for all that runs beside it.
-@pytest.mark.skipif(importlib.util.find_spec("netket") is None, reason="NetKet is not installed")
-def test_netket_reaches_the_ground_state_as_with_its_own_optimizers(tmp_path):
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-W", "error", root / "examples" / "netket_ising.py", "--spins", "6", "--epochs", "60"]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    # On the critical ring of N spins E = -2 Σ sin(π (2k + 1) / 2N) over k < N / 2, doubled.
-    (exact,) = numbers(r"exact energy of 6 spins: (-\S+)\.", done.stdout)
-    assert exact == pytest.approx(-4 * np.sin(np.pi * np.array([1, 3, 5]) / 12).sum(), abs=1e-6)
-    # With seeds from 0 to 2 and either precision: 0.004 to 0.014, and 2e-5 to 6e-5.
-    for name, accuracy in {"Adam": 0.02, "SGD with SR": 2e-4}.items():
-        line = rf"{name} +ours (\S+) +NetKet's (\S+) +parameters differ by (\S+)"
-        ours, theirs, difference = numbers(line, done.stdout)
-        assert -1e-9 < ours < accuracy
-        assert ours == pytest.approx(theirs, rel=0.011)  # a unit in the last of the three digits printed
-        assert difference < 1e-12
-    assert_is_picture(tmp_path / "netket_ising.png")
-
-
 # --- wrong input -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", ["neural_energy", "potts", "deep_boltzmann"])
 @pytest.mark.parametrize("arguments", ["--epochs 0", "--seed -1", "--nonsense", "--output no/such/folder/a.png"])
 def test_wrong_input_is_one_line(capsys, name, arguments):
-    example = load(name)
-    with pytest.raises(SystemExit) as exit_:
-        example.main(arguments.split())
-    out, err = capsys.readouterr()
-    assert (exit_.value.code, out) == (2, "")
-    assert re.fullmatch(rf".*: error: .*{arguments.split()[0]}.*\n", err)
+    assert_one_line(capsys, arguments.split(), arguments.split()[0], importlib.import_module(name))
 
 
+@pytest.mark.slow
 def test_eight_devices_share_the_work_of_one(tmp_path):
-    """In a process of its own, for the devices are made when JAX starts."""
-    path = tmp_path / "picture"
-    program = Path(__file__).parents[1] / "examples" / "data_parallel.py"
-    command = [sys.executable, str(program), "--devices", "8", "--epochs", "2", "--output", str(path)]
-    done = subprocess.run(
-        command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=200
-    )
+    """In a process, because JAX makes its devices when it starts."""
+    options = ["--devices", 8, "--epochs", 2, "--output", tmp_path / "picture"]
+    done = run_as_command("data_parallel.py", *options, folder=tmp_path, JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
     one, eight = map(float, re.findall(r"a step on a device: (\d+) Mflop", done.stdout))
     assert eight < one / 7.5
     held = re.findall(r"optimizer's state: .* MB, (.*) MB on a device", done.stdout)
     assert list(map(float, held)) == [3.15, 0.40]
-    assert_is_picture(path)
+    assert_is_picture(tmp_path / "picture")

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import jax
@@ -17,9 +18,11 @@ BLOCKS = {
     path.relative_to(ROOT).as_posix(): re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
     for path in PAGES
 }
+INTEGRATIONS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["integrations"]
 COMMANDS = re.findall(r"^```\n(python3 .*)\n```$", README, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
 def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -27,7 +30,12 @@ def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     # As a user has it: without the stricter settings of the test suite.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         for i, block in enumerate(BLOCKS[page]):
-            exec(compile(block, f"{page} block {i}", "exec"), namespace)
+            try:
+                exec(compile(block, f"{page} block {i}", "exec"), namespace)
+            except ModuleNotFoundError as error:
+                if error.name not in INTEGRATIONS:
+                    raise
+                pytest.skip(f"{page} needs {error.name}: pip install -e '.[integrations]'")
 
 
 EXAMPLES = {

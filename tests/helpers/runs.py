@@ -32,6 +32,7 @@ from paysage_jax import (
 from tests.helpers import problems
 
 KEY = jax.random.key(0)
+HUNG = 3600  # seconds after which a program hangs; on a machine under load it may take minutes
 
 # Squares, on rows of which the last batch holds only three: no chance in it, and soon compiled.
 ROWS, BATCH = 23, 5
@@ -85,7 +86,7 @@ def python(code, *arguments, **environment):
     """What a fresh Python with the paths of this one prints."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
