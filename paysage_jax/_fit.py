@@ -18,6 +18,7 @@ from ._base import as_transformation
 from ._checkpoints import Checkpoints
 from ._data import arrays_or_loader, batch_size_of, check_leaves, own
 from ._estimators import Estimator
+from ._interrupts import heard
 from ._loop import drive, progress_bar, read_epoch
 from ._metrics import Metric, check_metrics, empty_rows, rows_before
 from ._metrics import early_stopping as EarlyStopping
@@ -200,6 +201,7 @@ def fit(
         bar = None
         if progress and jax.process_index() == 0:
             bar = on_exit.enter_context(progress_bar(epochs, int(result.epochs_done)))
+        on_exit.enter_context(heard())
         return drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ._checkpoints import Checkpoints
 from ._data import Loader, batch_size_of
+from ._interrupts import postponed
 from ._metrics import History, latest
 from ._placement import Placement
 from ._processes import asked_of_first, of_first
@@ -60,19 +61,22 @@ def drive(
                 if stops and not int(result.outcome):
                     result = result._replace(outcome=jnp.full_like(result.outcome, Outcome.STOPPED))
             if disk and (done % checkpoint_every == 0 or done == epochs or int(result.outcome)):
-                disk.save(done, result)
+                with postponed():
+                    disk.save(done, result)
         if disk:
-            disk.wait()
+            with postponed():
+                disk.wait()
     except BaseException as error:  # Ctrl-C too: no finished epoch is thrown away
         error.result = result = result._replace(outcome=interrupted)  # type: ignore
         done = int(result.epochs_done)
         error.add_note(f"fit: epochs done: {done}. They are this exception's `result`, for fit(..., resume=result)")
         if disk and done > began and jax.process_count() == 1:  # all write one together, and the others may be gone
             try:
-                disk.save(done, result)
-                disk.wait()
-            except Exception as failed:
-                error.add_note(f"fit: no checkpoint of them could be written: {failed}")
+                with postponed():
+                    disk.save(done, result)
+                    disk.wait()
+            except BaseException as failed:  # Ctrl-C again
+                error.add_note(f"fit: no checkpoint of them could be written: {str(failed) or 'interrupted again'}")
         raise
     return result._replace(history=history.arrays())
 

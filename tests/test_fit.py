@@ -227,34 +227,6 @@ def test_what_raises_in_the_first_epoch_carries_the_start():
     assert_identical(regress(KINDS["iterable"], resume=result), regress(KINDS["iterable"]))
 
 
-INTERRUPTED = """
-import os, pickle, signal, sys, threading, time
-from tests.helpers.runs import regress_slowly
-
-def interrupt():
-    global at
-    at = time.perf_counter()
-    signal.raise_signal(signal.SIGINT)
-
-try:
-    regress_slowly(2**31 - 1, callback=lambda result: threading.Timer(1, interrupt).start())
-except KeyboardInterrupt as error:
-    print(time.perf_counter() - at)
-    with open(sys.argv[1], "wb") as file:
-        pickle.dump(error.result, file)
-    sys.stdout.flush()
-    os._exit(0)  # the epoch is still computed, and has minutes to go
-"""
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="on a GPU the call of a loop returns at its end")
-def test_ctrl_c_is_heard_within_a_second_in_an_epoch_of_minutes(tmp_path):
-    assert float(python(INTERRUPTED, tmp_path / "result")) < 1
-    result = pickle.loads((tmp_path / "result").read_bytes())
-    assert how(result) == (1, Outcome.INTERRUPTED)
-    assert_identical(regress_slowly(0, resume=result), regress_slowly(0))
-
-
 # --- divergence --------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ ROOMS = [  # ground floor first
     "_likelihood",
     "_metrics",
     "_checkpoints",
+    "_interrupts",
     "_training",
     "_loop",
     "_fit",

@@ -15,6 +15,7 @@ import pytest
 
 from paysage_jax import (
     Estimator,
+    Outcome,
     adam,
     average_parameters,
     center,
@@ -64,6 +65,11 @@ def assert_identical(actual, expected):
     """Two results, bit for bit and dtype for dtype."""
     chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
     chex.assert_trees_all_equal(actual, expected)
+
+
+def how(result):
+    """(epochs done, outcome)."""
+    return int(result.epochs_done), Outcome(int(result.outcome))
 
 
 @contextmanager
