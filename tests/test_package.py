@@ -71,3 +71,11 @@ def test_the_wheel_works_without_the_repository(built, tmp_path):
 def test_the_version_is_one():
     assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == VERSION
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == VERSION
+
+
+def test_the_hooks_of_a_commit_have_the_pinned_versions():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    pinned = re.findall(r'"((?:ruff|pyright)\S*==\S+)"', (ROOT / "pyproject.toml").read_text())
+    assert len(pinned) == 2
+    for requirement in pinned:
+        assert f'["{requirement}"]' in hooks, requirement
