@@ -1,6 +1,7 @@
 """Parallel tempering on spins that all point up or all down, between which plain Gibbs sampling does not go."""
 
 import itertools
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,15 @@ from tests.helpers.problems import assert_trees_close
 
 KEY = jax.random.key(0)
 SPINS = 6
-PARAMS = {"J": jnp.array([1.0]), "h": jnp.array([0.05])}
+PARAMS = {"J": np.float32([1.0]), "h": np.float32([0.05])}
 BETAS = (0.0, 0.1, 0.25, 0.5, 1.0)
 EVERY_STATE = (2 * ((np.arange(2**SPINS)[:, None] >> np.arange(SPINS)) & 1) - 1).astype(np.float32)
 CHAINS = 400
 
 
-def energy(params, s):
+def energy(params, s, sum=jnp.sum):
     """E(s) = -J (Σ s)² / 2 - h Σ s."""
-    total = jnp.sum(s, axis=1)
+    total = sum(s, axis=1)
     return -params["J"] * total**2 / 2 - params["h"] * total
 
 
@@ -45,9 +46,20 @@ def estimate(estimator, batch, chains, key=KEY):
     return estimator.estimate(PARAMS, batch, chains, key)
 
 
+@jax.jit
+def start(estimator, batch):
+    return estimator.init(PARAMS, batch, KEY)
+
+
+@cache
 def sampled(estimator, seed):
     """(chains, statistics) after 60 transitions that start from all spins down."""
-    return estimate(estimator, DOWN, estimator.init(PARAMS, DOWN, KEY), jax.random.key(seed))[1:]
+    return jax.tree.map(np.asarray, estimate(estimator, DOWN, start(estimator, DOWN), jax.random.key(seed))[1:])
+
+
+def energy64(s):
+    """In NumPy and float64."""
+    return energy(jax.tree.map(np.float64, PARAMS), s.astype(np.float64), sum=np.sum)
 
 
 def exact(beta):
@@ -69,7 +81,7 @@ def test_every_temperature_has_its_exact_probabilities_where_plain_gibbs_stays_i
     for seed in range(5):
         chains, _ = sampled(tempered, seed)
         assert chains.shape == (CHAINS, len(BETAS), SPINS)
-        counts = np.asarray((chains > 0).sum(2))
+        counts = (chains > 0).sum(2)
         found.append([np.bincount(counts[:, i], minlength=SPINS + 1) / CHAINS for i in range(len(BETAS))])
         assert (np.abs(found[-1] - expected) <= 5 * error + 1e-3).all()
     assert (np.abs(np.mean(found, axis=0) - expected) <= 4 * error / np.sqrt(5) + 1e-3).all()
@@ -81,7 +93,7 @@ def test_every_temperature_has_its_exact_probabilities_where_plain_gibbs_stays_i
 
 def test_swap_rates_are_the_exact_ones():
     """The sum over all pairs of states, of their probabilities times that of an exchange."""
-    energies = np.asarray(energy(PARAMS, EVERY_STATE), np.float64)
+    energies = energy64(EVERY_STATE)
     expected = []
     for hot, cold in itertools.pairwise(BETAS):
         ratio = np.exp((hot - cold) * (energies[:, None] - energies[None]))
@@ -96,22 +108,22 @@ def test_swap_rates_are_the_exact_ones():
 def test_the_gradient_is_that_of_the_chains_at_beta_1():
     estimator = pj.parallel_tempering(energy, gibbs, steps=20, betas=BETAS, energy_penalty=0.1)
     batch = EVERY_STATE[:20]
-    chains = estimator.init(PARAMS, DOWN, KEY)
+    chains = start(estimator, DOWN)
     gradient, chains, statistics = estimate(estimator, batch, chains)
     samples = chains[:, -1]
     expected = {"J": 0.0, "h": 0.0}
     for s, sign in ((batch, 1), (np.asarray(samples), -1)):
-        total, e = s.sum(1, dtype=np.float64), np.asarray(energy(PARAMS, s), np.float64)
+        total, e = s.sum(1, dtype=np.float64), energy64(s)
         expected["J"] -= np.mean((sign + 0.2 * e) * total**2 / 2)
         expected["h"] -= np.mean((sign + 0.2 * e) * total)
     for name, value in expected.items():
         np.testing.assert_allclose(gradient[name], [value], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(statistics.model_energy, np.mean(energy(PARAMS, samples)), rtol=1e-5)
+    np.testing.assert_allclose(statistics.model_energy, np.mean(energy64(np.asarray(samples))), rtol=1e-5)
 
 
 def test_an_exchange_loses_and_invents_no_state():
     """Under a transition that stands still, each ladder keeps its states in some order; they differ everywhere."""
-    start = np.arange(CHAINS, dtype=np.float32)[:, None]
+    states = np.arange(CHAINS, dtype=np.float32)[:, None]
 
     def stand(params, v, key):
         return v
@@ -119,9 +131,9 @@ def test_an_exchange_loses_and_invents_no_state():
     def flat(params, v):  # at an energy that is equal everywhere, each exchange is accepted
         return 0 * params["J"] * v[:, 0]
 
-    estimator = pj.parallel_tempering(flat, stand, start=start, betas=BETAS, steps=7)
-    ladders = np.asarray(start)[:, None] + np.linspace(0, 0.5, len(BETAS), dtype=np.float32)[None, :, None]
-    _, after, statistics = estimate(estimator, start, jnp.asarray(ladders))
+    estimator = pj.parallel_tempering(flat, stand, start=states, betas=BETAS, steps=7)
+    ladders = states[:, None] + np.linspace(0, 0.5, len(BETAS), dtype=np.float32)[None, :, None]
+    _, after, statistics = estimate(estimator, states, ladders)
     np.testing.assert_array_equal(np.sort(after, axis=1), ladders)
     assert not np.array_equal(after, ladders)
     np.testing.assert_allclose(statistics.swap_rates, 1, rtol=1e-6)
@@ -139,7 +151,7 @@ def test_states_may_be_trees_and_weights_and_completed_data_go_as_in_pcd():
     phases = []
     for make in (pj.persistent_contrastive_divergence, pj.parallel_tempering):
         estimator = make(of_tree, kernel, **options)
-        chains = estimator.init(PARAMS, data, KEY)
+        chains = start(estimator, data)
         phases.append(estimate(estimator, data, chains)[2].data_gradient)
     assert chains["s"].shape == (30, 6, SPINS)
     assert_trees_close(*phases, atol=0)

@@ -36,7 +36,7 @@ from tests.helpers.problems import (
 )
 
 PARAMS = rbm_tree()
-ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
+ZEROS = jax.tree.map(np.zeros_like, PARAMS)
 
 
 @jax.jit
@@ -46,7 +46,7 @@ def update(optimizer, updates, state, params):
 
 def states_after(optimizer, steps, params=PARAMS):
     """(state, params) after some ordinary steps."""
-    state, g = optimizer.init(params), gradients(params, steps)
+    state, g = optimizer.init(params), jax.tree.map(np.asarray, gradients(params, steps))
     for t in range(steps):
         updates, state = update(optimizer, row(g, t), state, params)
         params = apply_updates(params, updates)
