@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -149,7 +149,8 @@ class chain(Transformation):
     """`chain(a, b, ...)`: a, then b on the updates of a, and so on; the state is the tuple of their states.
 
     Args:
-        *members: transformations, ours or optax's; extra keyword arguments reach the members that take them.
+        *args: transformations, ours or optax's; extra keyword arguments reach the members that take them.
+        members: a sequence of them instead, as `dataclasses.replace` gives it.
 
     Raises:
         TypeError: if a member is no transformation.
@@ -164,8 +165,8 @@ class chain(Transformation):
 
     members: tuple[Transformation, ...]
 
-    def __init__(self, *members: Any) -> None:
-        vars(self)["members"] = tuple(as_transformation(member) for member in members)
+    def __init__(self, *args: Any, members: Iterable[Any] = ()) -> None:
+        vars(self)["members"] = tuple(as_transformation(member) for member in (*args, *members))
         _check_order(self._in_order())
 
     def _in_order(self) -> list[Transformation]:
