@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import NamedSharding
 from jax.tree_util import keystr, tree_leaves_with_path
 
@@ -18,7 +17,7 @@ from ._base import as_transformation
 from ._checkpoints import Checkpoints
 from ._data import arrays_or_loader, batch_size_of, check_leaves, own
 from ._estimators import Estimator
-from ._loop import drive, progress_bar, read_epoch
+from ._loop import drive, is_traced, progress_bar, read_epoch
 from ._metrics import Metric, check_metrics, empty_rows, rows_before
 from ._metrics import early_stopping as EarlyStopping
 from ._placement import check_not_spread, placement
@@ -123,7 +122,7 @@ def fit(
         batch_size = None if loader else int(batch_size or 0)
         if loader is None and (batch_size or 0) % place.shards:
             raise ValueError(f"fit: batch_size must be a multiple of the {place.shards} shards, got {batch_size}")
-        if place.sharding and any(isinstance(x, Tracer) for x in jax.tree.leaves((params, data, key, resume))):
+        if place.sharding and is_traced():
             raise ValueError("fit: sharding is for the host: not under jax.jit and jax.vmap")
     epochs, metrics_every, shuffle = int(epochs), int(metrics_every), bool(shuffle)
     settings = dict(batch_size=batch_size, shuffle=shuffle, metrics_every=metrics_every, rows=rows)
@@ -180,8 +179,7 @@ def fit(
 
         run = partial(run_epochs, optimizer, estimator, place, measured, early_stopping, data, run_key)
         run = partial(run, batch_size=batch_size, shuffle=shuffle, every=metrics_every)
-        given = (result, optimizer, estimator, measured, early_stopping, data, key)
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves(given)):
+        if is_traced():
             on_host = dict(callback=callback, progress=progress or None, checkpoints=checkpoints)
             for name, value in (on_host | {"data that is an iterable": loader}).items():
                 if value is not None:

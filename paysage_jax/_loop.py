@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +21,17 @@ from ._processes import asked_of_first, of_first
 from ._training import FitResult, Outcome, keys_of
 
 _SECONDS = 0.1  # what a call of the program should take at least
+
+
+# Public under these two names, in jax 0.9 and from 0.10 on.
+_trace_state = getattr(jax.extend.core, "get_opaque_trace_state", None) or jax.core.get_opaque_trace_state
+
+
+def is_traced() -> bool:
+    """Whether JAX is tracing the caller, under `jit`, `vmap`, `scan` or `grad`, whatever the traced values hide in."""
+    with jax.core.eval_context():
+        untraced = _trace_state()
+    return _trace_state() != untraced
 
 
 def drive(
