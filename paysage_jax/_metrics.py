@@ -210,7 +210,7 @@ def check_metrics(metrics: Any, extra: tuple[str, ...]) -> dict[str, Metric]:
 
 
 def empty_rows(shapes: Any, rows: int) -> Any:
-    """Rows not reached: epoch -1, NaN in floating and complex arrays, and the largest or False in others."""
+    """Rows without a measurement: epoch -1, NaN in floating and complex arrays, and the largest or False in others."""
 
     def empty(path: Any, shape: Any) -> jax.Array:
         if keystr(path) == "['epoch']":
@@ -225,16 +225,18 @@ def empty_rows(shapes: Any, rows: int) -> Any:
 
 
 def rows_before(history: Any, shapes: Any, every: int) -> Any:
-    """The rows of an earlier history that were reached; none without one. Raises ValueError where they do not fit."""
+    """The rows of an earlier history that were reached; none without one. Metrics that are new have no values in them.
+
+    Raises ValueError where they do not fit.
+    """
     if not history:
         return jax.tree.map(lambda x: np.empty((0, *x.shape), x.dtype), shapes)
-    if history.keys() != shapes.keys():
-        raise ValueError(f"fit: expected the metrics {sorted(history)} of resume, got {sorted(shapes)}")
-    for name, rows in history.items():
-        old = [(x.shape[1:], x.dtype) for x in jax.tree.leaves(rows)]
+    for name in history.keys() & shapes.keys():
+        old = [(x.shape[1:], x.dtype) for x in jax.tree.leaves(history[name])]
         new = [(x.shape, x.dtype) for x in jax.tree.leaves(shapes[name])]
-        if old != new or jax.tree.structure(rows) != jax.tree.structure(shapes[name]):
+        if old != new or jax.tree.structure(history[name]) != jax.tree.structure(shapes[name]):
             raise ValueError(f"fit: metric {name} of resume has (shape, dtype) {old}, now it has {new}")
+    history = empty_rows(shapes, len(history["epoch"])) | {name: history[name] for name in history if name in shapes}
     if isinstance(history["epoch"], Tracer):
         return history
     reached = np.asarray(history["epoch"]) >= 0
