@@ -89,11 +89,18 @@ def next_step(step: jax.Array) -> jax.Array:
     return jnp.minimum(step, jnp.iinfo(step.dtype).max - 1) + 1
 
 
-def at_step(value: Any, step: Any, extra: dict[str, Any]) -> jax.Array:
-    """A number, or a schedule at `step`, in the default float dtype."""
-    if callable(value):
-        value = value(step, **accepted(value, extra, positional=1))
-    return jnp.asarray(value, dtype=float)
+def at_step(name: str, value: Any, step: Any, extra: dict[str, Any]) -> jax.Array:
+    """A number, or a schedule at `step`, in the default float dtype. Raises TypeError if that returns no number."""
+    if not callable(value):
+        return jnp.asarray(value, dtype=float)
+    scheduled = value(step, **accepted(value, extra, positional=1))
+    try:
+        number = jnp.asarray(scheduled)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or not jnp.isrealobj(number):
+        raise TypeError(f"{name}: the schedule must return a real number, got {scheduled!r}")
+    return jnp.asarray(number, dtype=float)
 
 
 # --- pairs together ----------------------------------------------------------------------------------

@@ -40,7 +40,9 @@ def _local(name: str, folder: Any) -> Path:
     except TypeError:
         raise TypeError(f"{name} must be the path of a directory, got {folder!r}") from None
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", path):  # also as pathlib writes it, with one slash
-        raise ValueError(f"{name} must be a local directory, got the URL {path!r}: mount it, or copy the directory there")
+        raise ValueError(
+            f"{name} must be a local directory, got the URL {path!r}: mount it, or copy the directory there"
+        )
     return Path(path).absolute()
 
 
@@ -109,7 +111,9 @@ class Checkpoints:
         no_rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like.history)
         without = like._replace(history=jax.tree.map(np.asarray, empty_rows(no_rows, rows)))
         paths, structure = tree_flatten_with_path(without)
-        result = structure.unflatten([_as(x, saved[name]) if (name := keystr(path)) in saved else x for path, x in paths])
+        result = structure.unflatten(
+            [_as(x, saved[name]) if (name := keystr(path)) in saved else x for path, x in paths]
+        )
         if result.best == () or ".best.epoch" in saved:
             return result
         return result._replace(best=result.best._replace(params=jax.tree.map(jnp.copy, result.params)))

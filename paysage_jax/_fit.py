@@ -16,7 +16,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ._base import as_transformation
 from ._checkpoints import Checkpoints
 from ._data import arrays_or_loader, batch_size_of, check_leaves, own
-from ._estimators import Estimator
+from ._estimators import Estimator, check_estimator
 from ._loop import drive, is_traced, progress_bar, read_epoch
 from ._metrics import Metric, check_metrics, empty_rows, rows_before
 from ._metrics import early_stopping as EarlyStopping
@@ -114,6 +114,9 @@ def fit(
             check_count(f"fit: {name}", value)
         check_count("fit: keep", keep)
         _check_kinds(key, shuffle, early_stopping, callback, resume)
+        if resume is None:
+            _check_params(params)
+        check_estimator("fit: estimator", estimator)
         optimizer = as_transformation(optimizer)
         check_leaves(optimizer=optimizer, estimator=estimator)
         place = placement(sharding, shards)
@@ -227,6 +230,20 @@ def _start(place: Any, params: Params, optimizer: Any, estimator: Estimator, fir
 
 
 # --- mistakes ----------------------------------------------------------------------------------------
+
+
+def _check_params(params: Any) -> None:
+    if params is None:
+        raise TypeError("fit: params must be a pytree of arrays, got None; only with resume= they are not used")
+    for path, x in tree_leaves_with_path(params):
+        where = f"fit: params{keystr(path)}"
+        try:
+            dtype = jnp.result_type(x)
+        except TypeError:
+            raise TypeError(f"{where}: expected an array of numbers, got {x!r}") from None
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            hint = "keep it out, for example by graph, params, rest = nnx.split(model, nnx.Param, ...)"
+            raise TypeError(f"{where}: a PRNG key ({dtype}) cannot be trained: {hint}")
 
 
 def _check_kinds(key: Any, shuffle: Any, stopping: Any, callback: Any, resume: Any) -> None:

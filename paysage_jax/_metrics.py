@@ -180,8 +180,9 @@ def measure(
     for name, metric in metrics.items():
         value = metric(state.params, key, **accepted(metric, extra, positional=2))
         try:
-            values[name] = jax.tree.map(jnp.asarray, value)
-        except TypeError:
+            # None is an empty tree, but no measurement.
+            values[name] = jnp.asarray(value) if value is None else jax.tree.map(jnp.asarray, value)
+        except (TypeError, ValueError):
             raise TypeError(f"fit: metrics[{name!r}] must return arrays of numbers, got {value!r}") from None
     return values
 

@@ -135,7 +135,11 @@ class _Callable:
 def _is_of(value: Any, *kinds: Any) -> bool:
     if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
         return False
-    return any(jnp.issubdtype(jnp.result_type(value), kind) for kind in kinds)
+    try:
+        dtype = jnp.result_type(value)
+    except TypeError:  # NumPy's text, objects and dates
+        return False
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
 def _python(kind: type, value: Any) -> Any:

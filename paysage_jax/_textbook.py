@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 
 from ._leafwise import Leafwise
@@ -127,6 +126,7 @@ class adam(Leafwise):
         eps: a nonnegative number. With 0, an element whose gradients were all 0 does not move.
         weight_decay: a number from 0 on; `update` then needs `params`, or raises ValueError. None: no such term.
 
+    >>> import jax.numpy as jnp
     >>> optimizer = adam(0.1)
     >>> state = optimizer.init(jnp.zeros(2))
     >>> updates, state = optimizer.update(jnp.array([3.0, -0.5]), state)

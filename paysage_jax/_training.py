@@ -14,7 +14,7 @@ import numpy as np
 from ._base import State, apply_updates, as_transformation, find_states
 from ._convergence import ConvergenceState, converged, is_lost, still_converged
 from ._data import Batch, batch_size_of
-from ._estimators import Estimator, EstimatorState
+from ._estimators import Estimator, EstimatorState, check_estimator
 from ._metrics import early_stopping, measure, scalars_of
 from ._placement import Placement
 from ._sharding import lay_out
@@ -107,6 +107,7 @@ def train_step(estimator: Estimator, optimizer: Any) -> Callable[..., tuple[Trai
             `statistics` and `gradient`, and what optax's `reduce_on_plateau` and line searches take: `grad`, and with
             a `loss_gradient` also `value` (the loss) and `value_fn` (the loss of other parameters on the same batch).
     """
+    check_estimator("train_step: estimator", estimator)
     return partial(_jitted_update, estimator, as_transformation(optimizer))
 
 
