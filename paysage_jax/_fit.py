@@ -63,14 +63,17 @@ def fit(
 ) -> FitResult:
     """Train until epoch number `epochs`, or until the run has converged, stopped improving or become non-finite.
 
+    Non-finite: parameters or chains are NaN or infinite, or an epoch made no update for want of finite numbers.
     The result is the state after the last good epoch, and `result.outcome` says how the run ended. If anything raises
     in mid-run, Ctrl-C or the loader say, the exception carries the epochs done as `exception.result`.
     No argument is modified. Data in memory are one compiled program, which may be mapped by `jax.vmap` over
     hyperparameters and keys; rows of the history that were not reached then have epoch -1 (and NaN where there is one).
-    As in `jax.jit`, functions are traced once: what they read from globals or from an object is what it was then.
+    As in `jax.jit`, functions are traced once, which freezes the values that they read from globals or attributes, and
+    compared by identity: a lambda written in the call compiles anew at every call.
 
     Args:
-        params: a pytree of floating arrays, which may be NumPy's; not used with `resume`.
+        params: a pytree of floating arrays, which may be NumPy's; not used with `resume`. Leaves of integers stay as
+            they are, if `freeze` keeps them out of the optimizer.
         optimizer: an optimizer, ours or another library's; its `update` gets the extra arguments `epoch`, `statistics`
             and `gradient` (for optax `grad`, `value`, `value_fn`). A `track_convergence` in it can end the run.
         estimator: where gradients come from: `persistent_contrastive_divergence`, `loss_gradient`, ...
@@ -92,12 +95,13 @@ def fit(
         early_stopping: stop when a metric has not improved for a while; `result.best` has the best parameters.
         callback: callback(result) after every measurement, on the host; True stops the run.
         progress: show a tqdm bar with the latest metrics (in a terminal).
-        checkpoints: a folder. The same call started again goes on from the last checkpoint there, and ends as if
-            never cut, provided that batches depend on nothing but the epoch.
+        checkpoints: a local directory. Repeating the call resumes from the latest checkpoint and gives the result of an
+            uninterrupted run, provided that batches depend on nothing but the epoch.
         checkpoint_every: epochs between checkpoints; writing one takes about a tenth of a second.
         keep: how many of the last checkpoints are kept.
         resume: the result of an earlier call, to go on from. With the same key, data and options it ends bit for bit
-            as if never cut. A checkpoint goes before it.
+            as if never cut. Metrics and early stopping may be added, whose rows from before then have no values, or
+            removed. A checkpoint goes before it.
 
     Raises:
         TypeError, ValueError: for wrong arguments, naming them.

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_context
 
 from ._checkpoints import Checkpoints
 from ._data import Loader, batch_size_of
@@ -20,18 +20,19 @@ from ._placement import Placement
 from ._processes import asked_of_first, of_first
 from ._training import FitResult, Outcome, keys_of
 
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # jax 0.9
+    from jax.core import get_opaque_trace_state  # type: ignore
+
 _SECONDS = 0.1  # what a call of the program should take at least
-
-
-# Public under these two names, in jax 0.9 and from 0.10 on.
-_trace_state = getattr(jax.extend.core, "get_opaque_trace_state", None) or jax.core.get_opaque_trace_state
 
 
 def is_traced() -> bool:
     """Whether JAX is tracing the caller, under `jit`, `vmap`, `scan` or `grad`, whatever the traced values hide in."""
-    with jax.core.eval_context():
-        untraced = _trace_state()
-    return _trace_state() != untraced
+    with eval_context():
+        untraced = get_opaque_trace_state()
+    return get_opaque_trace_state() != untraced
 
 
 def drive(

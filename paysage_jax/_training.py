@@ -22,7 +22,7 @@ from ._trees import Params, all_finite
 
 
 class Outcome(IntEnum):
-    """How a run ended."""
+    """How a run ended; NON_FINITE also where chains are lost, or an epoch made no update for want of finite numbers."""
 
     EPOCHS_EXHAUSTED = 0
     CONVERGED = 1
