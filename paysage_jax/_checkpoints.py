@@ -109,7 +109,7 @@ class Checkpoints:
         saved = {leaf["name"]: x for leaf, x in zip(about["leaves"], arrays, strict=True)}
         rows = len(saved[".history['epoch']"])
         no_rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like.history)
-        without = like._replace(history=jax.tree.map(np.asarray, empty_rows(no_rows, rows)))
+        without = like._replace(history=empty_rows(no_rows, rows))
         paths, structure = tree_flatten_with_path(without)
         result = structure.unflatten(
             [_as(x, saved[name]) if (name := keystr(path)) in saved else x for path, x in paths]

@@ -136,18 +136,21 @@ def is_lost(before: Any, after: Any, statistics: Any) -> jax.Array:
         statistics: the means over the epoch.
     """
 
-    def stuck() -> jax.Array:
+    moved = [jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)]
+    moved = jnp.any(jnp.array(moved, bool))
+    reported = ~_finite(statistics)
+
+    def look_closer() -> jax.Array:
         counts = [
             jax.tree.leaves([s.skipped for s in find_states(state.optimizer_state, SkipNonfiniteState)])
             for state in (before, after)
         ]
         skipped = jnp.any(jnp.array([new > old for old, new in zip(*counts, strict=True)], bool))
         moments = [x for x in jax.tree.leaves(after.optimizer_state) if x.ndim]
-        return skipped | ~_finite((statistics, after.estimator_state, moments))
+        chains_lost = ~_finite(after.estimator_state)
+        return (reported & chains_lost) | (~moved & (reported | chains_lost | skipped | ~_finite(moments)))
 
-    moved = [jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)]
-    chains_lost = ~_finite(after.estimator_state) & ~_finite(statistics)
-    return chains_lost | jax.lax.cond(jnp.any(jnp.array(moved, bool)), lambda: jnp.array(False), stuck)
+    return jax.lax.cond(reported | ~moved, look_closer, lambda: jnp.array(False))
 
 
 def _finite(tree: Any) -> jax.Array:

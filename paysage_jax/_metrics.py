@@ -213,14 +213,14 @@ def check_metrics(metrics: Any, extra: tuple[str, ...]) -> dict[str, Metric]:
 def empty_rows(shapes: Any, rows: int) -> Any:
     """Rows without a measurement: epoch -1, NaN in floating and complex arrays, and the largest or False in others."""
 
-    def empty(path: Any, shape: Any) -> jax.Array:
+    def empty(path: Any, shape: Any) -> np.ndarray:
         if keystr(path) == "['epoch']":
             value: Any = -1
         elif jnp.issubdtype(shape.dtype, jnp.inexact):
             value = 0 if jax.config.jax_debug_nans else np.nan  # type: ignore[attr-defined]
         else:
             value = False if shape.dtype == bool else jnp.iinfo(shape.dtype).max
-        return jnp.full((rows, *shape.shape), value, shape.dtype)
+        return np.full((rows, *shape.shape), value, shape.dtype)
 
     return jax.tree_util.tree_map_with_path(empty, shapes)
 
