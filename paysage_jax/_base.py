@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -89,11 +89,18 @@ def next_step(step: jax.Array) -> jax.Array:
     return jnp.minimum(step, jnp.iinfo(step.dtype).max - 1) + 1
 
 
-def at_step(value: Any, step: Any, extra: dict[str, Any]) -> jax.Array:
-    """A number, or a schedule at `step`, in the default float dtype."""
-    if callable(value):
-        value = value(step, **accepted(value, extra, positional=1))
-    return jnp.asarray(value, dtype=float)
+def at_step(name: str, value: Any, step: Any, extra: dict[str, Any]) -> jax.Array:
+    """A number, or a schedule at `step`, in the default float dtype. Raises TypeError if that returns no number."""
+    if not callable(value):
+        return jnp.asarray(value, dtype=float)
+    scheduled = value(step, **accepted(value, extra, positional=1))
+    try:
+        number = jnp.asarray(scheduled)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or not jnp.isrealobj(number):
+        raise TypeError(f"{name}: the schedule must return a real number, got {scheduled!r}")
+    return jnp.asarray(number, dtype=float)
 
 
 # --- pairs together ----------------------------------------------------------------------------------
@@ -149,7 +156,8 @@ class chain(Transformation):
     """`chain(a, b, ...)`: a, then b on the updates of a, and so on; the state is the tuple of their states.
 
     Args:
-        *members: transformations, ours or optax's; extra keyword arguments reach the members that take them.
+        *args: transformations, ours or optax's; extra keyword arguments reach the members that take them.
+        members: a sequence of them instead, as `dataclasses.replace` gives it.
 
     Raises:
         TypeError: if a member is no transformation.
@@ -164,8 +172,8 @@ class chain(Transformation):
 
     members: tuple[Transformation, ...]
 
-    def __init__(self, *members: Any) -> None:
-        vars(self)["members"] = tuple(as_transformation(member) for member in members)
+    def __init__(self, *args: Any, members: Iterable[Any] = ()) -> None:
+        vars(self)["members"] = tuple(as_transformation(member) for member in (*args, *members))
         _check_order(self._in_order())
 
     def _in_order(self) -> list[Transformation]:

@@ -7,6 +7,9 @@ the run was called with. So it can be looked at without the code of the model, a
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.tree_util import keystr, tree_flatten_with_path
 
+from ._metrics import empty_rows
 from ._sharding import put
 
 VERSION = 1
@@ -29,6 +33,19 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
+def _local(name: str, folder: Any) -> Path:
+    """The absolute path of a local directory. Raises TypeError or ValueError for what is no path, or a URL."""
+    try:
+        path = os.fsdecode(folder)
+    except TypeError:
+        raise TypeError(f"{name} must be the path of a directory, got {folder!r}") from None
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", path):  # also as pathlib writes it, with one slash
+        raise ValueError(
+            f"{name} must be a local directory, got the URL {path!r}: mount it, or copy the directory there"
+        )
+    return Path(path).absolute()
+
+
 class Checkpoints:
     """The checkpoints of one run in a folder, numbered by epochs.
 
@@ -39,9 +56,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Any, keep: int, settings: dict[str, Any]) -> None:
-        self._folder, self._settings = Path(folder).absolute(), settings
+        self._folder, self._settings = _local("fit: checkpoints", folder), settings
         if self._folder.exists() and not self._folder.is_dir():
-            raise NotADirectoryError(f"fit: checkpoints: {self._folder} is no folder")
+            raise NotADirectoryError(f"fit: checkpoints: {self._folder} is not a directory")
         orbax = _orbax()
         options = orbax.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = orbax.CheckpointManager(self._folder, options=options)
@@ -64,23 +81,42 @@ class Checkpoints:
         self._manager.save(epoch, args=content, force=True)
 
     def latest(self, like: Any) -> Any:
-        """The last whole checkpoint as a tree like this one, whose history may have any number of rows; or None.
+        """The last whole checkpoint as a tree like this one, or None.
+
+        Its history may have any number of rows. Metrics and early stopping may be new, or missing in this run.
 
         Raises:
-            ValueError: if it does not fit; the message names the leaf or the argument.
+            ValueError: if it does not fit or cannot be read; the message names the leaf or the argument.
         """
         epoch = self.epoch
         if epoch is None:
             return None
-        arrays, about = _read(self._manager, epoch, self._folder)
+        try:
+            arrays, about = _read(self._manager, epoch, self._folder)
+        except _DamagedError as error:
+            older = _older(self._manager, epoch, self._folder)
+            resumes = f"resume from epoch {older[0]}" if older else "start again"
+            damaged = [step for step in sorted(self._manager.all_steps()) if not older or step > older[0]]
+            delete = " and ".join(str(self._folder / str(step)) for step in damaged)
+            found = f"Older checkpoints that can be read: {older or 'none'}"
+            raise ValueError(f"fit: {error} {found}. To {resumes}, delete {delete}.") from None
         where = f"fit: the checkpoint {self._folder / str(epoch)}"
         written = {"shards": 1} | about["settings"]  # a checkpoint of 0.2's first version has no shards
         for name, value in self._settings.items():
             if written.get(name) != value:
                 raise ValueError(f"{where} was written with {name}={written.get(name)}, not {value}")
-        _check(where, about, _flat(like)[1])
-        leaves = [_as(old, x) for old, x in zip(jax.tree.leaves(like), arrays, strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        _check(where, about, _flat(like)[1], _names_of_states(like._replace(best=(), history={})))
+        saved = {leaf["name"]: x for leaf, x in zip(about["leaves"], arrays, strict=True)}
+        rows = len(saved[".history['epoch']"])
+        no_rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like.history)
+        without = like._replace(history=empty_rows(no_rows, rows))
+        paths, structure = tree_flatten_with_path(without)
+        result = structure.unflatten(
+            [_as(x, saved[name]) if (name := keystr(path)) in saved else x for path, x in paths]
+        )
+        if result.best == () or ".best.epoch" in saved:
+            return result
+        return result._replace(best=result.best._replace(params=jax.tree.map(jnp.copy, result.params)))
 
     def wait(self) -> None:
         """Until what was begun has been written."""
@@ -101,15 +137,22 @@ def restore(folder: Any, epoch: int | None = None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if it cannot be read; the message names older ones that can.
     """
-    folder = Path(folder).absolute()
+    folder = _local("restore: folder", folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"restore: no folder {folder}")
+        raise FileNotFoundError(f"restore: no directory {folder}")
     with _orbax().CheckpointManager(folder) as manager:
         steps = sorted(manager.all_steps())
         if not steps or (epoch is not None and epoch not in steps):
             raise FileNotFoundError(f"restore: no checkpoint {'' if epoch is None else epoch} in {folder}; has {steps}")
-        arrays, about = _read(manager, steps[-1] if epoch is None else epoch, folder)
+        chosen = steps[-1] if epoch is None else epoch
+        try:
+            arrays, about = _read(manager, chosen, folder)
+        except _DamagedError as error:
+            older = _older(manager, chosen, folder)
+            hint = f"; restore(folder, epoch={older[0]}) reads the newest of them" if older else ""
+            raise ValueError(f"restore: {error} Older checkpoints that can be read: {older or 'none'}{hint}.") from None
     tree: dict[str, Any] = {}
     for leaf, array in zip(about["leaves"], arrays, strict=True):
         inner = tree
@@ -157,33 +200,61 @@ def _names_of_states(tree: Any) -> list[str]:
     return own + [name for child in children for name in _names_of_states(child)]
 
 
-def _read(manager: Any, epoch: int, folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
-    args = _orbax().args
+class _DamagedError(Exception):
+    """A checkpoint that cannot be read."""
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What orbax, tensorstore or JSON raise means that the checkpoint is damaged."""
     try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) < 200 else f"{reason[:200]}..."
+        raise _DamagedError(f"the checkpoint {path} is damaged: {type(error).__name__}: {reason}.") from None
+
+
+def _read(manager: Any, epoch: int, folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
+    path, args = folder / str(epoch), _orbax().args
+    if not (path / "about").is_dir():
+        raise ValueError(f"{path} is no checkpoint of paysage_jax: it has no directory about")
+    with _reading(path):
         about = manager.restore(epoch, args=args.Composite(about=args.JsonRestore())).about
         version = about["version"]
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        raise ValueError(f"{folder / str(epoch)} is no checkpoint of paysage_jax: {error}") from None
     if version > VERSION:
-        raise ValueError(f"{folder / str(epoch)}: written by a newer paysage_jax (format {version})")
-    # Into arrays of NumPy, so that it does not matter on which devices they were.
-    leaves = [np.empty(leaf["shape"], jnp.dtype(leaf["dtype"])) for leaf in about["leaves"]]
-    content = {f"{number:06d}": x for number, x in enumerate(leaves) if x.size}
-    content |= manager.restore(epoch, args=args.Composite(leaves=args.StandardRestore(content))).leaves
+        raise ValueError(f"{path}: written by a newer paysage_jax (format {version})")
+    with _reading(path):
+        # Into arrays of NumPy, so that it does not matter on which devices they were.
+        leaves = [np.empty(leaf["shape"], jnp.dtype(leaf["dtype"])) for leaf in about["leaves"]]
+        content = {f"{number:06d}": x for number, x in enumerate(leaves) if x.size}
+        content |= manager.restore(epoch, args=args.Composite(leaves=args.StandardRestore(content))).leaves
     return [content.get(f"{number:06d}", x) for number, x in enumerate(leaves)], about
 
 
-def _check(where: str, saved: dict[str, Any], expected: dict[str, Any]) -> None:
+def _older(manager: Any, epoch: int, folder: Path) -> list[int]:
+    """The checkpoints before `epoch` that can be read, the newest first."""
+    found = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        with contextlib.suppress(Exception):
+            if step < epoch and _read(manager, step, folder):
+                found.append(step)
+    return found
+
+
+def _check(where: str, saved: dict[str, Any], expected: dict[str, Any], states: list[str]) -> None:
+    """Raise ValueError where the leaves or the types of states differ; metrics and early stopping may come and go."""
     old, new = ({leaf["name"]: leaf for leaf in described["leaves"]} for described in (saved, expected))
     for name in old | new:
-        if name not in old:
+        is_state = not name.startswith((".history", ".best"))
+        if name not in old and is_state:
             raise ValueError(f"{where} has no leaf {name}, which this run has")
-        if name not in new:
+        if name not in new and is_state:
             raise ValueError(f"{where} has a leaf {name}, which this run has not")
         rows = int(name.startswith(".history"))
-        for what in ("dtype", "shape"):
+        for what in ("dtype", "shape") if name in old and name in new else ():
             a, b = old[name][what], new[name][what]
             if a[rows:] != b[rows:] if what == "shape" else a != b:
                 raise ValueError(f"{where}: {name} has {what} {a}, in this run {b}")
-    if saved["states"] != expected["states"]:
-        raise ValueError(f"{where} holds the states {saved['states']}, this run's optimizer has {expected['states']}")
+    if (written := saved["states"][: len(states)]) != states:
+        raise ValueError(f"{where} holds the states {written}, this run's optimizer has {states}")

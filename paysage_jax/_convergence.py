@@ -1,4 +1,4 @@
-"""Convergence as part of the optimizer's state, so that a compiled loop can stop by itself."""
+"""How a compiled loop knows that it can stop: convergence, as part of the optimizer's state, and runs that are lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from ._base import LAST, State, Transformation, check_state, find_states
 from ._packing import unpack_all
 from ._pytree import Count, Number, count, function, number
-from ._trees import Params, Updates, as_scalar, is_inexact, moment_dtype, norm, real_dtype
+from ._trees import Params, Updates, all_finite, as_scalar, is_inexact, moment_dtype, norm, real_dtype
+from ._wrappers import SkipNonfiniteState
 
 
 def gradient_magnitude(tree: Any) -> jax.Array:
@@ -122,3 +123,35 @@ def still_converged(optimizer: Transformation, state: State) -> jax.Array:
         for s, t in zip(found, trackers, strict=False)  # a tracker inside another library's chain is not seen
     ]
     return jnp.all(jnp.stack([converged(state), *small]))
+
+
+def is_lost(before: Any, after: Any, statistics: Any) -> jax.Array:
+    """Whether nothing can come of a run any more after an epoch, though its parameters are finite.
+
+    Either its chains are not finite, and so are the statistics that depend on them. Or no parameter moved, because
+    every update was skipped, or because statistics, chains or moments are not finite.
+
+    Args:
+        before, after: the `TrainState` before and after the epoch.
+        statistics: the means over the epoch.
+    """
+
+    moved = [jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)]
+    moved = jnp.any(jnp.array(moved, bool))
+    reported = ~_finite(statistics)
+
+    def look_closer() -> jax.Array:
+        counts = [
+            jax.tree.leaves([s.skipped for s in find_states(state.optimizer_state, SkipNonfiniteState)])
+            for state in (before, after)
+        ]
+        skipped = jnp.any(jnp.array([new > old for old, new in zip(*counts, strict=True)], bool))
+        moments = [x for x in jax.tree.leaves(after.optimizer_state) if x.ndim]
+        chains_lost = ~_finite(after.estimator_state)
+        return (reported & chains_lost) | (~moved & (reported | chains_lost | skipped | ~_finite(moments)))
+
+    return jax.lax.cond(reported | ~moved, look_closer, lambda: jnp.array(False))
+
+
+def _finite(tree: Any) -> jax.Array:
+    return all_finite([x for x in jax.tree.leaves(tree) if is_inexact(x)])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
-from ._data import Batch, as_arrays
+from ._data import Batch, as_arrays, own
 from ._phases import Energy, PhaseStatistics, Weighted, rows, two_phases, value_and_gradient, weighted
 from ._pytree import Number, Pytree, accepted, count, number, static
 from ._trees import Params, check_same_tree
@@ -41,6 +41,14 @@ class Estimator(Pytree):
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
         return iter((self.init, self.estimate))
+
+
+def check_estimator(name: str, estimator: Any) -> None:
+    """Raise TypeError for what is no estimator."""
+    if isinstance(estimator, type) or not (hasattr(estimator, "init") and hasattr(estimator, "estimate")):
+        is_class = isinstance(estimator, type) and issubclass(estimator, Estimator)
+        hint = ": call it" if is_class else "; loss_gradient(loss) makes one of a loss" if callable(estimator) else ""
+        raise TypeError(f"{name} must be an estimator, with init and estimate, got {estimator!r}{hint}")
 
 
 def states_of(complete: Any, params: Params, batch: Batch, key: jax.Array) -> Weighted:
@@ -175,7 +183,8 @@ class persistent_contrastive_divergence(Estimator):
             return
         if self.chains is not None:
             raise ValueError("persistent_contrastive_divergence: give chains, a number, or start, their states")
-        vars(self)["start"] = as_arrays("persistent_contrastive_divergence: start", self.start)
+        # A copy: these may be the chains of a state that a step donates.
+        vars(self)["start"] = own(as_arrays("persistent_contrastive_divergence: start", self.start))
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         v = states_of(self.complete, params, batch, key).v
@@ -187,7 +196,7 @@ class persistent_contrastive_divergence(Estimator):
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((number_of_chains, *jnp.shape(x)[1:]), jnp.float32), v)
         hint = "" if self.complete else " (if these leave units hidden, give complete=)"
         check_same_tree("start", self.start, f"the data{hint}", like)
-        # A copy: a step gives the memory of the chains away.
+        # A copy: a step donates the chains.
         return as_states(self.transition, params, jax.tree.map(jnp.array, self.start), key)
 
     def estimate(
@@ -233,4 +242,11 @@ class loss_gradient(Estimator):
 
     def value(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
         """The loss, which the line searches of optax take at other parameters too."""
-        return self.loss(params, batch, **accepted(self.loss, {"key": key}, positional=2))
+        loss = self.loss(params, batch, **accepted(self.loss, {"key": key}, positional=2))
+        is_number = isinstance(loss, float | np.generic | jax.Array) and jnp.issubdtype(
+            jnp.result_type(loss), np.floating
+        )
+        if not is_number or jnp.shape(loss):
+            got = f"shape {loss.shape} and dtype {loss.dtype}" if isinstance(loss, jax.Array) else repr(loss)
+            raise TypeError(f"loss(params, batch): expected a real scalar, got {got}")
+        return loss

@@ -10,16 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import NamedSharding
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._base import as_transformation
 from ._checkpoints import Checkpoints
 from ._data import arrays_or_loader, batch_size_of, check_leaves, own
-from ._estimators import Estimator
+from ._estimators import Estimator, check_estimator
 from ._interrupts import heard
-from ._loop import drive, progress_bar, read_epoch
+from ._loop import drive, is_traced, progress_bar, read_epoch
 from ._metrics import Metric, check_metrics, empty_rows, rows_before
 from ._metrics import early_stopping as EarlyStopping
 from ._placement import check_not_spread, placement
@@ -65,14 +64,17 @@ def fit(
 ) -> FitResult:
     """Train until epoch number `epochs`, or until the run has converged, stopped improving or become non-finite.
 
+    Non-finite: parameters or chains are NaN or infinite, or an epoch made no update for want of finite numbers.
     The result is the state after the last good epoch, and `result.outcome` says how the run ended. If anything raises
     in mid-run, Ctrl-C or the loader say, the exception carries the epochs done as `exception.result`.
     No argument is modified. Data in memory are one compiled program, which may be mapped by `jax.vmap` over
     hyperparameters and keys; rows of the history that were not reached then have epoch -1 (and NaN where there is one).
-    As in `jax.jit`, functions are traced once: what they read from globals or from an object is what it was then.
+    As in `jax.jit`, functions are traced once, which freezes the values that they read from globals or attributes, and
+    compared by identity: a lambda written in the call compiles anew at every call.
 
     Args:
-        params: a pytree of floating arrays, which may be NumPy's; not used with `resume`.
+        params: a pytree of floating arrays, which may be NumPy's; not used with `resume`. Leaves of integers stay as
+            they are, if `freeze` keeps them out of the optimizer.
         optimizer: an optimizer, ours or another library's; its `update` gets the extra arguments `epoch`, `statistics`
             and `gradient` (for optax `grad`, `value`, `value_fn`). A `track_convergence` in it can end the run.
         estimator: where gradients come from: `persistent_contrastive_divergence`, `loss_gradient`, ...
@@ -94,12 +96,13 @@ def fit(
         early_stopping: stop when a metric has not improved for a while; `result.best` has the best parameters.
         callback: callback(result) after every measurement, on the host; True stops the run.
         progress: show a tqdm bar with the latest metrics (in a terminal).
-        checkpoints: a folder. The same call started again goes on from the last checkpoint there, and ends as if
-            never cut, provided that batches depend on nothing but the epoch.
+        checkpoints: a local directory. Repeating the call resumes from the latest checkpoint and gives the result of an
+            uninterrupted run, provided that batches depend on nothing but the epoch.
         checkpoint_every: epochs between checkpoints; writing one takes about a tenth of a second.
         keep: how many of the last checkpoints are kept.
         resume: the result of an earlier call, to go on from. With the same key, data and options it ends bit for bit
-            as if never cut. A checkpoint goes before it.
+            as if never cut. Metrics and early stopping may be added, whose rows from before then have no values, or
+            removed. A checkpoint goes before it.
 
     Raises:
         TypeError, ValueError: for wrong arguments, naming them.
@@ -116,6 +119,9 @@ def fit(
             check_count(f"fit: {name}", value)
         check_count("fit: keep", keep)
         _check_kinds(key, shuffle, early_stopping, callback, resume)
+        if resume is None:
+            _check_params(params)
+        check_estimator("fit: estimator", estimator)
         optimizer = as_transformation(optimizer)
         check_leaves(optimizer=optimizer, estimator=estimator)
         place = placement(sharding, shards)
@@ -124,7 +130,7 @@ def fit(
         batch_size = None if loader else int(batch_size or 0)
         if loader is None and (batch_size or 0) % place.shards:
             raise ValueError(f"fit: batch_size must be a multiple of the {place.shards} shards, got {batch_size}")
-        if place.sharding and any(isinstance(x, Tracer) for x in jax.tree.leaves((params, data, key, resume))):
+        if place.sharding and is_traced():
             raise ValueError("fit: sharding is for the host: not under jax.jit and jax.vmap")
     epochs, metrics_every, shuffle = int(epochs), int(metrics_every), bool(shuffle)
     settings = dict(batch_size=batch_size, shuffle=shuffle, metrics_every=metrics_every, rows=rows)
@@ -181,8 +187,7 @@ def fit(
 
         run = partial(run_epochs, optimizer, estimator, place, measured, early_stopping, data, run_key)
         run = partial(run, batch_size=batch_size, shuffle=shuffle, every=metrics_every)
-        given = (result, optimizer, estimator, measured, early_stopping, data, key)
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves(given)):
+        if is_traced():
             on_host = dict(callback=callback, progress=progress or None, checkpoints=checkpoints)
             for name, value in (on_host | {"data that is an iterable": loader}).items():
                 if value is not None:
@@ -231,6 +236,20 @@ def _start(place: Any, params: Params, optimizer: Any, estimator: Estimator, fir
 
 
 # --- mistakes ----------------------------------------------------------------------------------------
+
+
+def _check_params(params: Any) -> None:
+    if params is None:
+        raise TypeError("fit: params must be a pytree of arrays, got None; only with resume= they are not used")
+    for path, x in tree_leaves_with_path(params):
+        where = f"fit: params{keystr(path)}"
+        try:
+            dtype = jnp.result_type(x)
+        except TypeError:
+            raise TypeError(f"{where}: expected an array of numbers, got {x!r}") from None
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            hint = "keep it out, for example by graph, params, rest = nnx.split(model, nnx.Param, ...)"
+            raise TypeError(f"{where}: a PRNG key ({dtype}) cannot be trained: {hint}")
 
 
 def _check_kinds(key: Any, shuffle: Any, stopping: Any, callback: Any, resume: Any) -> None:

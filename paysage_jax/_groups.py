@@ -12,7 +12,7 @@ from jax.tree_util import all_leaves, keystr, tree_flatten_with_path, tree_map_w
 
 from ._base import State, Transformation, Wrapper, as_transformation, check_state, next_step, no_step
 from ._packing import pack_all_like, unpack_all
-from ._pytree import Count, Pytree, as_pytree, count, number, static
+from ._pytree import Count, Function, Pytree, as_pytree, count, number, static
 from ._trees import (
     Params,
     Updates,
@@ -77,38 +77,41 @@ class partition(Transformation):
         ValueError: for a leaf without label or with an unknown one, a label without leaves.
     """
 
-    names: tuple[Any, ...] = static()
-    optimizers: tuple[Transformation, ...]
+    optimizers: Mapping[Any, Any]
     labels: Any
 
-    def __init__(self, optimizers: Mapping[Any, Any], labels: Any) -> None:
+    def __post_init__(self) -> None:
+        optimizers, labels = self.optimizers, self.labels
         if not isinstance(optimizers, Mapping) or not optimizers:
             raise TypeError(f"partition: expected a dict label -> optimizer, got {optimizers!r}")
         if callable(labels) and all_leaves([labels]):
-            by_path: Any = as_pytree(labels)
-        else:
-            by_path = _ByPath(tuple(tree_flatten_with_path(labels)[0]))
-        names = tuple(sorted(optimizers))  # the order that the states have in a pytree
-        members = tuple(as_transformation(optimizers[name]) for name in names)
-        vars(self).update(names=names, optimizers=members, labels=by_path)
+            labels = as_pytree(labels)
+        elif not isinstance(labels, Function | _ByPath):  # which `dataclasses.replace` hands on
+            labels = _ByPath(tuple(tree_flatten_with_path(labels)[0]))
+        # In the order that the states have in a pytree.
+        members = {name: as_transformation(optimizers[name]) for name in sorted(optimizers)}
+        vars(self).update(optimizers=members, labels=labels)
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.optimizers.items()), self.labels))
 
     def init(self, params: Params) -> State:
         labels = self._labels_of(params)
-        members = zip(self.names, self.optimizers, strict=True)
+        members = self.optimizers.items()
         return PartitionState({name: member.init(_part(name, labels, params)) for name, member in members})
 
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, State]:
         check_state(self, state, PartitionState)
-        if set(state.states) != set(self.names):
-            raise ValueError(f"partition: expected states of {list(self.names)}, got {list(state.states)}")
+        if set(state.states) != set(self.optimizers):
+            raise ValueError(f"partition: expected states of {list(self.optimizers)}, got {list(state.states)}")
         if params is not None:
             check_same_tree("updates", updates, "params", params)
         labels = self._labels_of(updates)
         extra.pop("value_fn", None)
         new, states = {}, {}
-        for name, member in zip(self.names, self.optimizers, strict=True):
+        for name, member in self.optimizers.items():
             own, own_params = _part(name, labels, updates), _part(name, labels, params)
             cut = {key: _part(name, labels, extra[key]) for key in ("gradient", "grad") if key in extra}
             own, states[name] = member.update(own, state.states[name], own_params, **extra | cut)
@@ -125,9 +128,9 @@ class partition(Transformation):
         else:
             labels = [self.labels(path) for path in paths]
         for label, path in zip(labels, paths, strict=True):
-            if label not in self.names:
-                raise ValueError(f"partition: {path} has the label {label!r}, expected one of {list(self.names)}")
-        if unused := [name for name in self.names if name not in labels]:
+            if label not in self.optimizers:
+                raise ValueError(f"partition: {path} has the label {label!r}, expected one of {list(self.optimizers)}")
+        if unused := [name for name in self.optimizers if name not in labels]:
             raise ValueError(f"partition: no leaf has the label {unused[0]!r}; the leaves are {paths}")
         return labels
 

@@ -93,7 +93,8 @@ class Leafwise(Transformation):
         return new, self.state_type(step=t, learning_rate=rate, **dict(zip(self._moments, moments, strict=True)))
 
     def _rate_at(self, step: jax.Array, extra: dict[str, Any]) -> jax.Array:
-        return as_scalar(self._rate, at_step(getattr(self, self._rate), step, extra))
+        name = f"{type(self).__name__}: {self._rate}"
+        return as_scalar(name, at_step(name, getattr(self, self._rate), step, extra))
 
 
 def update_leaves(

@@ -12,7 +12,7 @@ from jax.scipy.special import logsumexp
 
 from ._annealing import anneal, effective_size, linear_path, log_mean, resample
 from ._base import LAST, State, Transformation, apply_updates, check_state, find_states, next_step
-from ._data import Batch, as_arrays
+from ._data import Batch, as_arrays, own
 from ._estimators import Transition, as_states
 from ._phases import Energy, energies_of, rows
 from ._pytree import Count, Number, Pytree, count, function, number, static
@@ -107,7 +107,7 @@ class track_log_partition(Transformation):
         super().__post_init__()
         if not isinstance(self.key, jax.Array | np.ndarray):
             raise TypeError(f"track_log_partition: key must be a key, jax.random.key(0), got {self.key!r}")
-        vars(self)["chains"] = as_arrays("track_log_partition: chains", self.chains)
+        vars(self)["chains"] = own(as_arrays("track_log_partition: chains", self.chains))
         rows("chains", self.chains)
 
     def init(self, params: Params) -> State:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_context
 
 from ._checkpoints import Checkpoints
 from ._data import Loader, batch_size_of
@@ -20,7 +21,19 @@ from ._placement import Placement
 from ._processes import asked_of_first, of_first
 from ._training import FitResult, Outcome, keys_of
 
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # jax 0.9
+    from jax.core import get_opaque_trace_state  # type: ignore
+
 _SECONDS = 0.1  # what a call of the program should take at least
+
+
+def is_traced() -> bool:
+    """Whether JAX is tracing the caller, under `jit`, `vmap`, `scan` or `grad`, whatever the traced values hide in."""
+    with eval_context():
+        untraced = get_opaque_trace_state()
+    return get_opaque_trace_state() != untraced
 
 
 def drive(

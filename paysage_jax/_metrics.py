@@ -180,8 +180,9 @@ def measure(
     for name, metric in metrics.items():
         value = metric(state.params, key, **accepted(metric, extra, positional=2))
         try:
-            values[name] = jax.tree.map(jnp.asarray, value)
-        except TypeError:
+            # None is an empty tree, but no measurement.
+            values[name] = jnp.asarray(value) if value is None else jax.tree.map(jnp.asarray, value)
+        except (TypeError, ValueError):
             raise TypeError(f"fit: metrics[{name!r}] must return arrays of numbers, got {value!r}") from None
     return values
 
@@ -210,31 +211,33 @@ def check_metrics(metrics: Any, extra: tuple[str, ...]) -> dict[str, Metric]:
 
 
 def empty_rows(shapes: Any, rows: int) -> Any:
-    """Rows not reached: epoch -1, NaN in floating and complex arrays, and the largest or False in others."""
+    """Rows without a measurement: epoch -1, NaN in floating and complex arrays, and the largest or False in others."""
 
-    def empty(path: Any, shape: Any) -> jax.Array:
+    def empty(path: Any, shape: Any) -> np.ndarray:
         if keystr(path) == "['epoch']":
             value: Any = -1
         elif jnp.issubdtype(shape.dtype, jnp.inexact):
             value = 0 if jax.config.jax_debug_nans else np.nan  # type: ignore[attr-defined]
         else:
             value = False if shape.dtype == bool else jnp.iinfo(shape.dtype).max
-        return jnp.full((rows, *shape.shape), value, shape.dtype)
+        return np.full((rows, *shape.shape), value, shape.dtype)
 
     return jax.tree_util.tree_map_with_path(empty, shapes)
 
 
 def rows_before(history: Any, shapes: Any, every: int) -> Any:
-    """The rows of an earlier history that were reached; none without one. Raises ValueError where they do not fit."""
+    """The rows of an earlier history that were reached; none without one. Metrics that are new have no values in them.
+
+    Raises ValueError where they do not fit.
+    """
     if not history:
         return jax.tree.map(lambda x: np.empty((0, *x.shape), x.dtype), shapes)
-    if history.keys() != shapes.keys():
-        raise ValueError(f"fit: expected the metrics {sorted(history)} of resume, got {sorted(shapes)}")
-    for name, rows in history.items():
-        old = [(x.shape[1:], x.dtype) for x in jax.tree.leaves(rows)]
+    for name in history.keys() & shapes.keys():
+        old = [(x.shape[1:], x.dtype) for x in jax.tree.leaves(history[name])]
         new = [(x.shape, x.dtype) for x in jax.tree.leaves(shapes[name])]
-        if old != new or jax.tree.structure(rows) != jax.tree.structure(shapes[name]):
+        if old != new or jax.tree.structure(history[name]) != jax.tree.structure(shapes[name]):
             raise ValueError(f"fit: metric {name} of resume has (shape, dtype) {old}, now it has {new}")
+    history = empty_rows(shapes, len(history["epoch"])) | {name: history[name] for name in history if name in shapes}
     if isinstance(history["epoch"], Tracer):
         return history
     reached = np.asarray(history["epoch"]) >= 0

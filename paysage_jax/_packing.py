@@ -85,7 +85,7 @@ def _pack(tree: Any, layout: Layout) -> Packed:
     def buffer(group: Sequence[int]) -> jax.Array:
         together = [leaves[number] for number in group]
         if len(together) == 1:
-            return together[0]
+            return _own(together[0])
         dtypes = {jnp.result_type(leaf) for leaf in together}
         # Gradients of one dtype's parameters may have several.
         dtype = dtypes.pop() if len(dtypes) == 1 else functools.reduce(np.promote_types, map(moment_dtype, dtypes))
@@ -96,8 +96,13 @@ def _pack(tree: Any, layout: Layout) -> Packed:
     return Packed(tuple(map(buffer, layout.groups)), layout)
 
 
+def _own(leaf: Any) -> Any:
+    """A copy: of NumPy's arrays, which their owner may write to, and of JAX's, for a step donates its buffers."""
+    return leaf if isinstance(leaf, Tracer | jax.ShapeDtypeStruct) else jnp.array(leaf)
+
+
 def pack(tree: Params, largest: int = LARGEST) -> Packed:
-    """The leaves of up to `largest` elements in one buffer for each dtype and sharding, the others as they are.
+    """The leaves of up to `largest` elements in one buffer for each dtype and sharding, copies of the others.
 
     A leaf sharded over devices stays on its own; call it outside `jit`, where shardings are known.
     """
@@ -129,7 +134,7 @@ def _unwrapped(tree: Any, like: Any) -> Any:
 
 
 def unpack(packed: Packed) -> Params:
-    """The tree that was packed; differentiable. Raises ValueError for a buffer that does not fit the layout.
+    """The tree that was packed, as copies; differentiable. Raises ValueError for a buffer that does not fit.
 
     Under jit on CPU XLA compiles a kernel for each leaf: many leaves take long to compile, not to run.
     """
@@ -139,7 +144,7 @@ def unpack(packed: Packed) -> Params:
     leaves: list[Any] = [None] * len(layout.shapes)
     for buffer, group in zip(packed.buffers, layout.groups, strict=True):
         if len(group) == 1:
-            leaves[group[0]] = buffer
+            leaves[group[0]] = _own(buffer)
             continue
         sizes = layout.sizes(group)
         if buffer.shape != (sum(sizes),):

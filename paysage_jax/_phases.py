@@ -42,9 +42,16 @@ class PhaseStatistics(NamedTuple):
 
 
 def value_and_gradient(function: Callable[[Params], jax.Array], params: Params) -> tuple[jax.Array, Params]:
-    """A real function's value, and its gradient as a `Transformation` takes it: of complex parameters ∂/∂x + i ∂/∂y."""
-    value, gradient = jax.value_and_grad(function)(params)
-    return value, jax.tree.map(jnp.conj, gradient)
+    """A real function's value, and its gradient as a `Transformation` takes it: of complex parameters ∂/∂x + i ∂/∂y.
+
+    That of integers is 0: `freeze` keeps them out of the optimizer.
+    """
+    value, gradient = jax.value_and_grad(function, allow_int=True)(params)
+
+    def as_taken(g: Any) -> jax.Array:
+        return jnp.zeros(g.shape, jnp.int8) if g.dtype == jax.dtypes.float0 else jnp.conj(g)
+
+    return value, jax.tree.map(as_taken, gradient)
 
 
 def rows(name: str, v: Batch) -> int:

@@ -7,7 +7,6 @@ import inspect
 from abc import ABCMeta
 from collections.abc import Callable
 from operator import attrgetter
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, cast, dataclass_transform
 
 import jax
@@ -15,9 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.tree_util import GetAttrKey
-
-_FUNCTIONS = (FunctionType, BuiltinFunctionType, type(jax.jit(len)), jax.custom_jvp, jax.custom_vjp)
-_UNCHANGING = (int, float, complex, str, type(None), type, jax.Array, ModuleType, *_FUNCTIONS)
 
 Number = float | jax.Array
 Count = int | jax.Array
@@ -139,7 +135,11 @@ class _Callable:
 def _is_of(value: Any, *kinds: Any) -> bool:
     if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
         return False
-    return any(jnp.issubdtype(jnp.result_type(value), kind) for kind in kinds)
+    try:
+        dtype = jnp.result_type(value)
+    except TypeError:  # NumPy's text, objects and dates
+        return False
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
 def _python(kind: type, value: Any) -> Any:
@@ -223,54 +223,24 @@ def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A callable pytree unchanged; a plain function, a schedule of optax say, as a pytree without leaves."""
+    """A callable pytree unchanged; a plain function, for example a schedule of optax, as a pytree without leaves.
+
+    Functions are compared by identity, as `jax.jit` compares them: a new lambda is another function.
+    """
     is_pytree = not any(callable(leaf) for leaf in jax.tree.leaves(function))
-    return function if is_pytree else _Function(_SameCode(function))
+    return function if is_pytree else Function(function)
 
 
-class _Function(Pytree):
-    """Any number of positional arguments, and the keyword arguments that the function takes."""
+class Function(Pytree):
+    """A plain function: any number of positional arguments, and the keyword arguments that the function takes."""
 
-    same: _SameCode = static()
+    function: Callable[..., Any] = static()
 
     def __call__(self, *args: Any, **extra: Any) -> Any:
-        function = self.same.function
-        return function(*args, **accepted(function, extra, positional=len(args)))
+        return self.function(*args, **accepted(self.function, extra, positional=len(args)))
 
     def __repr__(self) -> str:
-        return repr(self.same.function)
-
-
-class _SameCode:
-    """A function that equals another of the same code that reads the same objects, none of which can change.
-
-    So a lambda written in the call of a jitted function, in a loop say, is traced once.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self._code, self._captured = function, ()
-        if isinstance(function, FunctionType) and CellType() not in (function.__closure__ or ()):
-            cells = [cell.cell_contents for cell in function.__closure__ or ()]
-            read = [function.__globals__.get(name) for name in _names(function.__code__)]
-            defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-            captured = (*cells, *read, *defaults)
-            if all(isinstance(value, _UNCHANGING) for value in captured):
-                self._code, self._captured = function.__code__, (function.__globals__, *captured)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _SameCode) or self._code != other._code:
-            return False
-        return all(a is b for a, b in zip(self._captured, other._captured, strict=True))
-
-    def __hash__(self) -> int:
-        return hash(self._code)
-
-
-def _names(code: CodeType) -> tuple[str, ...]:
-    """The names that code and the functions written in it look up: globals and attributes."""
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return sum(inner, code.co_names)
+        return repr(self.function)
 
 
 def accepted(function: Callable[..., Any], extra: dict[str, Any], positional: int = 0) -> dict[str, Any]:

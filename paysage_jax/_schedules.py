@@ -126,4 +126,4 @@ class warmup(Pytree):
         steps = jnp.asarray(self.steps, step.dtype)
         # min before the addition: the largest step must not wrap.
         risen = (jnp.minimum(step, steps - 1) + 1).astype(float) / steps.astype(float)
-        return at_step(self.schedule, step, extra) * risen
+        return at_step("warmup: schedule", self.schedule, step, extra) * risen

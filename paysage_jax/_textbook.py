@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 
 from ._leafwise import Leafwise
 from ._pytree import Number, Schedule, number, rate, static
-from ._trees import Params, abs_sq, root, sum_of_weights
+from ._trees import Params, abs_sq, divisor, root, sum_of_weights
 
 
 class SgdState(NamedTuple):
@@ -100,7 +99,7 @@ class rmsprop(Leafwise):
     Args:
         learning_rate: a number from 0 on, or a schedule.
         decay: of the mean square v, in [0, 1).
-        eps: a number from 0 on.
+        eps: a nonnegative number. With 0, an element whose gradients were all 0 does not move.
     """
 
     learning_rate: Number | Schedule = rate()
@@ -110,7 +109,7 @@ class rmsprop(Leafwise):
 
     def rule(self, t: Array, g: Array, p: Array | None, v: Array) -> tuple[Array, Array]:
         v = self.decay * v + (1 - self.decay) * abs_sq(g)
-        return -self.learning_rate * g / jnp.sqrt(v + self.eps), v
+        return -self.learning_rate * g / divisor(root(v + self.eps)), v
 
 
 class adam(Leafwise):
@@ -124,9 +123,10 @@ class adam(Leafwise):
         learning_rate: a number from 0 on, or a schedule.
         b1: the decay of m, in [0, 1).
         b2: the decay of v, in [0, 1).
-        eps: a number from 0 on.
+        eps: a nonnegative number. With 0, an element whose gradients were all 0 does not move.
         weight_decay: a number from 0 on; `update` then needs `params`, or raises ValueError. None: no such term.
 
+    >>> import jax.numpy as jnp
     >>> optimizer = adam(0.1)
     >>> state = optimizer.init(jnp.zeros(2))
     >>> updates, state = optimizer.update(jnp.array([3.0, -0.5]), state)
@@ -146,7 +146,7 @@ class adam(Leafwise):
         v = self.b2 * v + (1 - self.b2) * abs_sq(g)
         m_hat = m / sum_of_weights(self.b1, t)
         v_hat = v / sum_of_weights(self.b2, t)
-        direction = m_hat / (root(v_hat) + self.eps)
+        direction = m_hat / divisor(root(v_hat) + self.eps)
         if self.weight_decay is not None:
             if p is None:
                 raise ValueError("adam: weight_decay needs the parameters: update(updates, state, params)")

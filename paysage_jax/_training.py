@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._base import State, apply_updates, as_transformation, find_states
-from ._convergence import ConvergenceState, converged, still_converged
+from ._convergence import ConvergenceState, converged, is_lost, still_converged
 from ._data import Batch, batch_size_of
-from ._estimators import Estimator, EstimatorState
+from ._estimators import Estimator, EstimatorState, check_estimator
 from ._metrics import early_stopping, measure, scalars_of
 from ._placement import Placement
 from ._sharding import lay_out
@@ -22,7 +22,7 @@ from ._trees import Params, all_finite
 
 
 class Outcome(IntEnum):
-    """How a run ended."""
+    """How a run ended; NON_FINITE also where chains are lost, or an epoch made no update for want of finite numbers."""
 
     EPOCHS_EXHAUSTED = 0
     CONVERGED = 1
@@ -107,6 +107,7 @@ def train_step(estimator: Estimator, optimizer: Any) -> Callable[..., tuple[Trai
             `statistics` and `gradient`, and what optax's `reduce_on_plateau` and line searches take: `grad`, and with
             a `loss_gradient` also `value` (the loss) and `value_fn` (the loss of other parameters on the same batch).
     """
+    check_estimator("train_step: estimator", estimator)
     return partial(_jitted_update, estimator, as_transformation(optimizer))
 
 
@@ -139,8 +140,8 @@ def _scalars(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Arr
     return scalars_of(estimator.estimate(state.params, batch, state.estimator_state, key)[2])
 
 
-def end_epoch(result: FitResult, state: TrainState) -> FitResult:
-    """One epoch more, if its parameters are finite; else the run has ended with the epoch before."""
+def end_epoch(result: FitResult, state: TrainState, statistics: Any) -> FitResult:
+    """One epoch more, if its parameters are finite and the run is not lost; else it ends with the epoch before."""
     outcome = result.outcome
     if find_states(state.optimizer_state, ConvergenceState):
         # A moment that has overflowed gives no steps: that is no convergence.
@@ -149,8 +150,8 @@ def end_epoch(result: FitResult, state: TrainState) -> FitResult:
         outcome = jnp.where(small, jnp.int32(Outcome.CONVERGED), outcome)
     ended = result._replace(**state._asdict(), epochs_done=result.epochs_done + 1, outcome=outcome)
     failed = result._replace(outcome=jnp.int32(Outcome.NON_FINITE))
-    finite = all_finite(state.params)
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), ended, failed)
+    good = all_finite(state.params) & ~is_lost(result.state, state, statistics)
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), ended, failed)
 
 
 def outcome_now(result: FitResult, optimizer: Any, stopping: early_stopping | None) -> jax.Array:
@@ -247,7 +248,8 @@ def run_epochs(
         if size > full * batch_size:
             carry = step(carry, full, place.take(data, order[:, full * each :], rest=True))
         state, sums = carry
-        return end_epoch(result, state), jax.tree.map(lambda total: total / size, sums)
+        statistics = jax.tree.map(lambda total: total / size, sums)
+        return end_epoch(result, state, statistics), statistics
 
     def goes_on(result: FitResult, end: Any) -> jax.Array:
         return (result.epochs_done < end) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
@@ -279,8 +281,8 @@ def end_of_epoch(
 ) -> FitResult:
     """After the steps of an epoch on n rows of an iterable. The history is one row, with a meaning if it is due."""
     state, sums = carry
-    result = end_epoch(result._replace(history=()), state)
     statistics = jax.tree.map(lambda total: total / n.astype(total.dtype), sums)
+    result = end_epoch(result._replace(history=()), state, statistics)
 
     def row(result: FitResult) -> Any:
         return take_row(result, key, statistics, metrics, stopping, None)

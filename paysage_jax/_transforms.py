@@ -25,6 +25,7 @@ from ._trees import (
     check_floating,
     check_params,
     check_same_tree,
+    direction,
     is_inexact,
     moment_dtype,
     norm,
@@ -160,8 +161,9 @@ class add_l1_decay(_Stateless):
 class project(_Stateless):
     """Project the parameters after the update: they become projection(params + updates).
 
-    Where the projected q is between p / 2 and 2 p, or 0, `apply_updates` lands on q itself; elsewhere within half a
-    digit of q - p. The updates of parameters below float32 come in float32 for that.
+    Where the projected q is between p / 2 and 2 p, or 0, `apply_updates` lands on q itself; elsewhere within rounding
+    of q - p, which is added: a parameter of 1e9 that is projected to 0.5 becomes 0 first, and 0.5 at the next update.
+    The updates of parameters below float32 are float32, so that they land there as well.
 
     Args:
         projection: params -> params, of the whole tree: `non_negative`, `unit_column_norm`, one of
@@ -198,8 +200,6 @@ def unit_column_norm(params: Params) -> Params:
     def scale(p: Any) -> Any:
         if jnp.ndim(p) != 2 or not is_inexact(p):
             return p
-        wide = _widened(p)
-        norms = jax.vmap(norm, in_axes=1)(wide)[None, :]
-        return (wide / jnp.where(norms > 0, norms, 1).astype(wide.dtype)).astype(jnp.result_type(p))
+        return jax.vmap(direction, in_axes=1, out_axes=1)(_widened(p)).astype(jnp.result_type(p))
 
     return jax.tree.map(scale, params)

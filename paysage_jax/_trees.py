@@ -168,12 +168,29 @@ def norm(x: jax.Array) -> jax.Array:
 
 
 def _scaled_norm(x: jax.Array) -> jax.Array:
-    largest = jnp.max(jnp.abs(x), initial=0)
-    # A power of two, so that x / scale is exact, also where XLA makes it x * (1 / scale); 1 / scale must not underflow.
-    _, exponent = jnp.frexp(jnp.where((largest >= jnp.finfo(x.dtype).tiny) & (largest < np.inf), largest, 1))
-    most = jnp.finfo(x.dtype).maxexp - 2
-    scale = jax.lax.stop_gradient(jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, -most, most)))
+    scale = _scale(x)
     return scale * root(jnp.sum((x / scale) ** 2))
+
+
+def _scale(x: jax.Array) -> jax.Array:
+    """A power of two near the largest element of x, so that x / scale is exact and its squares do not overflow."""
+    largest = jnp.max(jnp.abs(x), initial=0)
+    _, exponent = jnp.frexp(jnp.where((largest >= jnp.finfo(x.dtype).tiny) & (largest < np.inf), largest, 1))
+    most = jnp.finfo(x.dtype).maxexp - 2  # XLA may compute x / scale as x * (1 / scale), which must not underflow
+    return jax.lax.stop_gradient(jnp.ldexp(jnp.ones_like(largest), jnp.clip(exponent, -most, most)))
+
+
+def direction(x: jax.Array) -> jax.Array:
+    """x / ‖x‖, accurate even where ‖x‖ overflows; zeros stay as they are."""
+    parts = jnp.stack([x.real, x.imag]) if jnp.iscomplexobj(x) else x
+    scaled = x / _scale(parts).astype(x.dtype)
+    length = norm(scaled)
+    return jnp.where(length == 0, x, scaled / divisor(length).astype(x.dtype))
+
+
+def divisor(v: jax.Array) -> jax.Array:
+    """v, and 1 where it is 0, so that 0 / v is 0 there."""
+    return jnp.where(v == 0, 1, v)
 
 
 @jax.custom_jvp

@@ -96,7 +96,8 @@ class SkipNonfiniteState(NamedTuple):
 class skip_nonfinite(Wrapper):
     """Wraps an optimizer; skips and counts gradients containing NaN or inf.
 
-    Then the update is zero and the optimizer's state stays as it was, however many such gradients follow.
+    Then the update is zero and the optimizer's state stays as it was, however many such gradients follow. Under `fit`
+    an epoch in which every update was skipped ends the run as `NON_FINITE`.
 
     Args:
         optimizer: an optimizer or transformation.

@@ -267,8 +267,6 @@ MORE = PARAMS | {"c": jnp.ones(1)}
         (dict(params=PARAMS | {"w": jnp.zeros(3, jnp.float16)}), r".params\['w'\] has dtype float32, .* float16"),
         (dict(optimizer=sgd(0.1)), r"has a leaf .optimizer_state.mean\['b'\], which this run has not"),
         (dict(optimizer=classic.adam(0.1)), r"the states \['FitResult', 'AdamState'\].* 'ClassicAdamState'\]"),
-        (dict(metrics={"draw": a_draw}), r"has no leaf .history\['draw'\], which this run has"),
-        (dict(early_stopping=stopping()), r"has no leaf .best.params\['b'\], which this run has"),
         (dict(key=jax.random.key(1)), r"was written with key=key<fry> \[0 0\], not key<fry> \[0 1\]"),
         (dict(key=jax.random.key(0, impl="rbg")), r"was written with key=key<fry> .*, not key<rbg>"),
         (dict(batch_size=4), "was written with batch_size=5, not 4"),
@@ -302,7 +300,7 @@ def test_other_numbers_of_the_optimizer_and_more_epochs_fit(written, tmp_path):
 def test_what_is_no_checkpoint_is_named(tmp_path, written, monkeypatch):
     run = partial(fit, PARAMS, adam(0.1), constant, DATA, **RUN)
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="file is no folder"):
+    with pytest.raises(NotADirectoryError, match="file is not a directory"):
         run(checkpoints=tmp_path / "file")
     with orbax.checkpoint.CheckpointManager(tmp_path / "other") as manager:
         manager.save(3, args=orbax.checkpoint.args.StandardSave({"a": np.ones(3)}))
@@ -310,7 +308,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path, written, monkeypatch):
         with pytest.raises(ValueError, match=r"other/3 is no checkpoint of paysage_jax"):
             read(tmp_path / "other")
     for folder in (tmp_path / "missing", tmp_path / "file"):
-        with pytest.raises(FileNotFoundError, match=f"restore: no folder {folder}"):
+        with pytest.raises(FileNotFoundError, match=f"restore: no directory {folder}"):
             restore(folder)
     with pytest.raises(FileNotFoundError, match=r"restore: no checkpoint 7 in .*; has \[1, 2\]"):
         restore(written, 7)

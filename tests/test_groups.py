@@ -272,7 +272,7 @@ def test_a_new_number_does_not_retrace_and_equal_partitions_hash():
         return optimizer.update(gradient, optimizer.init(PARAMS), PARAMS)[0]
 
     for rate in (0.1, 0.2):
-        optimizer = partition({"weights": adam(rate), "layers": sgd(rate)}, lambda path: path.split("/")[0])
+        optimizer = partition({"weights": adam(rate), "layers": sgd(rate)}, group)
         update(chain(optimizer, scale_leaves({"weights": rate, "layers": 1.0})), PARAMS)
     assert partition({"a": sgd(0.1)}, {"b": "a"}) == partition({"a": sgd(0.1)}, {"b": "a"})
     assert hash(partition({"a": sgd(0.1)}, {"b": "a"})) == hash(partition({"a": sgd(0.1)}, {"b": "a"}))
