@@ -50,8 +50,16 @@ def closed_form(params, v_data, v_model):
 free_energy_gradient = jax.jit(phase_gradient(rbm.free_energy))
 
 
-@with_and_without_jit
-@pytest.mark.parametrize("model_rows", [3, 11])
+@pytest.mark.parametrize(
+    ("jit", "model_rows"),
+    [
+        (jax.jit, 3),
+        (jax.jit, 11),
+        (lambda f: f, 3),
+        pytest.param(lambda f: f, 11, marks=pytest.mark.slow),
+    ],
+    ids=["jit-3", "jit-11", "no jit-3", "no jit-11"],
+)
 def test_gradient_is_the_hand_written_one_of_a_bernoulli_rbm(jit, model_rows):
     v_data, v_model = states(6), states(model_rows, seed=1)
     gradient = jit(phase_gradient(rbm.free_energy))(PARAMS, v_data, v_model)
