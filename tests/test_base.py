@@ -238,11 +238,15 @@ def test_optax_reduce_on_plateau_in_our_chain():
 
 
 # One equation without moments, one with two, and the parameters in both.
-FEW = {name: OPTIMIZERS[name] for name in ("sgd", "adamw", "classic_adam")}
+FEW = ("sgd", "adamw", "classic_adam")
+FEW_FIRST = [
+    pytest.param(optimizer, id=name, marks=[pytest.mark.slow] * (name not in FEW))
+    for name, optimizer in OPTIMIZERS.items()
+]
 
 
 @each_tree
-@each(FEW)
+@pytest.mark.parametrize("optimizer", FEW_FIRST)
 def test_any_tree_is_its_leaves(optimizer, params):
     """Each leaf of any tree is updated as it would be alone."""
     g = jax.tree.map(lambda p: np.cos(np.asarray(p)), params)
