@@ -140,6 +140,7 @@ def test_a_checkpoint_goes_before_a_result_to_resume(tmp_path):
 
 # These take twenty seconds: every life of a killed run begins with the imports and the compilation. More of them, and
 # longer runs: `python -m tests.helpers.kills`.
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number"), [("in memory", 2), ("loader", 1)])
 def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_uncut(kind, number, tmp_path):
     expected = kills.leaves(kills.train(kind, epochs=8))

@@ -50,6 +50,13 @@ def first_estimate(estimator, params, batch, key=KEY):
     return estimator.estimate(params, batch, estimator.init(params, batch, KEY), key)
 
 
+def free_energies(params, v):
+    """-b·v - Σ log(1 + exp(c + v W)) of every row, in float64."""
+    (b, c), W = (layer["loc"] for layer in params["layers"]), params["weights"][0]["matrix"]
+    b, c, W, v = (np.asarray(x, np.float64) for x in (b, c, W, v))
+    return -(v @ b) - np.logaddexp(0, c + v @ W).sum(axis=1)
+
+
 def shift(params, v, key):
     """A transition without chance: in every state the units move on by one."""
     del params, key
@@ -70,7 +77,7 @@ def test_a_pair_unpacks_and_reports_both_phases(estimator):
     gradient, _, statistics = jax.jit(estimate)(PARAMS, batch, init(PARAMS, batch, KEY), KEY)
     assert_trees_close(gradient, closed_form(PARAMS, batch, samples))
     for phase, v in (("data", batch), ("model", samples)):
-        energies = np.asarray(rbm.free_energy(PARAMS, v), np.float64)
+        energies = free_energies(PARAMS, v)
         np.testing.assert_allclose(getattr(statistics, f"{phase}_energy"), energies.mean(), rtol=1e-6)
         assert_trees_close(getattr(statistics, f"{phase}_gradient"), closed_form_of_one_phase(PARAMS, v))
 
@@ -117,7 +124,7 @@ def test_every_transition_has_a_key_of_its_own(estimator):
     assert len({*first, *other}) == 2 * VISIBLE
 
 
-@pytest.mark.parametrize("chains", [None, 2, 6, 14])
+@pytest.mark.parametrize("chains", [None, 2, pytest.param(6, marks=pytest.mark.slow), 14])
 def test_chains_start_from_the_first_batch_and_go_on(chains):
     """Fewer or more of them than the batch has states; batches may differ in size."""
     estimator = persistent_contrastive_divergence(rbm.free_energy, shift, chains=chains)
@@ -142,8 +149,22 @@ def test_states_of_an_estimator_may_be_trees(estimator):
     assert_trees_close(gradient, closed_form_of_complete_states(batch, transition(PARAMS, batch, KEY)))
 
 
-@each_estimator
-@pytest.mark.parametrize("dtype", [np.int32, np.uint8, bool])
+@pytest.mark.parametrize(
+    ("estimator", "dtype"),
+    [
+        (contrastive_divergence, np.int32),
+        (persistent_contrastive_divergence, bool),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (contrastive_divergence, np.uint8),
+                (contrastive_divergence, bool),
+                (persistent_contrastive_divergence, np.int32),
+                (persistent_contrastive_divergence, np.uint8),
+            ]
+        ),
+    ],
+)
 def test_whole_numbers_as_data_and_floats_as_chains(estimator, dtype):
     def energy(params, v):
         return rbm.free_energy(params, v.astype(float))
@@ -228,7 +249,7 @@ COUNTS = np.array([2, 0, 1, 0, 3, 1])
 
 
 @each_estimator
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.int32, marks=pytest.mark.slow)])
 def test_weights_are_repeated_rows(estimator, dtype):
     """In CD a sample has the weight of the row it started from; chains have none."""
     batch, samples = states(6), np.roll(states(6), 1, axis=1)
@@ -239,7 +260,7 @@ def test_weights_are_repeated_rows(estimator, dtype):
     )
     assert_trees_close(gradient, expected)
     for phase, v in (("data", np.repeat(batch, COUNTS, axis=0)), ("model", repeated)):
-        energies = np.asarray(rbm.free_energy(PARAMS, v), np.float64)
+        energies = free_energies(PARAMS, v)
         np.testing.assert_allclose(getattr(statistics, f"{phase}_energy"), energies.mean(), rtol=1e-6)
 
 
@@ -422,7 +443,7 @@ def test_where_data_leave_units_hidden_the_error_names_complete(options):
 
 
 @each_estimator
-@pytest.mark.parametrize("counts", [None, COUNTS])
+@pytest.mark.parametrize("counts", [pytest.param(None, marks=pytest.mark.slow), COUNTS])
 def test_the_penalty_is_that_of_both_phases_squares(estimator, counts):
     """Of the energy E = -v·b: alpha (mean of E² in the data + in the model), whose gradient is alpha mean(-2 E v)."""
     b, alpha, batch = np.array([0.5, -1.0, 2.0, 0.3], np.float32), 0.7, states(6)
@@ -445,7 +466,7 @@ def test_the_penalty_is_that_of_both_phases_squares(estimator, counts):
 def test_the_penalty_is_in_the_history_if_there_is_one():
     estimator = contrastive_divergence(rbm.free_energy, shift, energy_penalty=0.1)
     result = fit(PARAMS, sgd(0.1), estimator, states(6), batch_size=6, epochs=1, key=KEY)
-    energies = (rbm.free_energy(PARAMS, v).astype(float) for v in (states(6), np.roll(states(6), 1, axis=1)))
+    energies = (free_energies(PARAMS, v) for v in (states(6), np.roll(states(6), 1, axis=1)))
     penalty = sum(0.1 * np.mean(np.square(e)) for e in energies)
     np.testing.assert_allclose(result.history["energy_penalty"], [penalty], rtol=1e-5)
     _, _, statistics = first_estimate(contrastive_divergence(rbm.free_energy, shift), PARAMS, states(6))
@@ -455,8 +476,15 @@ def test_the_penalty_is_in_the_history_if_there_is_one():
 # --- states that do not fit --------------------------------------------------------------------------
 
 
-@each_estimator
-@pytest.mark.parametrize("dtype", [np.int32, bool])
+@pytest.mark.parametrize(
+    ("estimator", "dtype"),
+    [
+        (contrastive_divergence, np.int32),
+        (persistent_contrastive_divergence, bool),
+        pytest.param(contrastive_divergence, bool, marks=pytest.mark.slow),
+        pytest.param(persistent_contrastive_divergence, np.int32, marks=pytest.mark.slow),
+    ],
+)
 def test_data_in_between_are_no_whole_numbers(estimator, dtype):
     """A transition to whole numbers would round the data before the first of them."""
 

@@ -158,9 +158,8 @@ def test_a_metric_written_in_the_call_sees_the_values_of_now():
 def test_fit_compiles_once(kind):
     """Another learning rate, tolerance, patience, seed, parameters and data of the same shape: no other compilation."""
     first = train(*kind(IMAGES))
-    other = jax.tree.map(lambda p: p + 1, MACHINE)
+    other, key = jax.tree.map(lambda p: p + 1, MACHINE), jax.random.key(1)
     with compilations() as programs:
-        key = jax.random.key(1)
         second = train(*kind(1 - IMAGES), params=other, key=key, learning_rate=0.2, tolerance=1e-8)
         train(*kind(IMAGES), epochs=5)
         assert not programs
