@@ -17,7 +17,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ._base import as_transformation
 from ._checkpoints import Checkpoints
 from ._data import arrays_or_loader, batch_size_of, check_leaves, own
-from ._estimators import Estimator
+from ._estimators import Estimator, entry_of
 from ._loop import drive, progress_bar, read_epoch
 from ._metrics import Metric, check_metrics, empty_rows, rows_before
 from ._metrics import early_stopping as EarlyStopping
@@ -118,7 +118,8 @@ def fit(
         optimizer = as_transformation(optimizer)
         check_leaves(optimizer=optimizer, estimator=estimator)
         place = placement(sharding, shards)
-        data, loader, rows = arrays_or_loader(data, batch_size, jnp.array if sharding is None else np.array)
+        entry = entry_of(estimator, resume.params if resume else params)
+        data, loader, rows = arrays_or_loader(data, batch_size, jnp.array if sharding is None else np.array, entry)
         measured = check_metrics({} if metrics is None else metrics, ("state",) if loader else ("state", "data"))
         batch_size = None if loader else int(batch_size or 0)
         if loader is None and (batch_size or 0) % place.shards:

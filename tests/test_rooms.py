@@ -76,8 +76,8 @@ def test_a_room_imports_only_from_the_ground_upward(room):
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_no_room_is_larger_than_300_lines(room):
-    assert len((PACKAGE / f"{room}.py").read_text().splitlines()) <= 300
+def test_no_room_is_larger_than_350_lines(room):
+    assert len((PACKAGE / f"{room}.py").read_text().splitlines()) <= 350
 
 
 def test_what_is_public_is_listed():
