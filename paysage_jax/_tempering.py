@@ -11,7 +11,7 @@ import numpy as np
 
 from ._data import Batch, Weighted
 from ._estimators import EstimatorState, persistent_contrastive_divergence, states_of
-from ._phases import Energy, two_phases
+from ._phases import Energy, hints, two_phases
 from ._trees import Params
 
 
@@ -84,9 +84,10 @@ class parallel_tempering(persistent_contrastive_divergence):
             return ladders, rates + rate / self.steps
 
         no_rates = jnp.zeros(len(self.betas) - 1)
-        ladders, rates = jax.lax.fori_loop(0, self.steps, step, (estimator_state, no_rates))
-        samples = Weighted(jax.tree.map(lambda x: x[:, -1], ladders), None)
-        gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
+        with hints(data.v, self.integer_states, complete=self.complete is not None):
+            ladders, rates = jax.lax.fori_loop(0, self.steps, step, (estimator_state, no_rates))
+            samples = Weighted(jax.tree.map(lambda x: x[:, -1], ladders), None)
+            gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
         return gradient, ladders, TemperedStatistics(*statistics, rates, jnp.min(rates))
 
 
