@@ -118,11 +118,12 @@ class Entry(NamedTuple):
     """How an estimator wants its data.
 
     dtype: the floating dtype that integers and bools become; None: they stay as they are. missing: whether NaN stands
-    for a missing value, which the estimator fills in.
+    for a missing value, which the estimator fills in. finite: whether other numbers that are not finite are refused.
     """
 
     dtype: Any = None
     missing: bool = False
+    finite: bool = False
 
 
 _AS_IT_IS = Entry()
@@ -132,8 +133,8 @@ def as_floats(tree: Any, dtype: Any) -> Any:
     """The tree with integers and bools converted to `dtype`; None: as it is. The rest stays as it is."""
 
     def convert(x: Any) -> Any:
-        whole = jnp.issubdtype(jnp.result_type(x), np.integer) or jnp.issubdtype(jnp.result_type(x), np.bool_)
-        return x.astype(dtype) if whole else x
+        whole = any(jnp.issubdtype(jnp.result_type(x), kind) for kind in (np.integer, np.bool_))
+        return x.astype(dtype) if whole and hasattr(x, "astype") else x
 
     return tree if dtype is None else jax.tree.map(convert, tree)
 
@@ -147,7 +148,7 @@ def check_finite(name: str, tree: Any, missing: bool = False) -> None:
         missing: whether NaN is allowed.
     """
     for path, x in tree_flatten_with_path(tree)[0]:
-        if not _has_values(x) or (isinstance(x, jax.Array) and bool(_is_finite(x, missing=missing))):
+        if not _has_values(x) or (_is_remote(x) and bool(_is_finite([x], missing=missing))):
             continue
         if found := _first_not_finite(np.asarray(x), missing):
             (row, *column), value = found
@@ -162,9 +163,17 @@ def _has_values(x: Any) -> bool:
     return known and jnp.ndim(x) > 0 and jnp.issubdtype(jnp.result_type(x), np.inexact)
 
 
+def _is_remote(x: Any) -> bool:
+    """Whether the host would have to wait for it, or to copy it."""
+    return isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.sharding.device_set)
+
+
 def _first_not_finite(x: np.ndarray, missing: bool) -> tuple[tuple[int, ...], Any] | None:
     """The index of the first such number, and the number; None: all are finite."""
-    each = max(1, 2**20 // max(1, x[:1].size))  # rows at a time: a block and its bools stay in the cache
+    with np.errstate(all="ignore"):
+        if np.isfinite(x.sum()):  # one fast pass; a sum that overflows says nothing
+            return None
+    each = max(1, 2**20 // max(1, x[:1].size))  # rows at a time, so that the bools stay few
     for start in range(0, len(x), each):
         block = x[start : start + each]
         if not (finite := np.isfinite(block) | (np.isnan(block) if missing else False)).all():
@@ -174,9 +183,8 @@ def _first_not_finite(x: np.ndarray, missing: bool) -> tuple[tuple[int, ...], An
 
 
 @partial(jax.jit, static_argnames="missing")
-def _is_finite(tree: Any, missing: bool) -> jax.Array:
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, np.inexact)]
-    return all_finite([jnp.where(jnp.isnan(x), 0, x) for x in leaves] if missing else leaves)
+def _is_finite(arrays: list[Any], missing: bool) -> jax.Array:
+    return all_finite([jnp.where(jnp.isnan(x), 0, x) for x in arrays] if missing else arrays)
 
 
 def check_weights(name: str, weights: Any, size: int) -> None:
@@ -229,13 +237,29 @@ def arrays_or_loader(
         if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= rows:
             raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size!r}")
         data = _relative(data)
-        check_finite("fit: data", data, entry.missing)
+        if entry.finite:
+            check_finite("fit: data", data, entry.missing)
         return as_arrays("fit: data", as_floats(data, entry.dtype), own), None, rows
     loader = Loader(data, own, entry)
     if batch_size is not None:
         hint = f"; {NESTED}" if isinstance(data, list) else ""
         raise ValueError(f"fit: batch_size does not go with an iterable, whose items are the batches{hint}")
     return None, loader, None
+
+
+def blame(data: Batch, loader: Loader | None, result: Any) -> None:
+    """After a run that became non-finite: raise ValueError, with the result, if there are such numbers in the data."""
+    try:
+        if loader is None:
+            check_finite("fit: data", data)
+        elif loader.suspect:
+            raise loader.suspect
+    except ValueError as error:
+        error.result = result  # type: ignore
+        error.add_note(
+            f"fit: epoch {int(result.epochs_done)} became non-finite. `result` of this exception is the rest"
+        )
+        raise
 
 
 def _as_it_is(x: Any) -> Any:
@@ -265,6 +289,7 @@ class Loader:
             raise TypeError(f"fit: data must be arrays with a leading axis or an iterable of batches, got {kind}")
         self._data, self._own, self._entry = data, own, entry
         self._opened: dict[int, Iterator[Batch]] = {}
+        self.suspect: ValueError | None = None  # of the first number that is not finite, where these are not refused
 
     def first(self, epoch: int) -> Batch:
         """The first batch of an epoch; it is not drawn again when the epoch is read."""
@@ -291,10 +316,10 @@ class Loader:
             # A batch that is on a device already may still have to be computed: its turn comes some steps later.
             waiting.extend(on_device)
             if len(waiting) > _STEPS_LATER:
-                self._settle(*waiting.popleft())
+                self._check(*waiting.popleft())
             yield batch
         for checked in waiting:
-            self._settle(*checked)
+            self._check(*checked)
         if number == 0:
             raise ValueError(f"fit: data yielded no batch in epoch {epoch}")
 
@@ -305,19 +330,27 @@ class Loader:
         if not in_memory(batch) and not (isinstance(batch, list) and all(map(in_memory, batch))):
             hint = f"; {NESTED}" if isinstance(batch, list | int | float | np.number) else ""
             raise TypeError(f"fit: data: expected batches of arrays, got a {type(batch).__name__}{hint}")
-        batch, missing = as_arrays("fit: batch", batch, _as_it_is), self._entry.missing
+        batch = as_arrays("fit: batch", batch, _as_it_is)
         size = batch_size_of("batch", batch)
-        on_host = jax.tree.map(lambda x: None if isinstance(x, jax.Array) else x, batch)
-        check_finite(where, on_host, missing)
-        if isinstance(on_host, Weighted) and on_host.weights is not None:
-            check_weights(f"{where}.weights", on_host.weights, size)
-        on_device = jax.tree.map(lambda x: x if _has_values(x) and isinstance(x, jax.Array) else None, batch)
-        later = [(where, on_device, _is_finite(on_device, missing=missing))] if jax.tree.leaves(on_device) else []
-        return as_arrays("fit: batch", as_floats(batch, self._entry.dtype), self._own), later
+        numbers = [x for x in jax.tree.leaves(batch) if _has_values(x)]
+        if any(map(_is_remote, numbers)):
+            later = [(where, batch, _is_finite(numbers, missing=self._entry.missing))]
+        else:
+            later = []
+            self._check(where, batch)
+            if isinstance(batch, Weighted) and batch.weights is not None:
+                check_weights(f"{where}.weights", batch.weights, size)
+        batch = as_floats(batch, self._entry.dtype)
+        return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else self._own(x), batch), later
 
-    def _settle(self, where: str, batch: Batch, finite: jax.Array) -> None:
-        if not finite:
-            check_finite(where, batch, self._entry.missing)
+    def _check(self, where: str, batch: Batch, finite: Any = False) -> None:
+        try:
+            if not finite:
+                check_finite(where, batch, self._entry.missing)
+        except ValueError as error:
+            if self._entry.finite:
+                raise
+            self.suspect = self.suspect or error
 
 
 def _call(function: Callable[..., Any], epoch: int) -> Any:

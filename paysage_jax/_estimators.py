@@ -46,13 +46,13 @@ class Estimator(Pytree):
 def entry_of(estimator: Any, params: Params) -> Entry:
     """How data enter: for two phases integers and bools as floats, unless states are integers; others as they are.
 
-    Labels and indices are integers too, so an ordinary loss gets them unchanged. NaN is allowed where `complete` fills
+    An ordinary loss may use integers as labels and NaN as a mask. In two phases NaN is allowed where `complete` fills
     it in.
     """
     if not isinstance(estimator, contrastive_divergence | persistent_contrastive_divergence):
         return Entry()
     dtype = None if estimator.integer_states else floating_dtype(params)
-    return Entry(dtype, missing=estimator.complete is not None)
+    return Entry(dtype, missing=estimator.complete is not None, finite=True)
 
 
 def states_of(
@@ -235,8 +235,8 @@ class LossStatistics(NamedTuple):
 class loss_gradient(Estimator):
     """The gradient of an ordinary loss: no model term. Statistics: LossStatistics.
 
-    The loss gets the batch as it is, integers too, which may be labels or indices. Of a `Weighted` batch the mean of
-    weight times loss, jnp.mean(batch.weights * losses), is unbiased for every batch size.
+    The loss gets the batch as it is: integers may be labels or indices, NaN may be masked. Of a `Weighted` batch the
+    mean of weight times loss, jnp.mean(batch.weights * losses), is unbiased for every batch size.
 
     Args:
         loss: loss(params, batch) -> scalar, or loss(params, batch, key=key).

@@ -16,7 +16,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._base import as_transformation
 from ._checkpoints import Checkpoints
-from ._data import arrays_or_loader, batch_size_of, check_leaves, own
+from ._data import arrays_or_loader, batch_size_of, blame, check_leaves, own
 from ._estimators import Estimator, entry_of
 from ._loop import drive, progress_bar, read_epoch
 from ._metrics import Metric, check_metrics, empty_rows, rows_before
@@ -27,6 +27,7 @@ from ._pytree import check_count
 from ._sharding import is_spread
 from ._training import (
     FitResult,
+    Outcome,
     end_of_epoch,
     first_row,
     no_sums,
@@ -72,12 +73,15 @@ def fit(
 
     Args:
         params: a pytree of floating arrays, which may be NumPy's; not used with `resume`.
-        optimizer: an optimizer, ours or another library's; its `update` gets the extra arguments `epoch`, `statistics`
-            and `gradient` (for optax `grad`, `value`, `value_fn`). A `track_convergence` in it can end the run.
+        optimizer: an optimizer, ours or another library's; its `update` gets the extra arguments `epoch`, `statistics`,
+            `gradient` and `rows` of the batch (for optax `grad`, `value`, `value_fn`). A `track_convergence` in it can
+            end the run.
         estimator: where gradients come from: `persistent_contrastive_divergence`, `loss_gradient`, ...
         data: an array, or a dict or tuple of arrays, with one leading axis, cut into batches (the last may be
             smaller). Or batches that can be read anew every epoch: a list, a loader, or a function `data(epoch)` or
-            `data()` that returns an iterable. A step compiles once for each size of batch.
+            `data()` that returns an iterable. A step compiles once for each size of batch. Estimators of two phases
+            convert integers and bools to the floating dtype of the parameters; other estimators get them as they are.
+            `Weighted` data in memory get weights with mean 1.
         epochs: the number of the last epoch, those done before `resume` included.
         key: a PRNG key, of `jax.random.key`.
         batch_size: rows of data in memory for each step.
@@ -101,7 +105,8 @@ def fit(
             as if never cut. A checkpoint goes before it.
 
     Raises:
-        TypeError, ValueError: for wrong arguments, naming them.
+        TypeError, ValueError: for wrong arguments, naming them; for NaN and infinities in data, naming row and column
+            (in data of a `loss_gradient`, which may mask them, only once the run has become non-finite).
 
     >>> from paysage_jax import Outcome, loss_gradient, sgd
     >>> data = jnp.array([1.0, 3.0, 1.0, 3.0])
@@ -201,7 +206,10 @@ def fit(
         bar = None
         if progress and jax.process_index() == 0:
             bar = on_exit.enter_context(progress_bar(epochs, int(result.epochs_done)))
-        return drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
+        result = drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
+        if int(result.outcome) == Outcome.NON_FINITE:
+            blame(data, loader, result)
+        return result
 
 
 # --- how a run starts --------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from paysage_jax import (
     Outcome,
     TrainState,
     Weighted,
+    _data,
     contrastive_divergence,
     fit,
     loss_gradient,
@@ -194,18 +195,41 @@ HOLES = {
 }
 
 
+@loss_gradient
+def total(params, batch):
+    return jnp.sum(params["b"]) * sum(jnp.sum(x.astype(float)) for x in jax.tree.leaves(batch))
+
+
 @pytest.mark.parametrize(("data", "message"), HOLES.values(), ids=HOLES.keys())
 @pytest.mark.parametrize("kind", ["two phases", "loss"])
 def test_a_number_that_is_not_finite_is_named(kind, data, message):
-    estimator = cd if kind == "two phases" else loss_gradient(lambda p, x: jnp.sum(p["b"] ** 2))
+    estimator = cd if kind == "two phases" else total
     if isinstance(data, list) and kind == "two phases" and isinstance(data[0], dict):
         estimator = contrastive_divergence(lambda p, v: energy(p, v["x"]), lambda p, v, key: v)
     with pytest.raises(ValueError, match=message):
         run(estimator, data)
 
 
+def test_a_loss_may_mask_them():
+    masked = loss_gradient(lambda params, x: jnp.nanmean(x) * jnp.sum(params["b"]))
+    for data in (spoiled(np.nan), [spoiled(np.nan)]):
+        assert int(run(masked, data).outcome) == Outcome.EPOCHS_EXHAUSTED
+
+
+def test_the_result_of_a_loss_that_did_not_comes_with_the_error():
+    with pytest.raises(ValueError, match="got nan in row 7") as caught:
+        run(total, [FLOATS, spoiled(np.nan)])
+    assert int(caught.value.result.outcome) == Outcome.NON_FINITE
+    chex.assert_trees_all_equal(caught.value.result.params, PARAMS)
+
+
+@pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("place", [np.array, jnp.array])
-def test_one_in_a_later_epoch_leaves_the_epochs_done(place):
+def test_one_in_a_later_epoch_leaves_the_epochs_done(place, remote, monkeypatch):
+    """Also where the host must not wait for a batch, as on a GPU, and asks some steps later."""
+    if remote:
+        monkeypatch.setattr(_data, "_is_remote", lambda x: isinstance(x, jax.Array))
+
     def data(epoch):
         return [place(FLOATS)] * 9 + [place(spoiled(np.nan) if epoch == 2 else FLOATS)] * 9
 
