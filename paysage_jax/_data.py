@@ -247,21 +247,6 @@ def arrays_or_loader(
     return None, loader, None
 
 
-def blame(data: Batch, loader: Loader | None, result: Any) -> None:
-    """After a run that became non-finite: raise ValueError, with the result, if there are such numbers in the data."""
-    try:
-        if loader is None:
-            check_finite("fit: data", data)
-        elif loader.suspect:
-            raise loader.suspect
-    except ValueError as error:
-        error.result = result  # type: ignore
-        error.add_note(
-            f"fit: epoch {int(result.epochs_done)} became non-finite. `result` of this exception is the rest"
-        )
-        raise
-
-
 def _as_it_is(x: Any) -> Any:
     return x
 
@@ -289,7 +274,6 @@ class Loader:
             raise TypeError(f"fit: data must be arrays with a leading axis or an iterable of batches, got {kind}")
         self._data, self._own, self._entry = data, own, entry
         self._opened: dict[int, Iterator[Batch]] = {}
-        self.suspect: ValueError | None = None  # of the first number that is not finite, where these are not refused
 
     def first(self, epoch: int) -> Batch:
         """The first batch of an epoch; it is not drawn again when the epoch is read."""
@@ -316,10 +300,10 @@ class Loader:
             # A batch that is on a device already may still have to be computed: its turn comes some steps later.
             waiting.extend(on_device)
             if len(waiting) > _STEPS_LATER:
-                self._check(*waiting.popleft())
+                self._settle(*waiting.popleft())
             yield batch
         for checked in waiting:
-            self._check(*checked)
+            self._settle(*checked)
         if number == 0:
             raise ValueError(f"fit: data yielded no batch in epoch {epoch}")
 
@@ -332,25 +316,21 @@ class Loader:
             raise TypeError(f"fit: data: expected batches of arrays, got a {type(batch).__name__}{hint}")
         batch = as_arrays("fit: batch", batch, _as_it_is)
         size = batch_size_of("batch", batch)
-        numbers = [x for x in jax.tree.leaves(batch) if _has_values(x)]
-        if any(map(_is_remote, numbers)):
-            later = [(where, batch, _is_finite(numbers, missing=self._entry.missing))]
-        else:
-            later = []
-            self._check(where, batch)
-            if isinstance(batch, Weighted) and batch.weights is not None:
-                check_weights(f"{where}.weights", batch.weights, size)
+        later = []
+        if self._entry.finite:
+            numbers = [x for x in jax.tree.leaves(batch) if _has_values(x)]
+            if any(map(_is_remote, numbers)):
+                later = [(where, batch, _is_finite(numbers, missing=self._entry.missing))]
+            else:
+                check_finite(where, batch, self._entry.missing)
+        if isinstance(batch, Weighted) and batch.weights is not None and not _is_remote(batch.weights):
+            check_weights(f"{where}.weights", batch.weights, size)
         batch = as_floats(batch, self._entry.dtype)
         return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else self._own(x), batch), later
 
-    def _check(self, where: str, batch: Batch, finite: Any = False) -> None:
-        try:
-            if not finite:
-                check_finite(where, batch, self._entry.missing)
-        except ValueError as error:
-            if self._entry.finite:
-                raise
-            self.suspect = self.suspect or error
+    def _settle(self, where: str, batch: Batch, finite: jax.Array) -> None:
+        if not finite:
+            check_finite(where, batch, self._entry.missing)
 
 
 def _call(function: Callable[..., Any], epoch: int) -> Any:

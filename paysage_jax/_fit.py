@@ -16,7 +16,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from ._base import as_transformation
 from ._checkpoints import Checkpoints
-from ._data import arrays_or_loader, batch_size_of, blame, check_leaves, own
+from ._data import arrays_or_loader, batch_size_of, check_leaves, own
 from ._estimators import Estimator, entry_of
 from ._loop import drive, progress_bar, read_epoch
 from ._metrics import Metric, check_metrics, empty_rows, rows_before
@@ -27,7 +27,6 @@ from ._pytree import check_count
 from ._sharding import is_spread
 from ._training import (
     FitResult,
-    Outcome,
     end_of_epoch,
     first_row,
     no_sums,
@@ -105,8 +104,8 @@ def fit(
             as if never cut. A checkpoint goes before it.
 
     Raises:
-        TypeError, ValueError: for wrong arguments, naming them; for NaN and infinities in data, naming row and column
-            (in data of a `loss_gradient`, which may mask them, only once the run has become non-finite).
+        TypeError, ValueError: for wrong arguments, naming them; for NaN and infinities in data of two phases, naming
+            row and column. (A `loss_gradient` gets them, because it may mask them.)
 
     >>> from paysage_jax import Outcome, loss_gradient, sgd
     >>> data = jnp.array([1.0, 3.0, 1.0, 3.0])
@@ -206,10 +205,7 @@ def fit(
         bar = None
         if progress and jax.process_index() == 0:
             bar = on_exit.enter_context(progress_bar(epochs, int(result.epochs_done)))
-        result = drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
-        if int(result.outcome) == Outcome.NON_FINITE:
-            blame(data, loader, result)
-        return result
+        return drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
 
 
 # --- how a run starts --------------------------------------------------------------------------------
