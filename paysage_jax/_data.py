@@ -133,8 +133,10 @@ def as_floats(tree: Any, dtype: Any) -> Any:
     """The tree with integers and bools converted to `dtype`; None: as it is. The rest stays as it is."""
 
     def convert(x: Any) -> Any:
-        whole = any(jnp.issubdtype(jnp.result_type(x), kind) for kind in (np.integer, np.bool_))
-        return x.astype(dtype) if whole and hasattr(x, "astype") else x
+        if _is_inexact(x) or not hasattr(x, "astype"):
+            return x
+        whole = any(jnp.issubdtype(x.dtype, kind) for kind in (np.integer, np.bool_))
+        return x.astype(dtype) if whole else x
 
     return tree if dtype is None else jax.tree.map(convert, tree)
 
@@ -157,15 +159,21 @@ def check_finite(name: str, tree: Any, missing: bool = False) -> None:
             raise ValueError(f"{name}{keystr(path)}: expected finite numbers, got {value} in {at}{fill}")
 
 
+def _is_inexact(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)  # the letter is found faster than the kind, which half precision needs
+    return dtype is not None and (dtype.kind in "fc" or jnp.issubdtype(dtype, np.inexact))
+
+
 def _has_values(x: Any) -> bool:
     """Whether these are floating numbers, known to this process."""
-    known = not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
-    return known and jnp.ndim(x) > 0 and jnp.issubdtype(jnp.result_type(x), np.inexact)
+    if isinstance(x, Tracer) or not _is_inexact(x) or x.ndim == 0:
+        return False
+    return not isinstance(x, jax.Array) or x.is_fully_addressable
 
 
 def _is_remote(x: Any) -> bool:
     """Whether the host would have to wait for it, or to copy it."""
-    return isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.sharding.device_set)
+    return isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices())
 
 
 def _first_not_finite(x: np.ndarray, missing: bool) -> tuple[tuple[int, ...], Any] | None:
@@ -314,7 +322,9 @@ class Loader:
         if not in_memory(batch) and not (isinstance(batch, list) and all(map(in_memory, batch))):
             hint = f"; {NESTED}" if isinstance(batch, list | int | float | np.number) else ""
             raise TypeError(f"fit: data: expected batches of arrays, got a {type(batch).__name__}{hint}")
-        batch = as_arrays("fit: batch", batch, _as_it_is)
+        usual = isinstance(batch, jax.Array) or (type(batch) is np.ndarray and batch.dtype == np.float32)
+        if not usual:  # such a batch needs no look at its leaves, which takes longer than some steps
+            batch = as_arrays("fit: batch", batch, _as_it_is)
         size = batch_size_of("batch", batch)
         later = []
         if self._entry.finite:
