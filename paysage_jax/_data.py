@@ -144,10 +144,7 @@ def as_floats(tree: Any, dtype: Any) -> Any:
 def check_finite(name: str, tree: Any, missing: bool = False) -> None:
     """Raise ValueError for a number that is not finite, naming leaf, row and column, where the values are known.
 
-    Args:
-        name: of the tree.
-        tree: NumPy or JAX arrays.
-        missing: whether NaN is allowed.
+    `missing`: whether NaN is allowed.
     """
     for path, x in tree_flatten_with_path(tree)[0]:
         if not _has_values(x) or (_is_remote(x) and bool(_is_finite([x], missing=missing))):
@@ -326,13 +323,12 @@ class Loader:
         if not usual:  # such a batch needs no look at its leaves, which takes longer than some steps
             batch = as_arrays("fit: batch", batch, _as_it_is)
         size = batch_size_of("batch", batch)
-        later = []
-        if self._entry.finite:
-            numbers = [x for x in jax.tree.leaves(batch) if _has_values(x)]
-            if any(map(_is_remote, numbers)):
-                later = [(where, batch, _is_finite(numbers, missing=self._entry.missing))]
-            else:
-                check_finite(where, batch, self._entry.missing)
+        later, missing = [], self._entry.missing
+        numbers = [x for x in jax.tree.leaves(batch) if _has_values(x)] if self._entry.finite else []
+        if any(map(_is_remote, numbers)):
+            later = [(where, batch, _is_finite(numbers, missing=missing))]
+        elif numbers:
+            check_finite(where, batch, missing)
         if isinstance(batch, Weighted) and batch.weights is not None and not _is_remote(batch.weights):
             check_weights(f"{where}.weights", batch.weights, size)
         batch = as_floats(batch, self._entry.dtype)

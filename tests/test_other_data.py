@@ -217,7 +217,7 @@ def test_one_in_a_later_epoch_leaves_the_epochs_done(place, remote, monkeypatch)
         monkeypatch.setattr(_data, "_is_remote", lambda x: isinstance(x, jax.Array))
 
     def data(epoch):
-        return [place(FLOATS)] * 9 + [place(spoiled(np.nan) if epoch == 2 else FLOATS)] * 9
+        return [place(FLOATS)] * 9 + [place(spoiled(np.nan) if epoch == 2 else FLOATS)]
 
     with pytest.raises(ValueError, match=r"fit: batch 9 of epoch 2: .*got nan in row 7, column 2") as caught:
         fit(PARAMS, sgd(0.1), cd, data, epochs=4, key=KEY)
