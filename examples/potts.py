@@ -64,10 +64,10 @@ def gibbs(params, v, key, chosen=None):
 
 
 def pseudo_likelihood(params, batch):
-    """Minus the weighted mean of Σ_i log p(v_i | all other sites)."""
+    """Minus the mean of weight × Σ_i log p(v_i | all other sites); `fit` makes the mean of all weights 1."""
     log_p = jax.nn.log_softmax(inputs(params, batch.v), axis=-1)
     each = jnp.take_along_axis(log_p, batch.v[:, :, None], axis=2).sum(axis=(1, 2))
-    return -jnp.sum(batch.weights * each) / jnp.sum(batch.weights)
+    return -jnp.mean(batch.weights * each)
 
 
 @jax.jit
@@ -126,7 +126,7 @@ def main(argv=None):
     print(f"{len(v)} sequences of {SITES} sites, worth {weights.sum():.0f} independent ones; {count} contacts")
     estimators = {
         "pseudo-likelihood": pj.loss_gradient(pseudo_likelihood),
-        "PCD": pj.persistent_contrastive_divergence(energy, gibbs, chains=500),
+        "PCD": pj.persistent_contrastive_divergence(energy, gibbs, chains=500, integer_states=True),
     }
 
     figure = Figure(figsize=(17, 4.4), layout="constrained")

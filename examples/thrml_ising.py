@@ -74,7 +74,7 @@ def train(lattice, data, epochs, key):
     return pj.fit(
         {"fields": jnp.zeros(len(lattice.nodes)), "couplings": jnp.zeros(len(lattice.pairs))},
         pj.sgd(pj.per_epoch(pj.power_law_decay(0.3, 0.3))),
-        pj.persistent_contrastive_divergence(lattice.energy, lattice.sample, chains=CHAINS),
+        pj.persistent_contrastive_divergence(lattice.energy, lattice.sample, chains=CHAINS, integer_states=True),
         data,
         epochs=epochs,
         batch_size=250,

@@ -17,6 +17,7 @@ from ._base import Transformation, apply_updates, chain
 from ._centering import Join, center
 from ._checkpoints import restore
 from ._convergence import ConvergenceState, converged, gradient_magnitude, track_convergence
+from ._data import Weighted
 from ._estimators import (
     Estimator,
     LossStatistics,
@@ -30,7 +31,7 @@ from ._leafwise import Leafwise
 from ._likelihood import LogPartitionState, TrackedEstimate, log_likelihood, log_partition, track_log_partition
 from ._metrics import Best, early_stopping, free_energy_gap, pseudo_log_likelihood, reconstruction_error
 from ._packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
-from ._phases import PhaseStatistics, Weighted, phase_gradient
+from ._phases import PhaseStatistics, phase_gradient
 from ._pytree import Number, Pytree, Schedule, count, number, rate, static
 from ._schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
 from ._sharding import shard_state

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
-from ._data import Batch, as_arrays, own
-from ._phases import Energy, PhaseStatistics, Weighted, rows, two_phases, value_and_gradient, weighted
+from ._data import Batch, Entry, Weighted, as_arrays, as_floats, check_finite, own
+from ._phases import Energy, PhaseStatistics, hints, rows, two_phases, value_and_gradient, weighted
 from ._pytree import Number, Pytree, accepted, count, number, static
-from ._trees import Params, check_same_tree
+from ._trees import Params, check_same_tree, floating_dtype
 
 Transition = Callable[[Params, Any, jax.Array], Any]
 EstimatorState = Any
@@ -51,12 +51,28 @@ def check_estimator(name: str, estimator: Any) -> None:
         raise TypeError(f"{name} must be an estimator, with init and estimate, got {estimator!r}{hint}")
 
 
-def states_of(complete: Any, params: Params, batch: Batch, key: jax.Array) -> Weighted:
+def entry_of(estimator: Any, params: Params) -> Entry:
+    """How data enter: for two phases integers and bools as floats, unless states are integers; others as they are.
+
+    An ordinary loss may use integers as labels and NaN as a mask. In two phases NaN is allowed where `complete` fills
+    it in.
+    """
+    if not isinstance(estimator, contrastive_divergence | persistent_contrastive_divergence):
+        return Entry()
+    dtype = None if estimator.integer_states else floating_dtype(params)
+    return Entry(dtype, missing=estimator.complete is not None, finite=True)
+
+
+def states_of(
+    estimator: contrastive_divergence | persistent_contrastive_divergence, params: Params, batch: Batch, key: jax.Array
+) -> Weighted:
     """The states of the data, which are not differentiated, and their weights."""
-    data = weighted(batch)
-    if complete is None:
+    data, entry = weighted(batch), entry_of(estimator, params)
+    check_finite("batch", data.v, entry.missing)
+    data = data._replace(v=as_floats(data.v, entry.dtype))
+    if estimator.complete is None:
         return data
-    states = complete(params, data.v, jax.random.fold_in(key, _COMPLETING))
+    states = estimator.complete(params, data.v, jax.random.fold_in(key, _COMPLETING))
     return data._replace(v=jax.lax.stop_gradient(states))
 
 
@@ -66,31 +82,29 @@ def run_chains(transition: Transition, steps: int, params: Params, v: Batch, key
     return jax.lax.fori_loop(0, steps, lambda i, v: transition(params, v, jax.random.fold_in(key, i)), v)
 
 
-_IF_HIDDEN = "If the data leave units of the transition's states hidden, give the estimator complete=."
-
-
-def as_states(transition: Transition, params: Params, v: Batch, key: jax.Array, note: str = _IF_HIDDEN) -> Batch:
+def as_states(transition: Transition, params: Params, v: Batch, key: jax.Array, note: str = "") -> Batch:
     """v in the dtypes that the transition returns, as a loop needs it: data may be integers where states are floats.
 
     What the transition raises gets the note. Raises TypeError for data that are no such states: floats where states are
-    whole numbers.
+    integers.
     """
     try:
         states = jax.eval_shape(transition, params, v, key)
         check_same_tree("transition(params, v, key)", states, "v", v)
     except Exception as error:
-        error.add_note(note)
+        if note:
+            error.add_note(note)
         raise
+    return tree_map_with_path(_cast, v, states)
 
-    def cast(path: Any, x: Any, like: Any) -> jax.Array:
-        dtype = jnp.result_type(x)
-        if dtype != like.dtype and not np.can_cast(dtype, like.dtype, "same_kind"):
-            raise TypeError(
-                f"v{keystr(path)}: {dtype} loses its values as {like.dtype}, which transition(params, v, key) returns"
-            )
-        return jnp.asarray(x, like.dtype)
 
-    return tree_map_with_path(cast, v, states)
+def _cast(path: Any, x: Any, like: Any) -> jax.Array:
+    dtype = jnp.result_type(x)
+    if dtype != like.dtype and not np.can_cast(dtype, like.dtype, "same_kind"):
+        raise TypeError(
+            f"v{keystr(path)}: {dtype} loses its values as {like.dtype}, which transition(params, v, key) returns"
+        )
+    return jnp.asarray(x, like.dtype)
 
 
 class contrastive_divergence(Estimator):
@@ -98,14 +112,16 @@ class contrastive_divergence(Estimator):
 
         mean E(data) - mean E(samples) + energy_penalty (mean E(data)² + mean E(samples)²)
 
-    The means of a `Weighted` batch are weighted; a sample has the weight of the row that it started from.
+    The means of a `Weighted` batch are weighted; a sample has the weight of the row it started from.
 
     Args:
         energy: energy(params, v) -> (batch,).
         transition: transition(params, v, key) -> v.
         steps: a whole number from 1 on.
         complete: complete(params, v, key) -> states, if the data leave units hidden; samples start from these states.
-        energy_penalty: a number from 0 on, which keeps the energies small (Du & Mordatch, 2019).
+        energy_penalty: a nonnegative number, which keeps the energies small (Du & Mordatch, 2019).
+        integer_states: whether states are counts or categories, of an integer or bool dtype, and data stay as they are.
+            Otherwise integers and bools become floats, of the dtype of the parameters.
 
     Raises:
         TypeError, ValueError: for energies, states or weights that do not fit, when traced.
@@ -124,17 +140,19 @@ class contrastive_divergence(Estimator):
     steps: int = count(default=1, static=True)
     complete: Transition | None = static(default=None)
     energy_penalty: Number | None = number(default=None)
+    integer_states: bool = static(default=False)
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
-        weighted(batch)
+        check_finite("batch", weighted(batch).v, missing=self.complete is not None)
         return ()
 
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, PhaseStatistics]:
-        data = states_of(self.complete, params, batch, key)
-        samples = data._replace(v=run_chains(self.transition, self.steps, params, data.v, key))
-        gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
+        data = states_of(self, params, batch, key)
+        with hints(data.v, self.integer_states, complete=self.complete is not None):
+            samples = data._replace(v=run_chains(self.transition, self.steps, params, data.v, key))
+            gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
         return gradient, estimator_state, statistics
 
 
@@ -144,8 +162,8 @@ class persistent_contrastive_divergence(Estimator):
         mean E(data) - mean E(chains) + energy_penalty (mean E(data)² + mean E(chains)²)
 
     They start from the first batch: from its first `chains` states, repeated if there are fewer; or from `start`. The
-    estimator's state is the chains. The data's mean of a `Weighted` batch is weighted, that of the chains is not.
-    Statistics: PhaseStatistics.
+    estimator's state is the chains. In a `Weighted` batch each chain has the mean weight of the batch. Statistics:
+    PhaseStatistics.
 
     Args:
         energy: energy(params, v) -> (batch,).
@@ -154,7 +172,9 @@ class persistent_contrastive_divergence(Estimator):
         chains: their number; None takes as many as the batch has states.
         start: the states they start from, in the place of data; their number is that of the chains.
         complete: complete(params, v, key) -> states, if the data leave units hidden; chains start from these states.
-        energy_penalty: a number from 0 on, which keeps the energies small (Du & Mordatch, 2019).
+        energy_penalty: a nonnegative number, which keeps the energies small (Du & Mordatch, 2019).
+        integer_states: whether states are counts or categories, of an integer or bool dtype, and data stay as they are.
+            Otherwise integers and bools become floats, of the dtype of the parameters.
 
     Raises:
         TypeError, ValueError: for energies, states or weights that do not fit, when traced.
@@ -176,6 +196,7 @@ class persistent_contrastive_divergence(Estimator):
     start: Batch | None = None
     complete: Transition | None = static(default=None)
     energy_penalty: Number | None = number(default=None)
+    integer_states: bool = static(default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,24 +208,27 @@ class persistent_contrastive_divergence(Estimator):
         vars(self)["start"] = own(as_arrays("persistent_contrastive_divergence: start", self.start))
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
-        v = states_of(self.complete, params, batch, key).v
+        v = states_of(self, params, batch, key).v
         size = rows("batch", v)
         if self.start is None:
             chosen = jnp.arange(self.chains or size) % size
-            return as_states(self.transition, params, jax.tree.map(lambda x: jnp.asarray(x)[chosen], v), key)
+            with hints(v, self.integer_states, complete=self.complete is not None):
+                return as_states(self.transition, params, jax.tree.map(lambda x: jnp.asarray(x)[chosen], v), key)
         number_of_chains = rows("start", self.start)
+        start = as_floats(self.start, entry_of(self, params).dtype)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((number_of_chains, *jnp.shape(x)[1:]), jnp.float32), v)
         hint = "" if self.complete else " (if these leave units hidden, give complete=)"
         check_same_tree("start", self.start, f"the data{hint}", like)
         # A copy: a step donates the chains.
-        return as_states(self.transition, params, jax.tree.map(jnp.array, self.start), key)
+        return as_states(self.transition, params, jax.tree.map(jnp.array, start), key)
 
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, PhaseStatistics]:
-        data = states_of(self.complete, params, batch, key)
-        chains = run_chains(self.transition, self.steps, params, estimator_state, key)
-        gradient, statistics = two_phases(self.energy, params, data, Weighted(chains, None), self.energy_penalty)
+        data = states_of(self, params, batch, key)
+        with hints(data.v, self.integer_states, complete=self.complete is not None):
+            chains = run_chains(self.transition, self.steps, params, estimator_state, key)
+            gradient, statistics = two_phases(self.energy, params, data, Weighted(chains, None), self.energy_penalty)
         return gradient, chains, statistics
 
 
@@ -219,6 +243,9 @@ class LossStatistics(NamedTuple):
 
 class loss_gradient(Estimator):
     """The gradient of an ordinary loss: no model term. Statistics: LossStatistics.
+
+    The loss gets the batch as it is: integers may be labels or indices, NaN may be masked. Of a `Weighted` batch the
+    mean of weight times loss, jnp.mean(batch.weights * losses), is unbiased for every batch size.
 
     Args:
         loss: loss(params, batch) -> scalar, or loss(params, batch, key=key).

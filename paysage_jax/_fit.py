@@ -16,7 +16,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ._base import as_transformation
 from ._checkpoints import Checkpoints
 from ._data import arrays_or_loader, batch_size_of, check_leaves, own
-from ._estimators import Estimator, check_estimator
+from ._estimators import Estimator, check_estimator, entry_of
 from ._interrupts import heard
 from ._loop import drive, is_traced, progress_bar, read_epoch
 from ._metrics import Metric, check_metrics, empty_rows, rows_before
@@ -75,12 +75,15 @@ def fit(
     Args:
         params: a pytree of floating arrays, which may be NumPy's; not used with `resume`. Leaves of integers stay as
             they are, if `freeze` keeps them out of the optimizer.
-        optimizer: an optimizer, ours or another library's; its `update` gets the extra arguments `epoch`, `statistics`
-            and `gradient` (for optax `grad`, `value`, `value_fn`). A `track_convergence` in it can end the run.
+        optimizer: an optimizer, ours or another library's; its `update` gets the extra arguments `epoch`, `statistics`,
+            `gradient` and `rows` of the batch (for optax `grad`, `value`, `value_fn`). A `track_convergence` in it can
+            end the run.
         estimator: where gradients come from: `persistent_contrastive_divergence`, `loss_gradient`, ...
         data: an array, or a dict or tuple of arrays, with one leading axis, cut into batches (the last may be
             smaller). Or batches that can be read anew every epoch: a list, a loader, or a function `data(epoch)` or
-            `data()` that returns an iterable. A step compiles once for each size of batch.
+            `data()` that returns an iterable. A step compiles once for each size of batch. Estimators of two phases
+            convert integers and bools to the floating dtype of the parameters; other estimators get them as they are.
+            `Weighted` data in memory get weights with mean 1.
         epochs: the number of the last epoch, those done before `resume` included.
         key: a PRNG key, of `jax.random.key`.
         batch_size: rows of data in memory for each step.
@@ -105,7 +108,8 @@ def fit(
             removed. A checkpoint goes before it.
 
     Raises:
-        TypeError, ValueError: for wrong arguments, naming them.
+        TypeError, ValueError: for wrong arguments, naming them; for NaN and infinities in data of two phases, naming
+            row and column. (A `loss_gradient` gets them, because it may mask them.)
 
     >>> from paysage_jax import Outcome, loss_gradient, sgd
     >>> data = jnp.array([1.0, 3.0, 1.0, 3.0])
@@ -125,7 +129,8 @@ def fit(
         optimizer = as_transformation(optimizer)
         check_leaves(optimizer=optimizer, estimator=estimator)
         place = placement(sharding, shards)
-        data, loader, rows = arrays_or_loader(data, batch_size, jnp.array if sharding is None else np.array)
+        entry = entry_of(estimator, resume.params if resume else params)
+        data, loader, rows = arrays_or_loader(data, batch_size, jnp.array if sharding is None else np.array, entry)
         measured = check_metrics({} if metrics is None else metrics, ("state",) if loader else ("state", "data"))
         batch_size = None if loader else int(batch_size or 0)
         if loader is None and (batch_size or 0) % place.shards:

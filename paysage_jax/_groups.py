@@ -191,17 +191,22 @@ class scale_leaves(Transformation):
 
 
 class AccumulateState(NamedTuple):
-    """inner: the wrapped optimizer's state; waiting: the number of gradients (int32) in total, their sum."""
+    """inner: the wrapped optimizer's state; waiting: the number of gradients (int32) in total, the sum of nᵢ gᵢ; rows:
+    the sum of nᵢ (float32)."""
 
     inner: State
     waiting: jax.Array
     total: Updates
+    rows: jax.Array
 
 
 class accumulate(Wrapper):
     """Wraps an optimizer; it makes one step on the mean of every `steps` gradients, in the dtype that they have.
 
-        u = optimizer((g₁ + ... + gₖ) / k) at every k-th call, zeros in between
+        u = optimizer((n₁ g₁ + ... + nₖ gₖ) / (n₁ + ... + nₖ)) at every k-th call, zeros in between
+
+    nᵢ is the number of rows of batch i, which `fit` and `train_step` pass as the extra argument `rows`, so that the
+    step is that of one large batch also where batches differ in size. Without it all nᵢ are 1.
 
     In between the optimizer's state stays as it is, so its schedules and its `step` count the steps made. The sum is
     in at least float32 and goes on from one epoch to the next. The extra arguments that count are those of the k-th
@@ -216,23 +221,27 @@ class accumulate(Wrapper):
     steps: Count = count()
 
     def init(self, params: Params) -> State:
-        return AccumulateState(self.optimizer.init(params), jnp.zeros((), jnp.int32), zeros_like_moments(params))
+        inner, total = self.optimizer.init(params), zeros_like_moments(params)
+        return AccumulateState(inner, jnp.zeros((), jnp.int32), total, jnp.zeros((), jnp.float32))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, *, rows: Any = None, **extra: Any
     ) -> tuple[Updates, State]:
         check_state(self, state, AccumulateState)
         check_same_tree("updates", updates, "the state", state.total)
+        n = jnp.asarray(1 if rows is None else rows, jnp.float32)
         now = AccumulateState(
             state.inner,
             next_step(state.waiting),
-            jax.tree.map(lambda total, g: total + jnp.asarray(g, total.dtype), state.total, updates),
+            jax.tree.map(lambda x, g: x + n.astype(x.dtype) * jnp.asarray(g, x.dtype), state.total, updates),
+            state.rows + n,
         )
 
         def step(s: AccumulateState) -> tuple[Updates, AccumulateState]:
-            means = jax.tree.map(lambda x: x / s.waiting.astype(x.dtype), s.total)
+            means = jax.tree.map(lambda x: x / s.rows.astype(x.dtype), s.total)
             mean = jax.tree.map(lambda x, g: x.astype(jnp.result_type(g)), means, updates)
-            new, inner = self.optimizer.update(mean, s.inner, params, **extra)
-            return new, AccumulateState(inner, jnp.zeros_like(s.waiting), jax.tree.map(jnp.zeros_like, s.total))
+            of_all = {} if rows is None else {"rows": s.rows}
+            new, inner = self.optimizer.update(mean, s.inner, params, **extra, **of_all)
+            return new, AccumulateState(inner, *jax.tree.map(jnp.zeros_like, (s.waiting, s.total, s.rows)))
 
         return jax.lax.cond(now.waiting >= jnp.asarray(self.steps, jnp.int32), step, partial(no_step, step), now)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import eval_context
 
 from ._checkpoints import Checkpoints
-from ._data import Loader, batch_size_of
+from ._data import Loader, weight_of
 from ._interrupts import postponed
 from ._metrics import History, latest
 from ._placement import Placement
@@ -108,12 +108,12 @@ def read_epoch(
     epoch = int(result.epochs_done)
     step_key = keys_of(key, epoch)[1]
     carry = jax.tree.map(jnp.copy, (result.state, zeros))  # the steps donate it, and the result stays as it is
-    size = 0
+    size: Any = 0
     # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
     for i, batch in enumerate(place.batches(loader.epoch(epoch))):
-        size += batch_size_of("batch", batch)
+        size += weight_of(batch)
         carry = step(carry, batch, step_key, np.int32(i), result.epochs_done)
-    return end(result, carry, np.int32(size))
+    return end(result, carry, size if isinstance(size, jax.Array) else np.int32(size))
 
 
 def _wait(x: jax.Array) -> None:

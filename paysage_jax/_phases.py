@@ -7,28 +7,19 @@ complete states; v is a pytree of arrays with one leading batch axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
-from ._data import Batch, batch_size_of
-from ._trees import Params
+from ._data import Batch, Weighted, as_floats, batch_size_of, check_finite, check_weights
+from ._trees import Params, floating_dtype, moment_dtype
 
 Energy = Callable[[Params, Any], jax.Array]
-
-
-class Weighted(NamedTuple):
-    """Data whose rows have weights, as the sequences of a protein family have; `fit` and loaders take it as it is.
-
-    v: the rows. weights: (rows,) numbers from 0 on; if those of a batch are all 0, its gradient is NaN.
-    """
-
-    v: Batch
-    weights: Any
 
 
 class PhaseStatistics(NamedTuple):
@@ -39,6 +30,36 @@ class PhaseStatistics(NamedTuple):
     data_gradient: Params
     model_gradient: Params
     energy_penalty: jax.Array | None = None
+
+
+@contextmanager
+def hints(v: Batch, integer_states: bool, complete: bool = True) -> Iterator[None]:
+    """Adds to an error what to do about states that energy or transition do not take, if v or the error shows it."""
+    try:
+        yield
+    except Exception as error:
+        for hint in _hints(str(error), v, integer_states, complete):
+            error.add_note(hint)
+        raise
+
+
+def _hints(error: str, v: Batch, integer_states: bool, complete: bool) -> Iterator[str]:
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(v)]
+    if not integer_states and re.search(r"integer|accept dtype float|loses its values", error):
+        yield "Integers and bools of data become floats; for counts or categories give integer_states=True."
+    if isinstance(v, list | tuple) and len(v) == 1:
+        yield f"The data are a {type(v).__name__} of one array: give the array alone."
+    elif isinstance(v, list | tuple):
+        yield f"The data are a {type(v).__name__} of arrays of shapes {shapes}: of rows and labels give the rows alone."
+    elif jax.tree_util.all_leaves([v]) and len(shapes[0]) > 2:
+        yield f"A row has the shape {shapes[0][1:]}: if a state is a vector, give data.reshape(len(data), -1)."
+    elif not complete and _OTHER_STATES.search(error):
+        yield "If the data leave units of the transition's states hidden, give the estimator complete=."
+
+
+_OTHER_STATES = re.compile(
+    r"^transition.*(: missing;|: unexpected;|expected the tree)|string indexing|Tracer has no attribute|to unpack"
+)
 
 
 def value_and_gradient(function: Callable[[Params], jax.Array], params: Params) -> tuple[jax.Array, Params]:
@@ -69,13 +90,8 @@ def weighted(batch: Batch) -> Weighted:
     """
     if not isinstance(batch, Weighted):
         return Weighted(batch, None)
-    weights = batch.weights
-    if weights is not None and jnp.shape(weights) != (size := rows("v", batch.v),):
-        raise ValueError(f"weights: expected shape ({size},) as in v_data, got {jnp.shape(weights)}")
-    if weights is not None and not isinstance(weights, Tracer):
-        known = np.asarray(weights)
-        if not (np.all(known >= 0) and np.any(known)):
-            raise ValueError(f"weights: expected numbers from 0 on, not all 0, got {known}")
+    if batch.weights is not None:
+        check_weights("weights", batch.weights, rows("v", batch.v))
     return batch
 
 
@@ -91,23 +107,33 @@ def energies_of(energy: Energy, params: Params, name: str, v: Batch) -> jax.Arra
 
 
 def _mean(x: jax.Array, weights: Any) -> jax.Array:
+    """1/n Σ wᵢ xᵢ, for weights relative to their mean over the data; one weight may stand for all."""
     if weights is None:
         return jnp.mean(x)
-    weights = jnp.asarray(weights, x.dtype)
-    return jnp.sum(weights * x) / jnp.sum(weights)
+    wide = moment_dtype(x.dtype)
+    return jnp.mean(jnp.asarray(weights, wide) * x.astype(wide)).astype(x.dtype)
 
 
 def two_phases(
     energy: Energy, params: Params, data: Weighted, model: Weighted, penalty: Any = None
 ) -> tuple[Params, PhaseStatistics]:
-    """The gradient, with each phase's mean weighted by its weights, and what it is made of."""
+    """The gradient, with each phase's mean weighted by its weights, and what it is made of.
+
+    Samples without weights, chains for example, have the mean weight of the data: so a batch of zero weight is no step,
+    and what is added to all energies has no gradient.
+    """
+    if data.weights is not None and model.weights is None:
+        model = model._replace(weights=jnp.mean(jnp.asarray(data.weights, float)))
     phases = {"v_data": data, "v_model": jax.lax.stop_gradient(model)}
 
+    def energies(params: Params, name: str) -> jax.Array:
+        return energies_of(energy, params, name, phases[name].v)
+
     def mean_energy(params: Params, name: str) -> jax.Array:
-        return _mean(energies_of(energy, params, name, phases[name].v), phases[name].weights)
+        return _mean(energies(params, name), phases[name].weights)
 
     def squares(params: Params) -> jax.Array:
-        means = [_mean(energies_of(energy, params, name, x.v) ** 2, x.weights) for name, x in phases.items()]
+        means = [_mean(energies(params, name) ** 2, x.weights) for name, x in phases.items()]
         return jnp.asarray(penalty, means[0].dtype) * sum(means)
 
     data_energy, data_gradient = value_and_gradient(lambda p: mean_energy(p, "v_data"), params)
@@ -120,20 +146,32 @@ def two_phases(
     return jax.tree.map(jnp.add, gradient, penalty_gradient), statistics._replace(energy_penalty=value)
 
 
-def phase_gradient(energy: Energy) -> Callable[..., Params]:
+def phase_gradient(energy: Energy, integer_states: bool = False) -> Callable[..., Params]:
     """A function that computes the gradient from data and samples; the samples are not differentiated.
 
         gradient(params, v_data, v_model, weights=None) = ∂/∂params (mean energy(v_data) - mean energy(v_model))
 
     Args:
-        energy: energy(params, v) -> (batch,). `weights` (n_data,) make the mean over the data a weighted one.
+        energy: energy(params, v) -> (batch,). `weights` (n_data,) make the mean over the data a weighted one,
+            Σ wᵢ E(vᵢ) / Σ wᵢ.
+        integer_states: whether states are counts or categories, and stay as they are; otherwise integers and bools
+            become floats, of the dtype of the parameters.
 
     Raises:
-        TypeError, ValueError: for energies of another shape or dtype, for no states, for weights below 0.
+        TypeError, ValueError: for energies of another shape or dtype, for no states, for weights below 0, and where
+            values are known for NaN and infinities.
     """
 
     def gradient(params: Params, v_data: Batch, v_model: Batch, weights: Any = None) -> Params:
-        data = Weighted(v_data, weights)
-        return two_phases(energy, params, weighted(data), Weighted(v_model, None))[0]
+        v_data, v_model = as_floats((v_data, v_model), None if integer_states else floating_dtype(params))
+        check_finite("v_data", v_data)
+        data = weighted(Weighted(v_data, weights))
+        if weights is not None:
+            total = jnp.mean(weights := jnp.asarray(weights, float))
+            if not isinstance(total, Tracer) and total == 0:
+                raise ValueError("weights: expected some positive weight, all are 0")
+            data = data._replace(weights=weights / total)
+        with hints(v_data, integer_states):
+            return two_phases(energy, params, data, Weighted(v_model, None))[0]
 
     return gradient

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._data import Batch
+from ._data import Batch, Weighted
 from ._estimators import EstimatorState, persistent_contrastive_divergence, states_of
-from ._phases import Energy, Weighted, two_phases
+from ._phases import Energy, hints, two_phases
 from ._trees import Params
 
 
@@ -40,7 +40,8 @@ class parallel_tempering(persistent_contrastive_divergence):
     put a temperature between. The estimator's state has leaves (chains, temperatures, ...).
 
     Args:
-        energy, transition, steps, chains, start, complete, energy_penalty: as in `persistent_contrastive_divergence`.
+        energy, transition, steps, chains, start, complete, energy_penalty, integer_states: as in
+            `persistent_contrastive_divergence`.
         betas: inverse temperatures, increasing from 0 on, the last of them 1.
 
     Raises:
@@ -70,7 +71,7 @@ class parallel_tempering(persistent_contrastive_divergence):
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, Any]:
-        data = states_of(self.complete, params, batch, key)
+        data = states_of(self, params, batch, key)
         betas = jnp.stack([jnp.asarray(beta, float) for beta in self.betas])
         tempered = jax.vmap(lambda beta: jax.tree.map(lambda p: beta.astype(p.dtype) * p, params))(betas)
         transition = jax.vmap(self.transition, in_axes=(0, 1, 0), out_axes=1)
@@ -83,9 +84,10 @@ class parallel_tempering(persistent_contrastive_divergence):
             return ladders, rates + rate / self.steps
 
         no_rates = jnp.zeros(len(self.betas) - 1)
-        ladders, rates = jax.lax.fori_loop(0, self.steps, step, (estimator_state, no_rates))
-        samples = Weighted(jax.tree.map(lambda x: x[:, -1], ladders), None)
-        gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
+        with hints(data.v, self.integer_states, complete=self.complete is not None):
+            ladders, rates = jax.lax.fori_loop(0, self.steps, step, (estimator_state, no_rates))
+            samples = Weighted(jax.tree.map(lambda x: x[:, -1], ladders), None)
+            gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
         return gradient, ladders, TemperedStatistics(*statistics, rates, jnp.min(rates))
 
 

@@ -84,12 +84,13 @@ def _what_is_known(
 ) -> dict[str, Any]:
     """The extra arguments of an optimizer; for optax `value`, `value_fn` and `grad`, which is that of `jax.grad`."""
     known = {"statistics": statistics, "gradient": gradient, "grad": jax.tree.map(jnp.conj, gradient)}
+    known["rows"] = batch_size_of("batch", batch)
     scalars = scalars_of(statistics)
     if "loss" in scalars:
         known["value"] = scalars["loss"]
     if value := getattr(estimator, "value", None):
         # A line search hands on by name what it was given, and refuses what the function does not take.
-        known["value_fn"] = lambda p, statistics=None, gradient=None, epoch=None: value(p, batch, key)
+        known["value_fn"] = lambda p, statistics=None, gradient=None, epoch=None, rows=None: value(p, batch, key)
     return known
 
 
@@ -103,9 +104,10 @@ def train_step(estimator: Estimator, optimizer: Any) -> Callable[..., tuple[Trai
 
     Args:
         estimator: where the gradient comes from.
-        optimizer: an optimizer, ours or another library's. It gets as keyword arguments `extra` (`epoch=`, say),
-            `statistics` and `gradient`, and what optax's `reduce_on_plateau` and line searches take: `grad`, and with
-            a `loss_gradient` also `value` (the loss) and `value_fn` (the loss of other parameters on the same batch).
+        optimizer: an optimizer, ours or another library's. It gets as keyword arguments `extra` (`epoch=`, for
+            example), `statistics`, `gradient`, the number of `rows` of the batch, and what optax's `reduce_on_plateau`
+            and line searches take: `grad`, and with a `loss_gradient` also `value` (the loss) and `value_fn` (the loss
+            of other parameters on the same batch).
     """
     check_estimator("train_step: estimator", estimator)
     return partial(_jitted_update, estimator, as_transformation(optimizer))

@@ -137,6 +137,13 @@ def real_dtype(dtype: Any) -> Any:
     return jnp.finfo(dtype).dtype
 
 
+def floating_dtype(params: Params) -> Any:
+    """The floating dtype that holds each floating leaf and the parts of complex ones; the default one without any."""
+    dtypes = [real_dtype(jnp.result_type(x)) for x in jax.tree.leaves(params) if is_inexact(x)]
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
+
+
 def zeros_like_moments(params: Params, *, real: bool = False) -> Params:
     """Zeros in the shape of every leaf and in its `moment_dtype`, or the real one of that."""
 

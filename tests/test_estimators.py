@@ -245,13 +245,13 @@ def test_wrong_numbers_are_named(make, error, message):
 
 # --- weights of the rows -----------------------------------------------------------------------------
 
-COUNTS = np.array([2, 0, 1, 0, 3, 1])
+COUNTS = np.array([2, 0, 1, 0, 2, 1])  # with mean 1
 
 
 @each_estimator
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.int32, marks=pytest.mark.slow)])
 def test_weights_are_repeated_rows(estimator, dtype):
-    """In CD a sample has the weight of the row it started from; chains have none."""
+    """In CD a sample has the weight of the row it started from, in PCD the mean weight."""
     batch, samples = states(6), np.roll(states(6), 1, axis=1)
     repeated = np.repeat(samples, COUNTS, axis=0) if estimator is contrastive_divergence else samples
     expected = closed_form(PARAMS, np.repeat(batch, COUNTS, axis=0), repeated)
@@ -265,12 +265,13 @@ def test_weights_are_repeated_rows(estimator, dtype):
 
 
 @each_estimator
-def test_of_weights_only_the_ratios_count_and_none_are_equal_ones(estimator):
+def test_weights_scale_the_gradient_of_a_batch_and_none_are_ones(estimator):
     estimator, weights = estimator(rbm.free_energy, shift), np.random.default_rng(0).random(6).astype(np.float32)
     expected, _, _ = first_estimate(estimator, PARAMS, Weighted(states(6), weights))
-    assert_trees_close(first_estimate(estimator, PARAMS, Weighted(states(6), 7 * weights))[0], expected)
+    scaled, _, _ = first_estimate(estimator, PARAMS, Weighted(states(6), 7 * weights))
+    assert_trees_close(scaled, jax.tree.map(lambda g: 7 * g, expected))
     expected, _, _ = first_estimate(estimator, PARAMS, states(6))
-    for equal in (None, np.full(6, 0.3, np.float32)):
+    for equal in (None, np.ones(6, np.float32)):
         assert_trees_close(first_estimate(estimator, PARAMS, Weighted(states(6), equal))[0], expected)
 
 
@@ -278,7 +279,7 @@ def test_weighted_rows_go_through_fit():
     """In memory and from a loader, they are the repeated rows of a plain run."""
     estimator = contrastive_divergence(rbm.free_energy, shift)
     runs = {"epochs": 3, "key": KEY}
-    expected = fit(PARAMS, sgd(0.1), estimator, np.repeat(states(6), COUNTS, axis=0), batch_size=7, **runs)
+    expected = fit(PARAMS, sgd(0.1), estimator, np.repeat(states(6), COUNTS, axis=0), batch_size=6, **runs)
     data = Weighted(states(6), COUNTS.astype(np.float32))
     for source, options in ((data, {"batch_size": 6}), ([data], {})):
         result = fit(PARAMS, sgd(0.1), estimator, source, **options, **runs)
@@ -290,8 +291,8 @@ def test_weighted_rows_go_through_fit():
 def test_wrong_weights_are_named_where_a_run_starts(estimator):
     estimator = estimator(rbm.free_energy, shift)
     for weights, message in (
-        (np.array([1, 1, -1]), "weights: expected numbers from 0 on, not all 0"),
-        (np.zeros(3), "weights: expected numbers from 0 on, not all 0"),
+        (np.array([1, 1, -1]), "weights: expected nonnegative numbers, got -1 in row 2"),
+        (np.zeros(3), "weights: expected some positive weight, all are 0"),
         (np.ones((3, 1)), r"weights: expected shape \(3,\) as in v_data, got \(3, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -498,6 +499,9 @@ def test_data_in_between_are_no_whole_numbers(estimator, dtype):
     with pytest.raises(TypeError, match=r"v: float32 loses its values as (int32|bool), which transition"):
         first_estimate(pair, PARAMS, 0.3 * states(6))
     whole = states(6).astype(dtype)
+    with pytest.raises(TypeError, match="integer_states=True"):
+        first_estimate(pair, PARAMS, whole)
+    pair = estimator(energy, transition, integer_states=True)
     assert_trees_close(
         first_estimate(pair, PARAMS, whole)[0], closed_form(PARAMS, whole.astype(np.float32), whole.astype(np.float32))
     )

@@ -228,9 +228,16 @@ def test_energies_that_are_not_floating_are_refused(dtype, name):
         phase_gradient(lambda params, v: v[:, 0].astype(dtype))(PARAMS, states(6), states(5))
 
 
-@pytest.mark.parametrize("weights", [[1, 1, -1], [0, 0, 0], [1, np.nan, 1]])
-def test_numbers_that_cannot_be_weights_are_refused_where_they_are_known(weights):
-    with pytest.raises(ValueError, match="weights: expected numbers from 0 on, not all 0"):
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1, 1, -1], "nonnegative numbers, got -1 in row 2"),
+        ([0, 0, 0], "some positive weight, all are 0"),
+        ([1, np.nan, 1], "nonnegative numbers, got nan in row 1"),
+    ],
+)
+def test_numbers_that_cannot_be_weights_are_refused_where_they_are_known(weights, message):
+    with pytest.raises(ValueError, match=f"weights: expected {message}"):
         phase_gradient(rbm.free_energy)(PARAMS, states(3), states(5), np.array(weights))
 
 

@@ -77,9 +77,9 @@ def test_a_room_imports_only_from_the_ground_upward():
     assert upward == []
 
 
-def test_no_room_is_larger_than_300_lines():
+def test_no_room_is_larger_than_350_lines():
     lines = {room: len((PACKAGE / f"{room}.py").read_text().splitlines()) for room in ROOMS}
-    assert {room: count for room, count in lines.items() if count > 300} == {}
+    assert {room: count for room, count in lines.items() if count > 350} == {}
 
 
 def test_what_is_public_is_listed():
