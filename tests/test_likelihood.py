@@ -148,8 +148,8 @@ def test_raise_is_below_and_comes_close_with_steps_and_chains():
 def test_chains_of_the_estimate_are_samples_of_the_end():
     params = machine(4, 1.5)
     chains = []
-    for key in jax.random.split(jax.random.key(0), 10):
-        chains.extend(np.asarray(annealed(*annealing(params, DATA, 2000, key), jax.random.key(1), steps=20).chains))
+    for start_key, key in jax.random.split(jax.random.key(0), (10, 2)):
+        chains.extend(np.asarray(annealed(*annealing(params, DATA, 2000, start_key), key, steps=20).chains))
     log_p = minus_energies(params, STATES)
     mean = np.exp(log_p - logsumexp(log_p)) @ STATES
     assert np.abs(np.mean(chains, axis=0) - mean).max() < 5 * 0.5 / np.sqrt(10_000)

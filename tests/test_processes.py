@@ -11,9 +11,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.runs import HUNG
 from tests.test_sharding import CPUS, OPTIMIZERS, on_one_device, over, train
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(jax.default_backend() != "cpu", reason="processes of a CPU are started"),
     pytest.mark.skipif(len(CPUS) < 8, reason="eight virtual devices of the CPU are needed"),
 ]
@@ -30,7 +32,7 @@ ENV = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 def launched(folder, *cases):
     """What each process said of each case."""
-    done = subprocess.run([*LAUNCH, str(folder), *cases], env=ENV, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*LAUNCH, str(folder), *cases], env=ENV, capture_output=True, text=True, timeout=HUNG)
     assert done.returncode == 0, done.stderr
     return {case: [(folder / f"{case} {rank}.txt").read_text() for rank in (0, 1)] for case in cases}
 
@@ -96,17 +98,16 @@ def test_when_one_is_killed_the_other_ends_and_the_pair_goes_on_as_if_uncut(tmp_
     try:
         begun = time.monotonic()
         while not (tmp_path / "run" / "3").exists():
-            assert time.monotonic() - begun < 150, "no third checkpoint in time"
+            assert [process.poll() for process in pair] == [None, None], "a process ended before its third checkpoint"
+            assert time.monotonic() - begun < HUNG, "no third checkpoint"
             time.sleep(0.1)
         pair[1].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        _, said = pair[0].communicate(timeout=60)
+        _, said = pair[0].communicate(timeout=HUNG)
     finally:
         for process in pair:
             process.kill()
             process.wait()
     assert pair[0].returncode != 0
-    assert time.monotonic() - killed < 60
     assert "another task died" in said or "stopped sending heartbeats" in said or "Gloo" in said
     assert not (tmp_path / "run" / "60").exists()
     assert launched(tmp_path, "killed") == {"killed": ["EPOCHS_EXHAUSTED 60"] * 2}
