@@ -36,6 +36,21 @@ def pytest_configure(config):
         forget_old_programs()
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(config, items):
+    """`slow_unless(*ids)`: of a test with many cases all but these are slow."""
+    unseen = {}
+    for item in items:
+        if marker := item.get_closest_marker("slow_unless"):
+            fast = unseen.setdefault(item.function, set(marker.args))
+            if item.callspec.id not in marker.args:
+                item.add_marker(pytest.mark.slow)
+            fast.discard(item.callspec.id)
+    for function, ids in unseen.items():
+        if ids and not any("::" in argument for argument in config.args):
+            raise pytest.UsageError(f"{function.__name__}: no cases {sorted(ids)}, which slow_unless names")
+
+
 def forget_old_programs(days=3):
     """Delete compiled programs that were written days ago: most belong to code that has changed since."""
     for path in CACHE.glob("*"):

@@ -344,6 +344,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 LONG_CHAIN = chain(adam(warmup(per_epoch(power_law_decay(0.1)), 5), weight_decay=0.1), adam(0.1))
 
 
+@pytest.mark.slow_unless("momentum", "classic_rmsprop", "chain")
 @each(OPTIMIZERS | {"chain": LONG_CHAIN})
 def test_a_step_is_exported_for_every_platform(optimizer):
     """And the exported one computes the same."""

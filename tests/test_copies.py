@@ -136,6 +136,15 @@ OBJECTS = OPTIMIZERS | {
 }
 
 
+@pytest.mark.slow_unless(
+    "nesterov",
+    "classic_adam",
+    "chain",
+    "partition by a tree",
+    "partition by a function",
+    "scale_leaves",
+    "foreign schedule",
+)
 @each(OBJECTS)
 def test_a_replaced_copy_is_the_same_object(optimizer):
     """It computes the same, equals the original, and hashes to the same."""

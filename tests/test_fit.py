@@ -263,6 +263,7 @@ SKIPS = {
 }
 
 
+@pytest.mark.slow_unless("skip_nonfinite(chain)", "chain(apply_if_finite)")
 @pytest.mark.parametrize("optimizer", SKIPS.values(), ids=SKIPS.keys())
 def test_a_run_whose_steps_are_all_skipped_has_not_converged(optimizer):
     result = fit(PARAMS, optimizer, regression, NAN_DATA, **RUN)
@@ -281,6 +282,7 @@ overflow = loss_gradient(lambda params, batch: 1e20 * jnp.sum(params["w"]) + jnp
 OVERFLOW = {"adam": adam, "rmsprop": rmsprop, "classic.adam": classic.adam, "classic.rmsprop": classic.rmsprop}
 
 
+@pytest.mark.slow_unless("adam", "classic.rmsprop")
 @pytest.mark.parametrize("make", OVERFLOW.values(), ids=OVERFLOW.keys())
 def test_a_moment_that_has_overflowed_is_no_convergence(make):
     """1e20² is no float32, and a step divided by its root is zero: that of all leaves, or of one while others move."""

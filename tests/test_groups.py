@@ -86,6 +86,7 @@ def test_of_trees_and_of_functions_the_labels_are_the_same():
 # --- groups ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_unless("optax", "a chain")
 @each(MEMBERS)
 def test_a_group_of_everything_is_the_optimizer_alone(optimizer):
     updates, state, params = run(optimizer, PARAMS, GRADIENTS)
@@ -312,6 +313,7 @@ def test_factors_may_be_mapped():
 # --- accumulation ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_unless("adam-2", "optax-1", "packed moments-2")
 @pytest.mark.parametrize("k", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @each(MEMBERS)
 def test_accumulating_k_gradients_is_one_step_on_their_mean(optimizer, k):

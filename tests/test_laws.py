@@ -270,6 +270,7 @@ RUNS = [pytest.param(optimizer, FEW, id=name) for name, optimizer in (STANDING |
 ]
 
 
+@pytest.mark.slow_unless("classic_adam", "skip", "center")
 @pytest.mark.parametrize(("optimizer", "params"), RUNS)
 def test_every_way_is_the_same_run(optimizer, params):
     """A loop without jit, and donated parts of it that are the vmap of a scan, restored in between, on packed trees."""

@@ -101,6 +101,7 @@ def test_the_path_starts_at_the_means_of_the_data_with_their_partition_function(
     jax.tree.map(np.testing.assert_array_equal, on_path(path, 1.0), machine(3))
 
 
+@pytest.mark.slow
 def test_forward_tends_to_be_low_and_reverse_high():
     """With one step from independent pixels the weights spread so far that it is seen in every machine."""
     for seed in range(4):
@@ -218,6 +219,7 @@ def walk(steps=STEPS, size=0.05, seed=5):
     return jax.tree.map(drift, machine(0), machine(1, 2.0))
 
 
+@pytest.mark.slow_unless("{'anchor_every': 40, 'anchor_steps': 60, 'every': 7}")
 @pytest.mark.parametrize(
     "options",
     [{"resample_below": 0.9}, {"sweeps": 3, "every": 5}, {"anchor_every": 40, "anchor_steps": 60, "every": 7}],
@@ -404,6 +406,7 @@ def from_fair_coins(params, key):
     return pj.annealed_importance_sampling(*MODEL, *rbm.annealing(params, None, 200, start_key), key, steps=100).log_z
 
 
+@pytest.mark.slow
 def test_annealing_from_elsewhere_finds_what_data_and_chains_do_not_visit():
     """A second mode, of ones where the data have zeros: e¹⁰ times the weight of the first."""
     ones = np.ones(8, np.float32)

@@ -179,6 +179,7 @@ def resumed_by(way, folder):
     return go
 
 
+@pytest.mark.slow_unless("resume")
 @pytest.mark.parametrize("way", ["resume", "checkpoints"])
 def test_metrics_and_early_stopping_may_be_added_and_removed_on_resume(way, tmp_path):
     """Rows from before have no value: NaN, or the largest integer. The run itself is the one that was never cut."""

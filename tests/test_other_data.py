@@ -65,6 +65,7 @@ def run(estimator, data, params: Any = PARAMS, **options):
 # --- integers and bools ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_unless("cd-uint8", "pcd-bool", "pt-int64")
 @each_dtype
 @each
 def test_integers_and_bools_are_floats_bit_for_bit(estimator, dtype):
@@ -84,6 +85,7 @@ def test_an_energy_of_bytes_is_learned_the_right_way_round():
     )  # 3 (mean of the data - mean of the turned)
 
 
+@pytest.mark.slow_unless("bfloat16")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_they_have_the_dtype_of_the_parameters(dtype):
     seen = []
@@ -105,6 +107,7 @@ def test_they_are_floats_for_a_metric_too():
     np.testing.assert_allclose(result.history["mean"], -BITS.mean(), rtol=1e-6)
 
 
+@pytest.mark.slow_unless("cd-bool", "pcd-int64", "pt-uint8")
 @each_dtype
 @each
 def test_by_hand_too(estimator, dtype):
@@ -128,6 +131,7 @@ def of_categories(params, v):
     return jnp.sum(params["b"][v], axis=1)
 
 
+@pytest.mark.slow_unless("persistent_contrastive_divergence")
 @pytest.mark.parametrize("make", [contrastive_divergence, persistent_contrastive_divergence, parallel_tempering])
 def test_a_model_of_categories_keeps_them(make):
     """Its energy takes them as indices."""

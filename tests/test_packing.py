@@ -72,6 +72,7 @@ def test_gradient_through_unpack_is_the_packed_gradient():
 packed_of = jax.jit(pj.pack)
 
 
+@pytest.mark.slow_unless("momentum", "adamw")
 @each({name: OPTIMIZERS[name] for name in ("sgd", "momentum", "rmsprop", "adam", "adamw", "classic_adam")})
 def test_same_parameters_packed_or_not(optimizer):
     def last(optimizer, params, gradients):

@@ -115,6 +115,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow_unless("adam-8-False")
 @pytest.mark.parametrize(("optimizer", "layout", "loader"), CASES)
 def test_many_devices_are_one(optimizer, layout, loader):
     result = train(LAYOUTS[layout](), OPTIMIZERS[optimizer], loader)
@@ -171,6 +172,7 @@ def program(sharding, name):
     return run, jax.jit(step).lower(run.state, batch, key).compile()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "name"), [("8", "adam in pieces"), slow("8 explicit", "adam")])
 def test_an_eighth_of_the_work_on_each_of_eight_devices(layout, name):
     flops = [program(sharding, name)[1].cost_analysis()["flops"] for sharding in (None, LAYOUTS[layout]())]
@@ -242,6 +244,7 @@ def test_a_run_without_devices_goes_on_with_them(tmp_path):
     assert_same_run(result, on_one_device("adam", False))
 
 
+@pytest.mark.slow
 def test_reports_stopping_and_progress_go_on_as_ever():
     seen = []
     options = {
@@ -345,6 +348,7 @@ def test_a_model_in_pieces_stays_so_when_it_is_resumed_and_where_it_was_best():
         assert params["weights"][0]["matrix"].sharding.spec == P(None, "model")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_number_of_chains():
     ten = pj.persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, chains=10)
     run = partial(pj.fit, PARAMS, pj.adam(0.01), data=IMAGES, key=KEY, batch_size=BATCH, shards=SHARDS)
@@ -378,6 +382,7 @@ def test_a_longest_axis_in_pieces_already_is_refused():
     assert pj.shard_state(pj.adam(0.1), sharding).init(columns).mean.sharding.spec == P("data", "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", slow("Explicit")])
 def test_a_metric_may_have_a_row_for_each_chain(kind):
     metrics = {"chains": lambda params, key, state: rbm.free_energy(params, state.estimator_state)}
@@ -397,6 +402,7 @@ def test_gaussian_units_are_drawn_where_their_rows_are():
     assert max(flops[1:]) <= flops[0] / 7.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, slow(AxisType.Explicit)])
 def test_log_z_from_chains_in_pieces_is_that_of_one_device(kind):
     rng = np.random.default_rng(0)

@@ -157,6 +157,7 @@ def test_states_may_be_trees_and_weights_and_completed_data_go_as_in_pcd():
     assert_trees_close(*phases, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_learns_how_likely_each_mode_is():
     """Seven of ten rows point up: in each of 3 runs tanh(6 h) is near 0.4, and the history has the swap rates."""
     data = np.concatenate([np.ones((70, SPINS)), -np.ones((30, SPINS))]).astype(np.float32)

@@ -599,6 +599,7 @@ DRIFTS = [
 ]
 
 
+@pytest.mark.slow_unless("nesterov", "adamw", "classic_adam", "sgd without params", "adam, every pair")
 @pytest.mark.parametrize(("optimizer", "run_either", "pairs"), DRIFTS)
 def test_dtypes_never_drift(optimizer, run_either, pairs):
     """100 scanned steps with parameters and gradients of pairs of dtypes, all in one tree.

@@ -260,6 +260,7 @@ class Model:
 VANISHING = [case for case in MANIFEST["cases"] if case["id"].endswith("_default_vanish")]
 
 
+@pytest.mark.slow_unless("ADAM")
 @pytest.mark.parametrize("case", VANISHING, ids=[case["optimizer"] for case in VANISHING])
 def test_fit_stops_at_the_epoch_at_which_a_loop_with_the_class_does(case):
     """Six epochs of ten steps; the tolerances are between the recorded magnitudes at the ends of two epochs."""
@@ -307,6 +308,7 @@ def test_a_bad_gradient_without_protection_ends_the_run():
 # --- everything at once: a Boltzmann machine, with chance in every part of the run -------------------
 
 
+@pytest.mark.slow_unless("threefry2x32")
 @pytest.mark.parametrize("generator", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_iterable_and_in_memory_data_end_bit_for_bit_the_same(generator):
     key = jax.random.key(1, impl=generator)
@@ -334,6 +336,7 @@ def test_one_nan_gradient_is_skipped_and_counted_once(kind):
     assert int(result.estimator_state[0]) == 16
 
 
+@pytest.mark.slow
 def test_a_sweep_over_learning_rates_and_keys_equals_single_runs():
     rates, keys = jnp.array([0.01, 0.1, 0.5]), jax.random.split(KEY, 2)
     run = KINDS["in memory"](IMAGES)

@@ -147,6 +147,7 @@ learners = {
 }
 
 
+@pytest.mark.slow_unless("cd-1-False", "pcd-5-False", "cd-10-True")
 @pytest.mark.parametrize(
     ("kind", "size", "loader"),
     [("cd", 1, False), ("pcd", 1, False), ("pcd", 5, False), ("cd", 10, True), ("pcd", 50, True), ("cd", 200, False)],
