@@ -3,6 +3,7 @@
 import math
 import pickle
 import re
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -53,6 +54,18 @@ class Multiply(Transformation):
 
 
 # --- objects that are pytrees ------------------------------------------------------------------------
+
+
+@contextmanager
+def refused(name, error, match):
+    """As pytest.raises, for one of several wrong inputs in a test: a failure has the name of the input."""
+    try:
+        with pytest.raises(error, match=match):
+            yield
+    except BaseException as failure:
+        failure.add_note(f"wrong input: {name}")
+        raise
+
 
 COMPOSITE = chain(momentum(power_law_decay(0.1, 0.5, 10), nesterov=True), Multiply(2.0))
 OBJECTS = OPTIMIZERS | {"composite": COMPOSITE}
@@ -214,7 +227,11 @@ def test_an_extra_argument_of_any_name_does_no_harm(optimizer):
     state = optimizer.init(PARAMS)
     expected = optimizer.update(GRADIENT, state, PARAMS)
     for name in ("value", "name", "step", "grad", "loss", "epoch"):
-        chex.assert_trees_all_equal(optimizer.update(GRADIENT, state, PARAMS, **{name: 3}), expected)
+        try:
+            chex.assert_trees_all_equal(optimizer.update(GRADIENT, state, PARAMS, **{name: 3}), expected)
+        except Exception as failure:
+            failure.add_note(f"extra argument: {name}")
+            raise
 
 
 def test_a_schedule_may_call_its_step_an_epoch():
@@ -401,9 +418,9 @@ WRONG_TREES = {
 @each(OPTIMIZERS | {"composite": COMPOSITE})
 def test_a_wrong_gradient_is_named(optimizer):
     state = optimizer.init(PARAMS)
-    for wrong, error, message in WRONG_TREES.values():
-        for update in (optimizer.update, jax.jit(optimizer.update)):
-            with pytest.raises(error, match=message):
+    for name, (wrong, error, message) in WRONG_TREES.items():
+        for way, update in (("no jit", optimizer.update), ("jit", jax.jit(optimizer.update))):
+            with refused(f"{name}, {way}", error, message):
                 update(wrong, state, PARAMS)
 
 
@@ -420,7 +437,7 @@ def test_a_gradient_is_held_against_the_state_without_parameters(optimizer):
 def test_parameters_that_cannot_move_are_named(optimizer):
     message = rf"params{LOC}: expected a floating or complex dtype.*`freeze` keeps it out"
     for dtype in (int, bool):
-        with pytest.raises(TypeError, match=message):
+        with refused(dtype, TypeError, message):
             optimizer.init(changed("['layers'][1]['loc']", jnp.ones(3, dtype)))
 
 
@@ -459,7 +476,7 @@ def test_a_wrong_state_is_refused_by_name(optimizer):
     statistics = pj.PhaseStatistics(0.0, 0.0, PARAMS, PARAMS)
     message = r"\w+: expected .*(state|a tuple)|updates.*: missing|the state has"
     for wrong in (None, {"step": 0}, [], adam(0.1).init(PARAMS["layers"]), ((), ())):
-        with pytest.raises((TypeError, ValueError), match=message):
+        with refused(wrong, (TypeError, ValueError), message):
             optimizer.update(GRADIENT, wrong, PARAMS, statistics=statistics)
 
 

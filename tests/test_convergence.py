@@ -16,7 +16,17 @@ from paysage_jax import (
     skip_nonfinite,
     track_convergence,
 )
-from tests.helpers.problems import GOLDEN, each_golden, golden, magnitude64, rbm_tree, row, step
+from tests.helpers.problems import (
+    GOLDEN,
+    MANIFEST,
+    classic_optimizer,
+    each_golden,
+    golden,
+    magnitude64,
+    rbm_tree,
+    row,
+    step,
+)
 
 
 @jax.jit
@@ -41,6 +51,44 @@ def test_flags_are_the_golden_ones(case):
     group, name = case["group"], case["id"]
     tolerances = np.array([case["tolerance"], case["default_tolerance"]], np.float32)
     flags, flags_at_default = golden_flags(tolerances, golden(group, name, "delta"))
+    np.testing.assert_array_equal(flags, GOLDEN[group][f"{name}/converged"])
+    np.testing.assert_array_equal(flags_at_default, GOLDEN[group][f"{name}/converged_default_tol"])
+
+
+@jax.jit
+def chained_flags(optimizer, tolerances, params, gradients, epochs):
+    """The same after every step of an optimizer that is in a chain with the tracker."""
+
+    def flags(tolerance):
+        tracked = chain(optimizer, track_convergence(tolerance))
+
+        def scanned(carry, xs):
+            gradient, epoch = xs
+            _, *carry = step(tracked, gradient, *carry, epoch=epoch)
+            return carry, converged(carry[0])
+
+        return jax.lax.scan(scanned, [tracked.init(params), params], (gradients, epochs))[1]
+
+    return jax.vmap(flags)(tolerances)
+
+
+FIRST = {case["optimizer"]: case["id"] for case in reversed(MANIFEST["cases"])}
+CHAINED = [
+    pytest.param(case, id=case["id"], marks=[pytest.mark.slow] * (case["id"] not in FIRST.values()))
+    for case in MANIFEST["cases"]
+]
+
+
+@pytest.mark.parametrize("case", CHAINED)
+def test_flags_in_a_chain_with_the_optimizer_are_the_golden_ones(case):
+    group, name = case["group"], case["id"]
+    flags, flags_at_default = chained_flags(
+        classic_optimizer(case),
+        np.array([case["tolerance"], case["default_tolerance"]]),
+        row(golden(group, name, "param"), 0),
+        golden(group, name, "grad"),
+        GOLDEN[group][f"{name}/epoch"],
+    )
     np.testing.assert_array_equal(flags, GOLDEN[group][f"{name}/converged"])
     np.testing.assert_array_equal(flags_at_default, GOLDEN[group][f"{name}/converged_default_tol"])
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 
 import paysage_jax as pj
-from tests.helpers.problems import CLASSIC, OPTIMIZERS, TEXTBOOK, each, step
+from tests.helpers.problems import CLASSIC, OPTIMIZERS, TEXTBOOK, each, row, step
 
 SHAPES = {"scalar": (), "two": (2,), "three": (3,), "matrix": (2, 3), "empty": (0, 2)}
 # A dtype and a shape are a leaf to compile for each optimizer. A rule sees one element at a time: every dtype goes with
@@ -23,6 +23,11 @@ LEAVES = [
     *("float16 matrix", "bfloat16 scalar", "float32 matrix", "float64 matrix", "complex64 matrix", "complex128 scalar"),
     "float32 empty",
 ]
+MORE_LEAVES = [*LEAVES, "float32 scalar", "complex64 scalar", "bfloat16 matrix", "complex128 matrix"]
+each_leaves = pytest.mark.parametrize(
+    "words",
+    [pytest.param(LEAVES, id="few leaves"), pytest.param(MORE_LEAVES, id="more leaves", marks=pytest.mark.slow)],
+)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -56,10 +61,10 @@ def drawn_like(tree, seed, decades=(-2, 1)):
     return jax.tree.map(lambda x: draw(rng, x.shape, x.dtype.name, decades), tree)
 
 
-def trees():
-    """Random trees of leaves of every shape and dtype."""
+def trees(words):
+    """Random trees of these leaves, among which is every shape and every dtype."""
     nested = st.recursive(
-        st.sampled_from(LEAVES),
+        st.sampled_from(words),
         lambda x: st.lists(x, max_size=3) | st.tuples(x, st.none()) | st.dictionaries(st.sampled_from("abc"), x),
         max_leaves=5,
     )
@@ -145,8 +150,10 @@ def updates_of(optimizer, params, gradients):
 
 
 @each(WITHOUT_DECAY | {"average": pj.average_parameters(0.9)})
-@given(params=trees())
-def test_zero_gradients_give_zero_updates(optimizer, params):
+@each_leaves
+@given(data=st.data())
+def test_zero_gradients_give_zero_updates(optimizer, words, data):
+    params = data.draw(trees(words))
     zeros = times(params, 0)
     for updates in updates_of(optimizer, params, [zeros] * 2):
         assert_equal(updates, zeros)
@@ -157,16 +164,20 @@ EXPONENTS = st.integers(-3, 3)
 
 
 @each({name: OPTIMIZERS[name] for name in ("sgd", "momentum", "nesterov", "classic_sgd", "classic_momentum")})
-@given(params=trees(), seed=SEEDS, exponent=EXPONENTS)
-def test_a_linear_optimizer_scales_with_the_gradient(optimizer, params, seed, exponent):
+@each_leaves
+@given(data=st.data(), seed=SEEDS, exponent=EXPONENTS)
+def test_a_linear_optimizer_scales_with_the_gradient(optimizer, words, data, seed, exponent):
+    params = data.draw(trees(words))
     g = [drawn_like(params, seed + i) for i in range(2)]
     expected = [times(u, 2.0**exponent) for u in updates_of(optimizer, params, g)]
     assert_equal(updates_of(optimizer, params, [times(x, 2.0**exponent) for x in g]), expected)
 
 
 @each({"rmsprop": pj.rmsprop(0.01, eps=0.0), "adam": pj.adam(0.01, eps=0.0)})
-@given(params=trees(), seed=SEEDS, exponent=EXPONENTS)
-def test_a_normalised_optimizer_does_not_know_the_scale(optimizer, params, seed, exponent):
+@each_leaves
+@given(data=st.data(), seed=SEEDS, exponent=EXPONENTS)
+def test_a_normalised_optimizer_does_not_know_the_scale(optimizer, words, data, seed, exponent):
+    params = data.draw(trees(words))
     g = [drawn_like(params, seed + i) for i in range(2)]
     assert_close(
         updates_of(optimizer, params, [times(x, 2.0**exponent) for x in g]), updates_of(optimizer, params, g), ulps=2
@@ -186,18 +197,22 @@ def test_clipping_scales_with_its_bound(seed, exponent):
 
 
 @each(OPTIMIZERS)
-@given(leaves=st.lists(trees(), min_size=2, max_size=3), seed=SEEDS)
-def test_no_leaf_knows_of_another(optimizer, leaves, seed):
+@each_leaves
+@given(data=st.data(), seed=SEEDS)
+def test_no_leaf_knows_of_another(optimizer, words, data, seed):
     """Leaves in another order get the same updates."""
+    leaves = data.draw(st.lists(trees(words), min_size=2, max_size=3))
     g = drawn_like(leaves, seed)
     (forward,), (backward,) = updates_of(optimizer, leaves, [g]), updates_of(optimizer, leaves[::-1], [g[::-1]])
     assert_close(backward[::-1], forward, ulps=2)
 
 
 @each({"sgd": TEXTBOOK["sgd"], "adam": TEXTBOOK["adam"], "classic_adam": CLASSIC["classic_adam"]})
-@given(params=trees(), seed=SEEDS, angle=st.sampled_from([1, 2, 3]))
-def test_a_turned_complex_gradient_gives_a_turned_update(optimizer, params, seed, angle):
+@each_leaves
+@given(data=st.data(), seed=SEEDS, angle=st.sampled_from([1, 2, 3]))
+def test_a_turned_complex_gradient_gives_a_turned_update(optimizer, words, data, seed, angle):
     """The optimizers know no axes of the complex plane: quarter turns are exact."""
+    params = data.draw(trees(words))
 
     def turned(tree):
         return jax.tree.map(lambda x: x * jnp.asarray(1j**angle, x.dtype) if jnp.iscomplexobj(x) else x, tree)
@@ -301,6 +316,32 @@ def on_extremes(optimizer, sizes):
     state, params = optimizer.init(sizes), jnp.zeros_like(sizes)
     first, state, params = step(optimizer, sizes, state, params)
     return first, step(optimizer, jnp.ones_like(sizes), state, params)[0]
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-19, 1e18, 1e30])
+def test_clipping_is_the_same_in_every_way_however_extreme(size):
+    """Without jit, with it, and under vmap."""
+    g = {"a": np.float32(size) * np.float32([3, -4]), "b": np.float32(size) * np.float32([[12, 0]])}
+
+    def clip(g):
+        return pj.clip_by_global_norm(1.0).update(g, ())[0]
+
+    eager = clip(g)
+    chex.assert_tree_all_finite(eager)
+    norm = 13 * float(np.float32(size))
+    for way in (eager, jax.jit(clip)(g), row(jax.vmap(clip)(jax.tree.map(lambda x: np.stack([-x, x]), g)), 1)):
+        for name in g:
+            np.testing.assert_allclose(way[name], g[name] / max(norm, 1.0), rtol=1e-5, atol=1e-44)
+
+
+@each({name: OPTIMIZERS[name] for name in ("sgd", "adamw", "rmsprop", "classic_adam")})
+def test_extreme_gradients_give_the_same_in_every_way(optimizer):
+    """Without jit, with it, and under vmap."""
+    for actual, expected in zip(on_extremes.__wrapped__(optimizer, SIZES), on_extremes(optimizer, SIZES), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-44)
+    both = jax.vmap(on_extremes, in_axes=(None, 0))(optimizer, np.stack([-SIZES, SIZES]))
+    for actual, expected in zip(both, on_extremes(optimizer, SIZES), strict=True):
+        np.testing.assert_allclose(actual[1], expected, rtol=1e-5, atol=1e-44)
 
 
 @each(OPTIMIZERS)
