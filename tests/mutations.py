@@ -64,7 +64,7 @@ MUTATIONS = [
         "off by one: patience of convergence",
         "_convergence",
         "ConvergenceState(magnitude, streak, streak >= patience)",
-        "ConvergenceState(magnitude, streak, streak > patience)",
+        "ConvergenceState(magnitude, streak, streak >= patience - 1)",
         "convergence",
     ),
     # --- transforms and wrappers ---
@@ -114,8 +114,8 @@ MUTATIONS = [
     Mutation(
         "missing copy: the chains that a run starts from are the user's own",
         "_estimators",
-        "return as_states(self.transition, params, jax.tree.map(jnp.array, self.start), key)",
-        "return as_states(self.transition, params, self.start, key)",
+        "return as_states(self.transition, params, jax.tree.map(jnp.array, start), key)",
+        "return as_states(self.transition, params, start, key)",
         "estimators fit",
     ),
     Mutation(
@@ -158,8 +158,8 @@ MUTATIONS = [
     Mutation(
         "off by one: a run that is not finite keeps the epoch that broke",
         "_training",
-        "finite = all_finite(state.params)",
-        "finite = all_finite(result.params)",
+        "good = all_finite(state.params) &",
+        "good = all_finite(result.params) &",
         "fit",
     ),
     Mutation(

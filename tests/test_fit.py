@@ -393,6 +393,7 @@ def test_each_member_of_a_sweep_stops_as_its_own_run_does():
     assert len({outcome for _, outcome in ends}) >= 2
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_inside_a_compiled_program():
     keys = jax.random.split(KEY, 2)
     run = partial(regress, in_memory, epochs=3)

@@ -37,6 +37,7 @@ def test_the_pinwheel_has_the_density_that_is_said():
     )
 
 
+@pytest.mark.slow
 def test_langevin_steps_keep_the_density_of_the_model():
     keys = jax.random.split(jax.random.key(0), 4)
     params = neural_energy.init(keys[0])
@@ -80,6 +81,7 @@ def random_potts():
     return params, jax.random.randint(keys[2], (5, potts.SITES), 0, potts.LETTERS)
 
 
+@pytest.mark.slow
 def test_the_energy_is_that_of_a_potts_model():
     params, v = random_potts()
     matrix = np.asarray(params["couplings"])
@@ -97,6 +99,7 @@ def letter_probabilities(params, row, site):
     return jax.nn.softmax(-potts.energy(params, sequences))
 
 
+@pytest.mark.slow
 def test_the_pseudo_likelihood_is_that_of_the_energy():
     params, v = random_potts()
     weights = jnp.array([2.0, 4.0]) / 3  # with mean 1, as `fit` makes them
@@ -108,6 +111,7 @@ def test_the_pseudo_likelihood_is_that_of_the_energy():
     assert actual == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_gibbs_draws_from_the_conditional_distribution():
     params, v = random_potts()
     copies = jnp.tile(v[0], (20_000, 1))
@@ -145,6 +149,7 @@ def small_dbm():
     return params, states, jax.nn.softmax(-deep_boltzmann.energy(params, states))
 
 
+@pytest.mark.slow
 def test_the_likelihood_is_the_sum_over_all_hidden_states(small_dbm):
     params, (v, _, _), p = small_dbm
     p_of_v = p.reshape(8, 16).sum(axis=1)
@@ -158,6 +163,7 @@ def frequencies(states):
     return np.bincount(numbers.astype(int), minlength=128) / len(numbers)
 
 
+@pytest.mark.slow
 def test_gibbs_steps_keep_the_distribution_of_complete_states(small_dbm):
     params, states, p = small_dbm
     chosen = jax.random.categorical(jax.random.key(1), jnp.log(p), shape=(50_000,))
@@ -165,6 +171,7 @@ def test_gibbs_steps_keep_the_distribution_of_complete_states(small_dbm):
     assert (np.abs(frequencies(after) - p) < 5 * np.sqrt(p / 50_000)).all()
 
 
+@pytest.mark.slow
 def test_data_are_completed_by_what_is_hidden_given_them(small_dbm):
     params, states, p = small_dbm
     v = jnp.tile(states[0][37], (50_000, 1))

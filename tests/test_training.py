@@ -349,6 +349,7 @@ def test_a_sweep_over_learning_rates_and_keys_equals_single_runs():
     assert len(np.unique(np.asarray(sweep.history["draw"][0]))) == 8
 
 
+@pytest.mark.slow
 def test_members_of_a_sweep_stop_each_at_its_own_epoch():
     def run(rate):
         optimizer = chain(sgd(rate), track_convergence(1e-3))

@@ -221,6 +221,7 @@ def test_accumulated_batches_count_by_their_rows():
     assert float(result.params) == pytest.approx(-4.5)
 
 
+@pytest.mark.slow_unless("sizes0-cd", "sizes1-pt")
 @each
 @pytest.mark.parametrize("sizes", [(12,), (1, 6, 5)])
 def test_a_step_on_the_parts_of_a_batch_is_one_on_the_batch(estimator, sizes):
