@@ -1,6 +1,6 @@
 """One network in flax and in equinox, trained by our optimizers in each library's own way.
 
-    pip install 'flax>=0.12.8'
+    pip install -e '.[integrations]'
     python examples/flax_equinox.py
 
 The network tells handwritten digits apart. In each library it is trained by optax's Adam and, from the same start and

@@ -1,5 +1,6 @@
 """Train for hours, and lose nothing: what a real script looks like.
 
+    pip install -e '.[integrations]'
     python examples/long_run.py --folder run
 
 Centred PCD on handwritten digits with a pseudo-likelihood of validation images that stops the run in time. The folder

@@ -1,6 +1,6 @@
 """The ground state of a quantum Ising chain: our optimizers in NetKet, on complex parameters.
 
-    pip install netket
+    pip install -e '.[integrations]'
     python examples/netket_ising.py
 
 The Hamiltonian is H = -Σ σᶻσᶻ' - Σ σˣ on a ring of spins, at the critical point. The wave function is NetKet's

@@ -1,5 +1,6 @@
 """Recover the couplings of an Ising model from samples of it; thrml draws all samples.
 
+    pip install -e '.[integrations]'
     python examples/thrml_ising.py
 
 Spins s = ±1 on a square lattice have the energy E(s) = -Σ b s - Σ J s s', with normal fields b and couplings J between
