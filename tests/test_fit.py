@@ -40,6 +40,7 @@ from tests.helpers.runs import (
     compilations,
     each_kind,
     first_weight,
+    how,
     regress,
     regression,
     stopping,
@@ -48,11 +49,6 @@ from tests.helpers.runs import (
 
 in_memory = KINDS["in memory"]
 RUN = dict(epochs=2, batch_size=ROWS, key=KEY)  # one step an epoch: less to compile
-
-
-def how(result):
-    """(epochs done, outcome)."""
-    return int(result.epochs_done), Outcome(int(result.outcome))
 
 
 # --- the callback ------------------------------------------------------------------------------------
