@@ -150,10 +150,15 @@ def check_finite(name: str, tree: Any, missing: bool = False) -> None:
         if not _has_values(x) or (_is_remote(x) and bool(_is_finite([x], missing=missing))):
             continue
         if found := _first_not_finite(np.asarray(x), missing):
-            (row, *column), value = found
-            at = f"row {row}" + (f", column {column[0] if len(column) == 1 else tuple(column)}" if column else "")
+            index, value = found
             fill = "" if missing else ": fill in missing values, or leave these rows out"
-            raise ValueError(f"{name}{keystr(path)}: expected finite numbers, got {value} in {at}{fill}")
+            raise ValueError(f"{name}{keystr(path)}: expected finite numbers, got {value} in {place(index)}{fill}")
+
+
+def place(index: tuple[int, ...]) -> str:
+    """An index as errors name it: row 3, column 5."""
+    row, *column = index
+    return f"row {row}" + (f", column {column[0] if len(column) == 1 else tuple(column)}" if column else "")
 
 
 def _is_inexact(x: Any) -> bool:
