@@ -573,6 +573,11 @@ def test_a_complex_gradient_for_real_moments_is_named(state_of):
             ValueError,
             "chain: expected a state of 1 members, got 0",
         ),
+        (
+            lambda: chain(sgd(0.1)).update(GRADIENT, 2 * chain(sgd(0.1)).init(PARAMS), PARAMS),
+            ValueError,
+            "chain: expected a state of 1 members, got 2",
+        ),
     ],
 )
 def test_mistakes_are_named(act, error, message):

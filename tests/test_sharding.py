@@ -292,7 +292,9 @@ def test_readers_see_a_state_in_pieces_as_ever():
     for optimizer in (plain, pj.shard_state(plain, over(8))):
         state = optimizer.init(PARAMS)
         states.append(jax.jit(optimizer.update)(PARAMS, state, PARAMS)[1])
-    chex.assert_trees_all_close(*map(pj.averaged_parameters, states), rtol=1e-6)
+    # By the norm of a leaf: an element where a parameter and its update nearly cancel may be off by more.
+    for whole, spread in zip(*(jax.tree.leaves(pj.averaged_parameters(state)) for state in states), strict=True):
+        assert np.linalg.norm(spread - whole) <= 1e-6 * np.linalg.norm(whole)
     assert bool(pj.converged(states[0])) == bool(pj.converged(states[1]))
 
 
