@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from ._data import Batch, Weighted, as_arrays, as_floats, check_finite, check_weights, place
+from ._data import Batch, Weighted, as_arrays, as_floats, check_finite, check_weights, is_remote, place
 from ._phases import rows
 from ._trees import moment_dtype
 
@@ -43,8 +43,8 @@ def _check(name: str, tree: Any, fine: Callable[[Any], Any], each: Callable[[Any
     for path, x in tree_flatten_with_path(tree)[0]:
         if isinstance(x, Tracer) or x.size == 0 or x.dtype == bool or not getattr(x, "is_fully_addressable", True):
             continue
-        if isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices()):
-            with jax.ensure_compile_time_eval():  # where they are, rather than copied
+        if is_remote(x):
+            with jax.ensure_compile_time_eval():  # also of a constant in a program that is traced
                 if fine(x):
                     continue
         if found := _first(np.asarray(x), fine, each):

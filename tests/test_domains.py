@@ -204,6 +204,16 @@ def test_data_of_another_shape_are_named():
             rbm.init_bernoulli(data, 2, KEY)
 
 
+def test_data_on_an_accelerator_are_checked_there_and_known_within_a_program(monkeypatch):
+    for module in ("_data", "_domain"):
+        monkeypatch.setattr(f"paysage_jax.{module}.is_remote", lambda x: isinstance(x, jax.Array))
+    for params, good, bad in ((MACHINE, BITS, with_(2)), (GAUSSIAN, REAL, with_(np.inf, REAL))):
+        good, bad = jnp.asarray(good), jnp.asarray(bad)
+        jax.jit(lambda p, v=good: rbm.log_likelihood(p, v, 0.0))(params)
+        with pytest.raises(ValueError, match="in row 3, column 2"):
+            jax.jit(lambda p, v=bad: rbm.log_likelihood(p, v, 0.0))(params)
+
+
 def test_traced_data_pass():
     close(jax.jit(lambda v: rbm.init_bernoulli(v, 4, KEY))(2 * BITS)["layers"][1], {"loc": np.zeros(4)})
     inside = jax.jit(lambda params: rbm.log_likelihood(params, BITS, 0.0))(MACHINE)  # known within a program
