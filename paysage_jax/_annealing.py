@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from ._data import Batch
+from ._data import Batch, check_finite
 from ._estimators import Transition, as_states, run_chains
-from ._phases import Energy, energies_of, rows
+from ._phases import Energy, energies_of, rows, weighted
 from ._pytree import Pytree, as_pytree, check_count
 from ._sharding import take_rows, whole
-from ._trees import Params, as_scalar, check_same_tree
+from ._trees import Params, as_scalar, check_same_tree, moment_dtype
 
 Path = Callable[[jax.Array], Params]
 
@@ -69,8 +69,10 @@ class linear_path(Pytree):
 
     def __call__(self, beta: jax.Array) -> Params:
         def between(a: jax.Array, b: jax.Array) -> jax.Array:
-            share = jnp.asarray(beta, jnp.result_type(b))
-            return (1 - share) * a + share * b
+            dtype = jnp.result_type(b)
+            a, b = (jnp.asarray(x, moment_dtype(jnp.result_type(x))) for x in (a, b))
+            share = jnp.asarray(beta, b.dtype)
+            return ((1 - share) * a + share * b).astype(dtype)
 
         return jax.tree.map(between, self.start, self.end)
 
@@ -162,6 +164,7 @@ def annealed_importance_sampling(
 def _estimate(name: str, model: Any, start: Batch, log_z_start: Any, key: jax.Array, steps: int) -> AnnealedEstimate:
     check_count("annealed_importance_sampling: steps", steps)
     rows(name, start)
+    check_finite(name, start)
     log_z_start = as_scalar("log_z_start", log_z_start)
     anneal_key, draw_key = jax.random.split(key)
     v, log_weights = _jitted_anneal(*map(as_pytree, model), start, anneal_key, steps, name=name)
@@ -229,7 +232,7 @@ def raise_bound(
         energy, path, log_z_start, key, steps: as in `annealed_importance_sampling`.
         transition: transition(params, v, key) -> v, reversible (detailed balance holds), as block Gibbs sampling of a
             restricted Boltzmann machine is.
-        v: the data, states of the model.
+        v: the data, states of the model; the weights of `Weighted` data change no row.
         chains: for each row, a whole number from 1 on; with more the estimate rises, on average. All rows × chains are
             annealed at once.
 
@@ -240,7 +243,9 @@ def raise_bound(
     check_count("raise_bound: chains", chains)
     log_z_start = as_scalar("log_z_start", log_z_start)
     first_key, key = jax.random.split(key)
+    v = weighted(v).v
     model, size = path(jnp.ones(())), rows("v", v)
+    check_finite("v", v)
     v = as_states(transition, model, v, first_key, "These states are the argument v.")
     repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), chains, axis=0), v)
     energy, transition, back = as_pytree(energy), as_pytree(transition), _backwards(as_pytree(path))

@@ -147,13 +147,18 @@ def check_finite(name: str, tree: Any, missing: bool = False) -> None:
     `missing`: whether NaN is allowed.
     """
     for path, x in tree_flatten_with_path(tree)[0]:
-        if not _has_values(x) or (_is_remote(x) and bool(_is_finite([x], missing=missing))):
+        if not _has_values(x) or (is_remote(x) and _is_finite_there(x, missing)):
             continue
         if found := _first_not_finite(np.asarray(x), missing):
-            (row, *column), value = found
-            at = f"row {row}" + (f", column {column[0] if len(column) == 1 else tuple(column)}" if column else "")
+            index, value = found
             fill = "" if missing else ": fill in missing values, or leave these rows out"
-            raise ValueError(f"{name}{keystr(path)}: expected finite numbers, got {value} in {at}{fill}")
+            raise ValueError(f"{name}{keystr(path)}: expected finite numbers, got {value} in {place(index)}{fill}")
+
+
+def place(index: tuple[int, ...]) -> str:
+    """An index as errors name it: row 3, column 5."""
+    row, *column = index
+    return f"row {row}" + (f", column {column[0] if len(column) == 1 else tuple(column)}" if column else "")
 
 
 def _is_inexact(x: Any) -> bool:
@@ -168,7 +173,7 @@ def _has_values(x: Any) -> bool:
     return not isinstance(x, jax.Array) or x.is_fully_addressable
 
 
-def _is_remote(x: Any) -> bool:
+def is_remote(x: Any) -> bool:
     """Whether the host would have to wait for it, or to copy it."""
     return isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices())
 
@@ -185,6 +190,11 @@ def _first_not_finite(x: np.ndarray, missing: bool) -> tuple[tuple[int, ...], An
             index = tuple(map(int, np.unravel_index(np.argmin(finite), finite.shape)))
             return (start + index[0], *index[1:]), block[index]
     return None
+
+
+def _is_finite_there(x: jax.Array, missing: bool) -> bool:
+    with jax.ensure_compile_time_eval():  # a constant of a program that is traced has values, too
+        return bool(_is_finite([x], missing=missing))
 
 
 @partial(jax.jit, static_argnames="missing")
@@ -325,11 +335,11 @@ class Loader:
         size = batch_size_of("batch", batch)
         later, missing = [], self._entry.missing
         numbers = [x for x in jax.tree.leaves(batch) if _has_values(x)] if self._entry.finite else []
-        if any(map(_is_remote, numbers)):
+        if any(map(is_remote, numbers)):
             later = [(where, batch, _is_finite(numbers, missing=missing))]
         elif numbers:
             check_finite(where, batch, missing)
-        if isinstance(batch, Weighted) and batch.weights is not None and not _is_remote(batch.weights):
+        if isinstance(batch, Weighted) and batch.weights is not None and not is_remote(batch.weights):
             check_weights(f"{where}.weights", batch.weights, size)
         batch = as_floats(batch, self._entry.dtype)
         return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else self._own(x), batch), later

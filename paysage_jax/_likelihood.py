@@ -12,11 +12,12 @@ from jax.scipy.special import logsumexp
 
 from ._annealing import anneal, effective_size, linear_path, log_mean, resample
 from ._base import LAST, State, Transformation, apply_updates, check_state, find_states, next_step
-from ._data import Batch, as_arrays, own
+from ._data import Batch, as_arrays, as_floats, check_finite, own
+from ._domain import mean_over_rows, measured
 from ._estimators import Transition, as_states
 from ._phases import Energy, energies_of, rows
 from ._pytree import Count, Number, Pytree, count, function, number, static
-from ._trees import Params, Updates, as_scalar, check_params
+from ._trees import Params, Updates, as_scalar, check_params, floating_dtype, moment_dtype
 
 _CHAINS = "These states are the argument chains."
 _RESAMPLING = 2**32 - 1  # folded into a key; transitions are numbered from 0
@@ -109,6 +110,7 @@ class track_log_partition(Transformation):
             raise TypeError(f"track_log_partition: key must be a key, jax.random.key(0), got {self.key!r}")
         vars(self)["chains"] = own(as_arrays("track_log_partition: chains", self.chains))
         rows("chains", self.chains)
+        check_finite("track_log_partition: chains", self.chains)
 
     def init(self, params: Params) -> State:
         # Copies: a step gives the memory of the state away.
@@ -199,28 +201,35 @@ class log_likelihood(Pytree):
 
     Args:
         energy: energy(params, v) -> (rows,), hidden units summed out.
-        v: a pytree of arrays (rows, ...).
+        v: a pytree of finite arrays (rows, ...), or `Weighted`; then the mean is weighted.
         at_least: at_least(params, key) -> what log Z is not below, such as an estimate by forward annealing along
             another path, less 3: log Z + t is below such an estimate with a probability of at most exp(-t). None: no
             such bound.
         discrete: whether exp(-E) / Z is a probability; False where it is a density, as for Gaussian units.
+        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
 
     Raises:
-        ValueError: if no `track_log_partition` is in the optimizer.
+        TypeError, ValueError: for NaN and infinities, for weights that do not fit, and if no `track_log_partition` is
+            in the optimizer.
     """
 
     energy: Energy = function()
     v: Batch
     at_least: Callable[[Params, jax.Array], jax.Array] | None = function(default=None)
     discrete: bool = static(default=True)
+    integer_states: bool = static(default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        vars(self)["v"] = as_arrays("log_likelihood: v", self.v)
+        vars(self)["v"] = measured("log_likelihood: v", self.v)
 
     def __call__(self, params: Params, key: jax.Array, state: State) -> jax.Array:
         log_z = jnp.maximum(log_partition(state).log_z, self.guard(params, key))
-        return -jnp.mean(energies_of(self.energy, params, "v", self.v)) - log_z
+        return -mean_over_rows(self._energies(params), self.v.weights) - log_z
+
+    def _energies(self, params: Params) -> jax.Array:
+        v = as_floats(self.v.v, None if self.integer_states else floating_dtype(params))
+        return energies_of(self.energy, params, "v", v)
 
     def guard(self, params: Params, key: jax.Array) -> jax.Array:
         """A number that log Z is not below; -inf where there is none."""
@@ -231,9 +240,10 @@ class log_likelihood(Pytree):
 
     def _sum_over_rows(self, params: Params) -> jax.Array:
         """log Σ exp(-E) of the distinct rows."""
-        energies = jnp.sort(energies_of(self.energy, params, "v", self.v))
+        energies = jnp.sort(self._energies(params))
         # Equal rows may differ in the last digits, by where they stand in a matrix product.
         rounding = 16 * jnp.finfo(energies.dtype).eps * jnp.max(jnp.abs(energies))
         distinct = jnp.diff(energies, prepend=-jnp.inf) > rounding
-        whole = jnp.all(jnp.stack([jnp.all(x == jnp.round(x)) for x in jax.tree.leaves(self.v)]))
+        whole = jnp.all(jnp.stack([jnp.all(x == jnp.round(x)) for x in jax.tree.leaves(as_floats(self.v.v, float))]))
+        energies = energies.astype(moment_dtype(energies.dtype))
         return jnp.where(whole, logsumexp(-energies, where=distinct), -jnp.inf)

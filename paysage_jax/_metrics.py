@@ -16,9 +16,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr
 
-from ._data import Batch, as_arrays
+from ._data import Batch, Weighted, as_floats
+from ._domain import check_binary, mean_over_rows, measured
 from ._pytree import Count, Number, Pytree, accepted, as_pytree, count, number, static
-from ._trees import Params, as_scalar, moment_dtype
+from ._trees import Params, as_scalar, floating_dtype, moment_dtype
 
 Metric = Callable[..., Any]
 
@@ -34,7 +35,10 @@ class pseudo_log_likelihood(Pytree):
 
     Args:
         energy: energy(params, v) -> (rows,), of states of zeros and ones, hidden units summed out.
-        v: (rows, n), floating zeros and ones.
+        v: (rows, n), zeros and ones, or `Weighted`; then the mean is weighted.
+
+    Raises:
+        TypeError, ValueError: for states that are not binary, naming row and column.
     """
 
     energy: Callable[..., jax.Array] = static()
@@ -42,13 +46,20 @@ class pseudo_log_likelihood(Pytree):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        vars(self)["v"] = as_arrays("pseudo_log_likelihood: v", self.v)
+        name = "pseudo_log_likelihood: v"
+        vars(self)["v"] = measured(name, self.v, check_binary)
+        if not isinstance(v := self.v.v, jax.Array) or v.ndim != 2:
+            shapes = [x.shape for x in jax.tree.leaves(v)]
+            raise ValueError(f"{name}: expected one array of binary states (rows, n), got arrays of shapes {shapes}")
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
-        rows, units = jnp.shape(self.v)
+        v = as_floats(self.v.v, floating_dtype(params))
+        rows, units = v.shape
         drawn = jax.random.randint(key, (rows,), 0, units)
-        flipped = jnp.where(jnp.arange(units)[None] == drawn[:, None], 1 - self.v, self.v)
-        return units * jnp.mean(jax.nn.log_sigmoid(self.energy(params, flipped) - self.energy(params, self.v)))
+        flipped = jnp.where(jnp.arange(units)[None] == drawn[:, None], 1 - v, v)
+        gain = self.energy(params, flipped) - self.energy(params, v)
+        log_odds = gain.astype(moment_dtype(gain.dtype))
+        return units * mean_over_rows(jax.nn.log_sigmoid(log_odds), self.v.weights)
 
 
 class reconstruction_error(Pytree):
@@ -58,20 +69,31 @@ class reconstruction_error(Pytree):
 
     Args:
         transition: transition(params, v, key) -> v.
-        v: a pytree of floating arrays (rows, ...).
+        v: a pytree of finite arrays (rows, ...), or `Weighted`; then the mean over rows is weighted.
+        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
+
+    Raises:
+        TypeError, ValueError: for NaN and infinities, naming row and column, and weights that do not fit.
     """
 
     transition: Callable[..., Batch] = static()
     v: Batch
+    integer_states: bool = static(default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        vars(self)["v"] = as_arrays("reconstruction_error: v", self.v)
+        vars(self)["v"] = measured("reconstruction_error: v", self.v)
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
-        squares = jax.tree.map(lambda x, y: (x - y) ** 2, self.v, self.transition(params, self.v, key))
-        total: Any = sum(jnp.sum(x) for x in jax.tree.leaves(squares))
-        return total / sum(x.size for x in jax.tree.leaves(squares))
+        v = _states(self, params, self.v)
+
+        def squares(x: jax.Array, y: jax.Array) -> jax.Array:
+            x, y = (as_floats(z, float) for z in (x, y))
+            x, y = (z.astype(moment_dtype(z.dtype)) for z in (x, y))
+            return jnp.sum(jnp.square(x - y).reshape(len(x), -1), axis=1)
+
+        of_rows: Any = sum(jax.tree.leaves(jax.tree.map(squares, v, self.transition(params, v, key))))
+        return mean_over_rows(of_rows, self.v.weights) / sum(x[0].size for x in jax.tree.leaves(v))
 
 
 class free_energy_gap(Pytree):
@@ -79,20 +101,32 @@ class free_energy_gap(Pytree):
 
     Args:
         energy: energy(params, v) -> (rows,), hidden units summed out.
-        train, validation: pytrees of arrays (rows, ...).
+        train, validation: pytrees of finite arrays (rows, ...), or `Weighted`; then the mean is weighted.
+        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
+
+    Raises:
+        TypeError, ValueError: for NaN and infinities, naming row and column, and weights that do not fit.
     """
 
     energy: Callable[..., jax.Array] = static()
     train: Batch
     validation: Batch
+    integer_states: bool = static(default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("train", "validation"):
-            vars(self)[name] = as_arrays(f"free_energy_gap: {name}", getattr(self, name))
+            vars(self)[name] = measured(f"free_energy_gap: {name}", getattr(self, name))
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
-        return jnp.mean(self.energy(params, self.validation)) - jnp.mean(self.energy(params, self.train))
+        def mean(data: Weighted) -> jax.Array:
+            return mean_over_rows(self.energy(params, _states(self, params, data)), data.weights)
+
+        return mean(self.validation) - mean(self.train)
+
+
+def _states(metric: Any, params: Params, data: Weighted) -> Batch:
+    return as_floats(data.v, None if metric.integer_states else floating_dtype(params))
 
 
 # --- early stopping ----------------------------------------------------------------------------------

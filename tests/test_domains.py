@@ -1,0 +1,436 @@
+"""Other people's data: domains of units, weights, half precision, and what a change of units or order must do."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import paysage_jax as pj
+from paysage_jax import rbm
+
+KEY = jax.random.key(0)
+rng = np.random.default_rng(0)
+BITS = (rng.random((40, 6)) < [0.1, 0.3, 0.5, 0.5, 0.8, 0.6]).astype(np.float32)
+REAL = rng.normal([1, -2, 0], [0.5, 3, 1], size=(200, 3)).astype(np.float32)
+few = settings(max_examples=15)  # one program serves all
+
+init_bernoulli = jax.jit(partial(rbm.init_bernoulli, hidden=4, key=KEY))
+init_gaussian = jax.jit(partial(rbm.init_gaussian, hidden=4, key=KEY))
+hidden_mean = jax.jit(rbm.hidden_mean)
+log_likelihood = jax.jit(lambda params, v: rbm.log_likelihood(params, v, rbm.log_partition(params)))
+MACHINE = jax.tree.map(
+    lambda p: p + np.float32(np.random.default_rng(p.size).normal(size=p.shape)), rbm.init_bernoulli(BITS, 4, KEY)
+)
+
+
+def close(actual, expected, rtol=1e-5, atol=1e-5):
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=rtol, atol=atol), actual, expected)
+
+
+def moved(params, key=KEY):
+    """A machine whose weights are not small."""
+    return params | {"weights": [{"matrix": 50 * params["weights"][0]["matrix"]}]}
+
+
+# --- units of measurement ----------------------------------------------------------------------------
+
+
+@few
+@given(st.floats(-12, 12), st.floats(-3, 3))
+def test_in_other_units_the_gaussian_start_has_the_log_likelihood_less_the_log_of_the_units(power, shift):
+    """log p of a v + t is that of v less n log a; float32 keeps v to 1e-7 of its distance from 0."""
+    a = 10.0**power
+    other = (a * (REAL + shift)).astype(np.float32)
+    expected = log_likelihood(init_gaussian(REAL), REAL) - 3 * np.log(a)
+    params = init_gaussian(other)
+    np.testing.assert_allclose(log_likelihood(params, other), expected, rtol=1e-5, atol=2e-3)
+    seen = hidden_mean(params, other)  # the machine is the same: hidden units see the distance from the mean
+    np.testing.assert_allclose(seen, hidden_mean(init_gaussian(REAL), REAL), atol=1e-4)
+
+
+@pytest.mark.parametrize(("unit", "zero"), [(1e-3, 0.0), (1.0, 293.0), (1e4, -5e6)])
+def test_the_gaussian_start_is_the_independent_gaussian(unit, zero):
+    data = (zero + unit * REAL).astype(np.float32)
+    exact = np.float64(data)
+    expected = stats.norm.logpdf(exact, exact.mean(0), exact.std(0)).sum(axis=1).mean()
+    assert abs(log_likelihood(init_gaussian(data), data) - expected) < 0.02
+
+
+@pytest.mark.parametrize("value", [14.62, 100.0, 0.0, -3e7, 0.1])
+def test_a_constant_column_is_named_whatever_its_value(value):
+    data = np.stack([REAL[:, 0], np.full(len(REAL), value, np.float32)], axis=1)
+    nearly = data.copy()
+    nearly[::2, 1] = np.nextafter(nearly[::2, 1], np.float32(np.inf))
+    for rows in (data, nearly, pj.Weighted(data, rng.random(len(REAL)))) if value else (data,):
+        for make in (partial(rbm.init_gaussian, hidden=2, key=KEY), rbm.standardize):
+            with pytest.raises(ValueError, match=r"data\[:, 1\] is constant up to rounding"):
+                make(rows)
+
+
+def test_a_column_that_varies_little_is_not_constant():
+    """Of 14.62 float32 keeps six digits: a standard deviation of 1e-4 is known to one percent."""
+    data = (14.62 + 1e-4 * REAL).astype(np.float32)
+    deviation = np.exp(np.asarray(init_gaussian(data)["layers"][0]["log_var"]) / 2)
+    np.testing.assert_allclose(deviation, np.float64(data).std(axis=0), rtol=1e-3)
+
+
+def test_a_variance_that_float32_does_not_hold_is_named():
+    for scale in (1e-25, 1e25):
+        with pytest.raises(ValueError, match=r"data\[:, 0\] has no variance in float32: rescale it"):
+            rbm.init_gaussian(np.float32(scale) * REAL, 2, KEY)
+
+
+@few
+@given(st.floats(-6, 6), st.floats(-100, 100))
+def test_standardized_data_are_the_same_in_all_units_and_the_inverse_gives_them_back(power, shift):
+    a = 10.0**power
+    data = (a * (REAL + shift)).astype(np.float32)
+    units = rbm.standardize(data)
+    expected = (np.float64(REAL) - np.float64(REAL).mean(axis=0)) / np.float64(REAL).std(axis=0)
+    np.testing.assert_allclose(units.apply(data), expected, atol=1e-6 * (10 + 10 * abs(shift)))
+    np.testing.assert_allclose(units.inverse(units.apply(data)), data, rtol=1e-5, atol=1e-5 * a)
+
+
+def test_the_log_likelihood_of_standardized_rows_is_that_of_the_rows_plus_the_log_of_the_units():
+    data = (100 + 5 * REAL).astype(np.float32)
+    units = rbm.standardize(data)
+    white = units.apply(data)
+    expected = log_likelihood(init_gaussian(white), white) - np.log(units.deviation).sum()
+    np.testing.assert_allclose(log_likelihood(init_gaussian(data), data), expected, atol=5e-3)
+
+
+# --- domains -----------------------------------------------------------------------------------------
+
+
+def with_(value, data=BITS):
+    data = np.array(data)
+    data[3, 2] = value
+    return data
+
+
+GAUSSIAN = rbm.init_gaussian(REAL, 2, KEY)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
+    path, start, log_z = rbm.annealing(MACHINE, BITS, 5, KEY)
+    bits, real = with_(value), with_(value, REAL)
+    model = (rbm.free_energy, rbm.gibbs)
+    for call in (
+        lambda: rbm.init_bernoulli(bits, 2, KEY),
+        lambda: rbm.init_gaussian(real, 2, KEY),
+        lambda: rbm.standardize(real),
+        lambda: rbm.annealing(MACHINE, bits, 5, KEY),
+        lambda: rbm.annealing(GAUSSIAN, real, 5, KEY),
+        lambda: rbm.log_likelihood(MACHINE, bits, 0.0),
+        lambda: rbm.log_likelihood(GAUSSIAN, real, 0.0),
+        lambda: pj.pseudo_log_likelihood(rbm.free_energy, bits),
+        lambda: pj.reconstruction_error(rbm.gibbs, real),
+        lambda: pj.free_energy_gap(rbm.free_energy, BITS, bits),
+        lambda: pj.free_energy_gap(rbm.free_energy, pj.Weighted(bits, np.ones(40)), BITS),
+        lambda: pj.log_likelihood(rbm.free_energy, real),
+        lambda: pj.annealed_importance_sampling(*model, path, with_(value, start), log_z, KEY),
+        lambda: pj.reverse_annealed_importance_sampling(*model, path, with_(value, start), log_z, KEY),
+        lambda: pj.raise_bound(*model, path, bits, log_z, KEY),
+        lambda: pj.track_log_partition(*model, 0.0, bits, KEY),
+    ):
+        with pytest.raises(ValueError, match=rf"got {value} in row 3, column 2: fill in missing values"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("data", "first", "advice"),
+    [
+        (16 * BITS + np.eye(40, 6), "17.0 in row 0, column 0|16.0 in row", r"scale the values to \[0, 1\]"),
+        ((255 * BITS).astype(np.uint8), "255 in row", "v > 127.5"),
+        (2 * BITS.astype(int) - 1, "-1 in row", r"spins become zeros and ones by \(v \+ 1\) / 2"),
+        (with_(-0.25), "-0.25 in row 3, column 2", "real numbers need Gaussian units"),
+        (with_(1.5), "1.5 in row 3, column 2", r"scale the values to \[0, 1\]"),
+    ],
+    ids=["digits", "bytes", "spins", "negative", "above"],
+)
+def test_binary_units_refuse_other_values_and_say_what_to_do(data, first, advice):
+    for call in (
+        partial(rbm.init_bernoulli, data, 2, KEY),
+        partial(rbm.init_bernoulli, pj.Weighted(jnp.asarray(data), np.ones(40)), 2, KEY),
+        partial(rbm.annealing, MACHINE, data, 5, KEY),
+        partial(rbm.log_likelihood, MACHINE, data, 0.0),
+        partial(pj.pseudo_log_likelihood, rbm.free_energy, data),
+    ):
+        with pytest.raises(ValueError, match=rf"got ({first}).*{advice}"):
+            call()
+
+
+def test_grey_values_pass_where_means_are_wanted_and_not_where_units_are_flipped():
+    grey = with_(0.25)
+    rbm.init_bernoulli(grey, 2, KEY)
+    rbm.annealing(MACHINE, grey, 5, KEY)
+    with pytest.raises(ValueError, match=r"expected zeros and ones, got 0.25 in row 3, column 2: compare grey values"):
+        pj.pseudo_log_likelihood(rbm.free_energy, grey)
+
+
+def test_the_log_likelihood_of_grey_values_is_below_its_mean_over_draws():
+    grey = np.full((1, 6), 0.5, np.float32)
+    states = np.array(list(np.ndindex(*[2] * 6)), np.float32)
+    assert rbm.log_likelihood(MACHINE, grey, 0.0) < rbm.log_likelihood(MACHINE, states, 0.0)
+
+
+def test_states_that_are_not_binary_have_no_pseudo_likelihood():
+    for states, message in (
+        (REAL, "expected zeros and ones, got"),
+        (np.arange(200).reshape(40, 5) % 4, "got 2 in row 0, column 2"),
+        (np.eye(4, dtype=np.float32)[np.zeros((5, 3), int)], r"one array of binary states \(rows, n\).*\(5, 3, 4\)"),
+        ({"a": BITS}, "one array of binary states"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pj.pseudo_log_likelihood(rbm.free_energy, states)
+
+
+def test_data_of_another_shape_are_named():
+    for data, message in (
+        (np.zeros((3, 4, 4)), r"shapes \[\(3, 4, 4\)\]; flatten each row: data.reshape\(len\(data\), -1\)"),
+        ((BITS, np.ones(40)), r"expected one array \(rows, visible\), got shapes \[\(40, 6\), \(40,\)\]"),
+        (np.zeros((0, 4)), "init_bernoulli: data: expected states, got 0 rows"),
+        (pj.Weighted(BITS, np.ones(3)), r"data.weights: expected shape \(40,\)"),
+        (pj.Weighted(BITS, np.zeros(40)), "data.weights: expected some positive weight, all are 0"),
+        (pj.Weighted(BITS, -np.ones(40)), "data.weights: expected nonnegative numbers, got -1.0 in row 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rbm.init_bernoulli(data, 2, KEY)
+
+
+def test_data_on_an_accelerator_are_checked_there_and_known_within_a_program(monkeypatch):
+    for module in ("_data", "_domain"):
+        monkeypatch.setattr(f"paysage_jax.{module}.is_remote", lambda x: isinstance(x, jax.Array))
+    for params, good, bad in ((MACHINE, BITS, with_(2)), (GAUSSIAN, REAL, with_(np.inf, REAL))):
+        good, bad = jnp.asarray(good), jnp.asarray(bad)
+        jax.jit(lambda p, v=good: rbm.log_likelihood(p, v, 0.0))(params)
+        with pytest.raises(ValueError, match="in row 3, column 2"):
+            jax.jit(lambda p, v=bad: rbm.log_likelihood(p, v, 0.0))(params)
+
+
+def test_traced_data_pass():
+    close(jax.jit(lambda v: rbm.init_bernoulli(v, 4, KEY))(2 * BITS)["layers"][1], {"loc": np.zeros(4)})
+    inside = jax.jit(lambda params: rbm.log_likelihood(params, BITS, 0.0))(MACHINE)  # known within a program
+    np.testing.assert_allclose(inside, rbm.log_likelihood(MACHINE, BITS, 0.0), rtol=1e-6)
+
+
+# --- what a change of the data must do ---------------------------------------------------------------
+
+
+def copy(params, v, key):
+    """Its squared error knows of the parameters and of each row, and of no chance."""
+    return rbm.visible_mean(params, rbm.hidden_mean(params, v))
+
+
+@jax.jit
+def measures(params, data, validation):
+    """Each thing that is made of data and does not depend on chance, by name."""
+    state = pj.track_log_partition(rbm.free_energy, rbm.gibbs, 3.0, jnp.zeros((5, 6)), KEY).init(params)
+    path, _, log_z_start = rbm.annealing(params, data, 1, KEY)
+    return {
+        "start": rbm.init_bernoulli(data, 4, KEY)["layers"][0],
+        "gradient": rbm.gradient(params, data, jnp.zeros((5, 6))),
+        "likelihood": rbm.log_likelihood(params, data, 3.0),
+        "error": pj.reconstruction_error(copy, data)(params, KEY),
+        "gap": pj.free_energy_gap(rbm.free_energy, data, validation)(params, KEY),
+        "tracked": pj.log_likelihood(rbm.free_energy, data, discrete=False)(params, KEY, state),
+        "annealing": (path(0.0)["layers"][0], log_z_start),
+    }
+
+
+@few
+@given(st.lists(st.integers(0, 3), min_size=40, max_size=40).filter(any), st.sampled_from([1.0, 1e-30, 1e37]))
+def test_a_row_of_weight_two_is_the_row_twice_and_a_factor_of_all_weights_changes_nothing(weights, factor):
+    """So a row of weight 0 is no row; the plain formulas of the measures are in NumPy."""
+    repeated = np.repeat(BITS, weights, axis=0)
+    padded = np.concatenate([repeated, np.zeros((120 - len(repeated), 6), np.float32)])
+    given = np.arange(120) < len(repeated)
+    actual = measures(MACHINE, pj.Weighted(BITS, factor * np.float32(weights)), BITS)
+    expected = measures(MACHINE, pj.Weighted(padded, given.astype(np.float32)), BITS)
+    close(actual, expected, rtol=2e-5, atol=2e-5)
+    matrix = np.float64(MACHINE["weights"][0]["matrix"])
+    b, c = (np.float64(layer["loc"]) for layer in MACHINE["layers"])
+    minus_energies = repeated @ b + np.logaddexp(0, c + repeated @ matrix).sum(axis=1)
+    np.testing.assert_allclose(actual["likelihood"], minus_energies.mean() - 3, rtol=1e-5)
+    means = np.clip(repeated.mean(axis=0, dtype=np.float64), 2.0**-23, 1 - 2.0**-23)
+    np.testing.assert_allclose(actual["start"]["loc"], np.log(means / (1 - means)), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_without_weights_are_rows_of_equal_weight_and_their_order_is_nothing():
+    plain = measures(MACHINE, BITS, BITS)
+    close(measures(MACHINE, pj.Weighted(BITS, None), BITS), plain)
+    close(measures(MACHINE, pj.Weighted(BITS, np.full(40, 7)), BITS), plain)
+    order = np.random.default_rng(1).permutation(40)
+    close(measures(MACHINE, BITS[order], BITS), plain)
+    close(
+        measures(MACHINE, pj.Weighted(BITS[order], order), BITS),
+        measures(MACHINE, pj.Weighted(BITS, np.arange(40)), BITS),
+    )
+
+
+def test_the_order_of_the_columns_is_nothing():
+    order = np.random.default_rng(2).permutation(6)
+    visible, hidden = MACHINE["layers"]
+    other = {
+        "layers": [{"loc": visible["loc"][order]}, hidden],
+        "weights": [{"matrix": MACHINE["weights"][0]["matrix"][order]}],
+    }
+    plain, permuted = measures(MACHINE, BITS, BITS), measures(other, BITS[:, order], BITS[:, order])
+    for name in ("likelihood", "error", "gap", "tracked"):
+        close(permuted[name], plain[name])
+    close(permuted["start"]["loc"], plain["start"]["loc"][order])
+    close(permuted["gradient"]["weights"][0]["matrix"], plain["gradient"]["weights"][0]["matrix"][order])
+
+
+def test_complementing_bits_complements_the_machine():
+    """v to 1 - v: E has -b for b, -W for W and Wᵀ1 + c for c, up to the constant Σ b."""
+    (visible, hidden), matrix = MACHINE["layers"], MACHINE["weights"][0]["matrix"]
+    other = {
+        "layers": [{"loc": -visible["loc"]}, {"loc": hidden["loc"] + matrix.sum(axis=0)}],
+        "weights": [{"matrix": -matrix}],
+    }
+    plain, complement = measures(MACHINE, BITS, BITS), measures(other, 1 - BITS, 1 - BITS)
+    close(complement["start"]["loc"], -plain["start"]["loc"], rtol=1e-4)
+    for name in ("error", "gap"):
+        close(complement[name], plain[name], atol=1e-5)
+    close(complement["likelihood"], plain["likelihood"] - visible["loc"].sum())
+    pseudo = [pj.pseudo_log_likelihood(rbm.free_energy, v)(p, KEY) for p, v in ((MACHINE, BITS), (other, 1 - BITS))]
+    close(*pseudo)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.float64, jnp.bfloat16, np.float16])
+def test_zeros_and_ones_of_any_dtype_are_the_same_data(dtype):
+    data = BITS.astype(dtype)
+    plain, other = measures(MACHINE, BITS, BITS), measures(MACHINE, data, data)
+    half = dtype in (jnp.bfloat16, np.float16)
+    for name in plain:
+        close(other[name], plain[name], *((1e-2, 1e-2) if half and name in ("start", "error") else (1e-5, 1e-5)))
+    pseudo = [pj.pseudo_log_likelihood(rbm.free_energy, v)(MACHINE, KEY) for v in (BITS, data)]
+    close(*pseudo)
+
+
+def test_the_guard_of_the_tracked_likelihood_takes_zeros_and_ones_of_any_dtype():
+    expected = pj.log_likelihood(rbm.free_energy, BITS).guard(MACHINE, KEY)
+    assert np.isfinite(expected)
+    for dtype in (bool, np.uint8):
+        close(pj.log_likelihood(rbm.free_energy, BITS.astype(dtype)).guard(MACHINE, KEY), expected)
+
+
+def test_an_energy_of_ones_own_does_not_compute_in_unsigned_integers():
+    def energy(params, v):
+        return -v @ params["b"]
+
+    params = {"b": jnp.linspace(-1, 1, 6)}
+    gaps = [pj.free_energy_gap(energy, v, v[:7])(params, KEY) for v in (BITS, BITS.astype(np.uint8), BITS > 0)]
+    close(gaps[1:], [gaps[0]] * 2)
+    errors = [
+        pj.reconstruction_error(lambda p, v, key: 0 * v + 1, v)(params, KEY) for v in (BITS, BITS.astype(np.uint8))
+    ]
+    close(errors[1], np.mean(1 - BITS))
+    as_they_are = pj.reconstruction_error(
+        lambda p, v, key: v + np.uint8(200), BITS.astype(np.uint8), integer_states=True
+    )
+    close(as_they_are(params, KEY), 200.0**2)
+
+
+def test_pseudo_likelihood_of_weighted_rows_is_the_weighted_mean():
+    weights = np.arange(40)
+    metric = partial(pj.pseudo_log_likelihood, rbm.free_energy)
+    of_rows = np.array([metric(pj.Weighted(BITS, np.eye(40)[i]))(MACHINE, KEY) for i in (0, 5, 39)])
+    three = np.zeros(40)
+    three[[0, 5, 39]] = 1, 2, 3
+    close(metric(pj.Weighted(BITS, three))(MACHINE, KEY), of_rows @ [1, 2, 3] / 6)
+    close(metric(pj.Weighted(BITS, np.full(40, 3)))(MACHINE, KEY), metric(BITS)(MACHINE, KEY))
+    assert abs(metric(pj.Weighted(BITS, weights))(MACHINE, KEY) - metric(BITS)(MACHINE, KEY)) > 1e-4
+
+
+@few
+@given(st.lists(st.integers(0, 3), min_size=200, max_size=200))
+def test_the_gaussian_start_of_weighted_rows_has_their_moments(weights):
+    weights[:3] = 1, 1, 1
+    repeated = np.repeat(np.float64(REAL), weights, axis=0)
+    visible = init_gaussian(pj.Weighted(REAL, np.float32(weights)))["layers"][0]
+    np.testing.assert_allclose(visible["loc"], repeated.mean(axis=0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.exp(visible["log_var"]), repeated.var(axis=0), rtol=1e-5)
+
+
+# --- half precision ----------------------------------------------------------------------------------
+
+each_half = pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16], ids=["bfloat16", "float16"])
+
+
+def dtypes_of(tree):
+    return {jnp.result_type(x) for x in jax.tree.leaves(tree)}
+
+
+@each_half
+def test_a_pixel_that_is_always_on_has_finite_log_odds_in_half_precision(dtype):
+    data = BITS.copy()
+    data[:, 0], data[:, 1] = 1, 0
+    params = rbm.init_bernoulli(data.astype(dtype), 4, KEY)
+    assert dtypes_of(params) == {jnp.dtype(dtype)}
+    loc = np.asarray(params["layers"][0]["loc"], np.float32)
+    np.testing.assert_allclose(loc[:2], [15.942385, -15.942385], rtol=1e-2)
+    np.testing.assert_allclose(
+        log_likelihood(params, data.astype(dtype)), log_likelihood(init_bernoulli(data), data), atol=0.1
+    )
+
+
+@each_half
+def test_rare_states_are_drawn_as_rarely_in_half_precision(dtype):
+    rate = 1 / (1 + np.exp(7))  # 0.0009; bfloat16 draws know multiples of 1/128
+    params = {
+        "layers": [{"loc": jnp.full(5, -7, dtype)}, {"loc": jnp.full(4, 7, dtype)}],
+        "weights": [{"matrix": jnp.zeros((5, 4), dtype)}],
+    }
+    rows = 40_000
+    v = jax.jit(rbm.gibbs)(params, jnp.zeros((rows, 5), dtype), KEY)
+    h = jax.jit(rbm.sample_hidden)(params, v, KEY)
+    assert v.dtype == h.dtype == dtype
+    for seen in (np.float32(v).mean(), 1 - np.float32(h).mean()):
+        assert abs(seen - rate) < 5 * np.sqrt(rate / (4 * rows))
+
+
+@each_half
+def test_in_half_precision_energies_are_as_exact_as_the_parameters(dtype):
+    half = jax.tree.map(lambda p: p.astype(dtype), MACHINE)
+    rounded = jax.tree.map(lambda p: p.astype(np.float32), half)
+    v = BITS.astype(dtype)
+    close(rbm.free_energy(half, v), rbm.free_energy(rounded, BITS), rtol=1e-6, atol=1e-6)
+    close(rbm.hidden_free_energy(half, v[:, :4]), rbm.hidden_free_energy(rounded, BITS[:, :4]), rtol=1e-6, atol=1e-6)
+    assert dtypes_of(rbm.gradient(half, v, v[:3])) == {jnp.dtype(dtype)}
+    assert rbm.hidden_mean(half, v).dtype == rbm.visible_mean(half, v[:, :4]).dtype == dtype
+    pseudo = [pj.pseudo_log_likelihood(rbm.free_energy, x)(p, KEY) for p, x in ((half, v), (rounded, BITS))]
+    close(*pseudo)
+
+
+def test_a_path_from_parameters_to_themselves_stays_there_in_half_precision():
+    params = jnp.linspace(0.5, 3, 50, dtype=jnp.bfloat16)
+    on_the_way = jax.vmap(pj.linear_path(params, params))(jnp.linspace(0, 1, 41))
+    np.testing.assert_array_equal(on_the_way, np.broadcast_to(params, (41, 50)))
+
+
+def test_annealing_in_half_precision_finds_log_z():
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), MACHINE)
+    annealing = rbm.annealing(half, BITS, 500, KEY)
+    assert dtypes_of((annealing.start, annealing.path(0.5))) == {jnp.dtype(jnp.bfloat16)}
+    estimate = pj.annealed_importance_sampling(rbm.free_energy, rbm.gibbs, *annealing, KEY, steps=100)
+    assert abs(estimate.log_z - rbm.log_partition(half)) < 4 * estimate.error + 1e-3
+    assert estimate.error < 0.1
+
+
+@each_half
+def test_the_gaussian_start_in_half_precision(dtype):
+    data = jnp.asarray(REAL, dtype)
+    params = rbm.init_gaussian(data, 4, KEY)
+    assert dtypes_of(params) == {jnp.dtype(dtype)}
+    assert rbm.gibbs(params, data, KEY).dtype == dtype
+    exact = np.asarray(data, np.float64)
+    expected = stats.norm.logpdf(exact, exact.mean(0), exact.std(0)).sum(axis=1).mean()
+    assert abs(log_likelihood(params, data) - expected) < 0.05
