@@ -1,0 +1,224 @@
+"""Times of this version beside those of an earlier commit, taken in turn in two processes.
+
+    python -m benchmarks.versions COMMIT                     # everything
+    python -m benchmarks.versions COMMIT "step 784 x 500"    # some cases; --list shows them
+
+A ratio above 1 means that this version is slower. Commit or stash first: the working tree is what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BATCH = 100
+
+# --- in a process of one version ---------------------------------------------------------------------
+
+
+def machine(visible, hidden, gaussian):
+    """The start of a machine, an estimator of its gradient, an optimizer, and ten batches of data."""
+    import jax
+    import numpy as np
+
+    import paysage_jax as pj
+    from paysage_jax import rbm
+
+    random = np.random.default_rng(0)
+    bits = (random.random((10 * BATCH, visible)) < 0.3).astype(np.float32)
+    data = random.normal(size=bits.shape).astype(np.float32) if gaussian else bits
+    make = rbm.init_gaussian if gaussian else rbm.init_bernoulli
+    estimator = pj.contrastive_divergence(rbm.free_energy, rbm.gibbs)
+    return make(data, hidden, jax.random.key(0)), estimator, pj.adam(1e-3), data
+
+
+def step(visible, hidden, gaussian=False):
+    """`train_step` on a batch that is on the device."""
+    import jax
+    import jax.numpy as jnp
+
+    import paysage_jax as pj
+
+    params, estimator, optimizer, data = machine(visible, hidden, gaussian)
+    batch, key = jnp.array(data[:BATCH]), jax.random.key(1)
+    state = pj.TrainState(params, optimizer.init(params), estimator.init(params, batch, key))
+    train = pj.train_step(estimator, optimizer)
+
+    def work(count):
+        nonlocal state
+        for _ in range(count):
+            state, _ = train(state, batch, key)
+        jax.block_until_ready(state)
+
+    return work
+
+
+def epoch(visible, hidden, loader=False):
+    """An epoch of ten batches in a run of `fit`."""
+    import jax
+
+    import paysage_jax as pj
+
+    params, estimator, optimizer, data = machine(visible, hidden, gaussian=False)
+    batches = [data[i : i + BATCH] for i in range(0, len(data), BATCH)]
+    source, options = (batches, {}) if loader else (data, {"batch_size": BATCH})
+
+    def work(count):
+        run = pj.fit(params, optimizer, estimator, source, epochs=count, key=jax.random.key(1), **options)
+        jax.block_until_ready(run.params)
+
+    return work
+
+
+def adam_class():
+    """`ADAM.update` of the documented classes, 64 x 16, in JAX."""
+    from types import SimpleNamespace
+
+    import jax
+    import jax.numpy as jnp
+
+    from paysage_jax.optimizers import ADAM
+
+    params = machine(64, 16, gaussian=False)[0]
+    gradient = jax.tree.map(lambda p: 0.1 * jnp.ones_like(p), params)
+    model = SimpleNamespace(gradient=lambda data, samples: gradient, parameter_update=jax.block_until_ready)
+    optimizer = ADAM(model)
+
+    def work(count):
+        for _ in range(count):
+            optimizer.update(model, None, None, epoch=0)
+
+    return work
+
+
+CASES = {
+    "step 64 x 16": partial(step, 64, 16),
+    "step 784 x 500": partial(step, 784, 500),
+    "Gaussian step 64 x 16": partial(step, 64, 16, gaussian=True),
+    "Gaussian step 784 x 500": partial(step, 784, 500, gaussian=True),
+    "epoch 64 x 16": partial(epoch, 64, 16),
+    "epoch 64 x 64": partial(epoch, 64, 64),
+    "epoch 784 x 500": partial(epoch, 784, 500),
+    "epoch 64 x 16, a loader": partial(epoch, 64, 16, loader=True),
+    "epoch 784 x 500, a loader": partial(epoch, 784, 500, loader=True),
+    "ADAM.update 64 x 16": adam_class,
+}
+
+
+def serve(case):
+    """Does the work as often as each line of standard input says, and prints the seconds."""
+    work = CASES[case]()
+    work(1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        work(int(line))
+        print(time.perf_counter() - start, flush=True)
+
+
+# --- the process that compares them ------------------------------------------------------------------
+
+
+def python(folder, *arguments, **options):
+    """A process of the version in `folder`."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment, text=True, **options)
+
+
+class Worker:
+    """A process that does the work of a case."""
+
+    def __init__(self, folder, case):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = python(folder, __file__, "--serve", case, **pipes)
+        self.process.stdout.readline()
+
+    def __call__(self, count):
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare_case(folders, case, seconds):
+    """The times of one case in all versions."""
+    from .measure import PAUSE, SHORTEST, in_turn
+
+    workers = {name: Worker(folder, case) for name, folder in folders.items()}
+    counts = {name: max(1, round(SHORTEST / worker(1))) for name, worker in workers.items()}
+
+    def seconds_of(name):
+        time.sleep(PAUSE)
+        return workers[name](counts[name]) / counts[name]
+
+    result = in_turn(case, {name: partial(seconds_of, name) for name in workers}, ["before"], seconds)
+    for worker in workers.values():
+        worker.close()
+    return result
+
+
+def compare_starts(folders, seconds):
+    """The times of an import, and of a process that compiles and trains for an epoch."""
+    from .measure import in_turn
+
+    for title, arguments in (
+        ("import", ["-c", "import paysage_jax"]),
+        ("a process with one epoch, 64 x 16", [__file__, "--serve", "epoch 64 x 16"]),
+    ):
+
+        def seconds_of(folder, arguments=arguments):
+            start = time.perf_counter()
+            python(folder, *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).wait()
+            return time.perf_counter() - start
+
+        yield in_turn(title, {name: partial(seconds_of, folder) for name, folder in folders.items()}, ["before"], seconds)
+
+
+def main():
+    """Measure the cases, or serve one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commit", nargs="?", help="what to compare with")
+    parser.add_argument("cases", nargs="*", help="(default: all)")
+    parser.add_argument("--list", action="store_true", help="show the cases and stop")
+    parser.add_argument("--seconds", type=float, default=20, help="for each case")
+    parser.add_argument("--serve", metavar="CASE", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve(options.serve)
+    if options.list:
+        return print(*CASES, "starts", sep="\n")
+    if options.commit is None:
+        parser.error("name a commit")
+    if unknown := set(options.cases) - {*CASES, "starts"}:
+        parser.error(f"no case {', '.join(sorted(unknown))}; --list shows them")
+
+    from .report import heading, table
+
+    print(heading(), end="\n\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        before = Path(temporary) / "before"
+        subprocess.run(["git", "worktree", "add", "--detach", before, options.commit], cwd=ROOT, check=True)
+        try:
+            folders = {"now": ROOT, "before": before}
+            for case in options.cases or CASES:
+                if case != "starts":
+                    print(table(compare_case(folders, case, options.seconds)), end="\n\n", flush=True)
+            if "starts" in (options.cases or ["starts"]):
+                for result in compare_starts(folders, options.seconds):
+                    print(table(result), end="\n\n", flush=True)
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", before], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()
