@@ -6,54 +6,50 @@ are in `classic` as functions, and as classes in `optimizers` (2017) and `paysag
 """
 
 from . import classic, optimizers, paysage_0_2, rbm
-from ._annealing import (
+from ._core.batches import Weighted
+from ._core.pytree import Number, Pytree, Schedule, count, number, rate, static
+from ._ebm.annealing import (
     AnnealedEstimate,
     annealed_importance_sampling,
     linear_path,
     raise_bound,
     reverse_annealed_importance_sampling,
 )
-from ._base import Transformation, apply_updates, chain
-from ._centering import Join, center
-from ._checkpoints import restore
-from ._convergence import ConvergenceState, converged, gradient_magnitude, track_convergence
-from ._data import Weighted
-from ._estimators import (
+from ._ebm.centering import Join, center
+from ._ebm.estimators import (
     Estimator,
     LossStatistics,
     contrastive_divergence,
     loss_gradient,
     persistent_contrastive_divergence,
 )
-from ._fit import fit
-from ._groups import AccumulateState, PartitionState, accumulate, partition, scale_leaves
-from ._leafwise import Leafwise
-from ._likelihood import LogPartitionState, TrackedEstimate, log_likelihood, log_partition, track_log_partition
-from ._metrics import Best, early_stopping, free_energy_gap, pseudo_log_likelihood, reconstruction_error
-from ._packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
-from ._phases import PhaseStatistics, phase_gradient
-from ._pytree import Number, Pytree, Schedule, count, number, rate, static
-from ._schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
-from ._sharding import shard_state
-from ._tempering import TemperedStatistics, parallel_tempering
-from ._textbook import AdamState, MomentumState, RmspropState, SgdState, adam, momentum, rmsprop, sgd
-from ._training import FitResult, Outcome, TrainState, train_step
-from ._transforms import (
+from ._ebm.metrics import free_energy_gap, pseudo_log_likelihood, reconstruction_error
+from ._ebm.phases import PhaseStatistics, phase_gradient
+from ._ebm.tempering import TemperedStatistics, parallel_tempering
+from ._ebm.tracking import LogPartitionState, TrackedEstimate, log_likelihood, log_partition, track_log_partition
+from ._optim.averaging import AverageState, average_parameters, averaged_parameters
+from ._optim.convergence import ConvergenceState, converged, gradient_magnitude, track_convergence
+from ._optim.leafwise import Leafwise
+from ._optim.packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
+from ._optim.partition import PartitionState, partition
+from ._optim.schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
+from ._optim.shard_state import shard_state
+from ._optim.stateless import (
     add_decayed_weights,
     add_l1_decay,
     clip_by_global_norm,
     non_negative,
     project,
+    scale_leaves,
     unit_column_norm,
 )
-from ._wrappers import (
-    AverageState,
-    SkipNonfiniteState,
-    average_parameters,
-    averaged_parameters,
-    freeze,
-    skip_nonfinite,
-)
+from ._optim.textbook import AdamState, MomentumState, RmspropState, SgdState, adam, momentum, rmsprop, sgd
+from ._optim.transformation import Transformation, apply_updates, chain
+from ._optim.wrappers import AccumulateState, SkipNonfiniteState, accumulate, freeze, skip_nonfinite
+from ._train.checkpoints import restore
+from ._train.early_stopping import Best, early_stopping
+from ._train.fit import fit
+from ._train.step import FitResult, Outcome, TrainState, train_step
 from .optimizers import (
     ADAM,
     ExponentialDecay,

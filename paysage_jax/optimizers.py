@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from . import classic
-from ._convergence import gradient_magnitude as _gradient_magnitude
-from ._host import Stepper, as_given
-from ._leafwise import Leafwise
-from ._pytree import rate
-from ._trees import check_same_tree, zeros_like_moments
+from ._core.pytree import rate
+from ._core.trees import check_same_tree, zeros_like_moments
+from ._optim.convergence import gradient_magnitude as _gradient_magnitude
+from ._optim.leafwise import Leafwise
+from ._optim.stepper import Stepper, as_given
 
 _magnitude = jax.jit(_gradient_magnitude)
 _update_mean = jax.jit(classic.update_mean)

@@ -24,11 +24,11 @@ from jax.nn import sigmoid, softplus
 from jax.scipy.special import logit, logsumexp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._annealing import linear_path
-from ._data import Weighted, as_floats, check_finite
-from ._domain import check_unit_interval, mean_and_deviation, mean_over_rows, measured
-from ._phases import weighted
-from ._trees import Params, Updates, floating_dtype, moment_dtype
+from ._core.batches import Weighted, as_floats, check_finite
+from ._core.trees import Params, Updates, floating_dtype, moment_dtype
+from ._ebm.annealing import linear_path
+from ._ebm.domain import check_unit_interval, mean_and_deviation, mean_over_rows, measured
+from ._ebm.phases import weighted
 
 States = Array | np.ndarray  # (batch, units)
 Data = States | Weighted

@@ -13,7 +13,7 @@ import orbax.checkpoint
 import pytest
 
 from paysage_jax import Outcome, Transformation, adam, chain, classic, fit, loss_gradient, restore, sgd
-from paysage_jax import _checkpoints as room
+from paysage_jax._train import checkpoints as room
 from tests.helpers import kills
 from tests.helpers.runs import (
     BATCH,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paysage_jax import fit, loss_gradient, sgd
-from paysage_jax._data import as_arrays
+from paysage_jax._core.batches import as_arrays
 from tests.helpers.runs import (
     BATCH,
     DATA,

@@ -205,7 +205,7 @@ def test_data_of_another_shape_are_named():
 
 
 def test_data_on_an_accelerator_are_checked_there_and_known_within_a_program(monkeypatch):
-    for module in ("_data", "_domain"):
+    for module in ("_core.batches", "_ebm.domain"):
         monkeypatch.setattr(f"paysage_jax.{module}.is_remote", lambda x: isinstance(x, jax.Array))
     for params, good, bad in ((MACHINE, BITS, with_(2)), (GAUSSIAN, REAL, with_(np.inf, REAL))):
         good, bad = jnp.asarray(good), jnp.asarray(bad)

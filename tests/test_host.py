@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paysage_jax import optimizers
-from paysage_jax._host import Stepper, as_given
+from paysage_jax._optim.stepper import Stepper, as_given
 from tests.helpers.problems import CLASSIC, each, gradients, rbm_tree, row, step
 
 DTYPES = [np.float16, np.float32, np.float64]

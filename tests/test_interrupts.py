@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from paysage_jax import Outcome
-from paysage_jax._checkpoints import Checkpoints
+from paysage_jax._train.checkpoints import Checkpoints
 from tests.helpers.runs import KINDS, assert_identical, each_kind, how, python, regress, regress_slowly
 
 in_memory = KINDS["in memory"]

@@ -25,7 +25,7 @@ from paysage_jax import (
     sgd,
     track_convergence,
 )
-from paysage_jax._metrics import History
+from paysage_jax._train.history import History
 from tests.helpers.runs import (
     DATA,
     KEY,

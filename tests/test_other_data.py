@@ -14,7 +14,6 @@ from paysage_jax import (
     Outcome,
     TrainState,
     Weighted,
-    _data,
     contrastive_divergence,
     fit,
     loss_gradient,
@@ -218,7 +217,8 @@ def test_a_loss_may_mask_them(data):
 def test_one_in_a_later_epoch_leaves_the_epochs_done(place, remote, monkeypatch):
     """Also where the host must not wait for a batch, as on a GPU, and asks some steps later."""
     if remote:
-        monkeypatch.setattr(_data, "is_remote", lambda x: isinstance(x, jax.Array))
+        for module in ("_core.batches", "_train.source"):
+            monkeypatch.setattr(f"paysage_jax.{module}.is_remote", lambda x: isinstance(x, jax.Array))
 
     def data(epoch):
         return [place(FLOATS)] * 9 + [place(spoiled(np.nan) if epoch == 2 else FLOATS)]

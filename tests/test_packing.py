@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import paysage_jax as pj
-from paysage_jax._packing import LARGEST
+from paysage_jax._optim.packing import LARGEST
 from tests.helpers.problems import OPTIMIZERS, each, run
 
 

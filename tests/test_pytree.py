@@ -31,7 +31,7 @@ from paysage_jax import (
     track_convergence,
     warmup,
 )
-from paysage_jax._pytree import function
+from paysage_jax._core.pytree import function
 from tests.helpers.problems import OPTIMIZERS, each
 
 

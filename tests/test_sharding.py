@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import paysage_jax as pj
 from paysage_jax import rbm
-from paysage_jax._placement import Placement
+from paysage_jax._train.placement import Placement
 from tests.helpers.runs import compilations
 
 CPUS = jax.devices("cpu")
@@ -205,9 +205,9 @@ def test_a_whole_run_gathers_no_rows(monkeypatch):
         texts.append(run_epochs.lower(*arguments, **static).compile().as_text())
         return run_epochs(*arguments, **static)
 
-    run_epochs = pj._fit.run_epochs
+    run_epochs = pj._train.fit.run_epochs
     compiled.eval_shape = run_epochs.eval_shape
-    monkeypatch.setattr(pj._fit, "run_epochs", compiled)
+    monkeypatch.setattr(pj._train.fit, "run_epochs", compiled)
     train(over(8), OPTIMIZERS["adam"], epochs=1)
     assert "all-reduce(" in texts[0]
     assert not [name for name in COLLECTIVES if f" {name}(" in texts[0]]

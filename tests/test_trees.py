@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paysage_jax import _trees
-from paysage_jax._trees import norm
+from paysage_jax._core import trees as _trees
+from paysage_jax._core.trees import norm
 from tests.helpers.problems import TREES, Pair, rbm_tree
 
 TREE = rbm_tree()

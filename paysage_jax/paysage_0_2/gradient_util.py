@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from .._trees import moment_dtype, norm
+from .._core.trees import moment_dtype, norm
 
 
 class Gradient(NamedTuple):

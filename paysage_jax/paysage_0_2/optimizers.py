@@ -14,9 +14,9 @@ import numpy as np
 
 from .. import classic
 from .. import optimizers as _documented
-from .._host import Stepper, as_given
-from .._leafwise import Leafwise
-from .._trees import check_same_tree
+from .._core.trees import check_same_tree
+from .._optim.leafwise import Leafwise
+from .._optim.stepper import Stepper, as_given
 from . import schedules
 from .gradient_util import _scale_, grad_rms
 

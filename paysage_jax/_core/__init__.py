@@ -1,0 +1,1 @@
+"""Pytrees, trees of arrays, batches and devices: what everything else is made of."""

@@ -1,0 +1,196 @@
+"""Batches: arrays with one leading axis, weighted or not, and what their numbers may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
+
+from .trees import all_finite
+
+Batch = Any  # a pytree of arrays with one leading batch axis
+
+
+class Weighted(NamedTuple):
+    """Weighted data, for example the sequences of a protein family; `fit` and loaders take it in the place of rows.
+
+    The gradient of a batch of n rows is a mean over its rows, and so are its energies:
+
+        gradient = 1/n Σᵢ wᵢ (∂E(vᵢ) - mean ∂E(samples))
+
+    Where the weights have mean 1 over the data, this is an unbiased estimate of the gradient of the weighted mean, for
+    batches of any size; a batch of zero weight has the gradient 0. `fit` divides the weights of data in memory by their
+    mean. It takes those of a loader as they are, relative to 1, and so does an estimator called by hand: there, divide
+    them by their mean over the data, which otherwise scales the gradient.
+
+    v: the rows. weights: (rows,) nonnegative numbers.
+    """
+
+    v: Batch
+    weights: Any
+
+
+class Entry(NamedTuple):
+    """How an estimator wants its data.
+
+    dtype: the floating dtype that integers and bools become; None: they stay as they are. missing: whether NaN stands
+    for a missing value, which the estimator fills in. finite: whether other numbers that are not finite are refused.
+    """
+
+    dtype: Any = None
+    missing: bool = False
+    finite: bool = False
+
+
+def batch_size_of(name: str, batch: Batch) -> int:
+    """The size of the leading axis. Raises ValueError where leaves have none or disagree."""
+    leaves = tree_flatten_with_path(batch)[0]
+    sizes = {jnp.shape(leaf)[:1] for _, leaf in leaves}
+    if len(sizes) != 1 or sizes == {()}:
+        shapes = ", ".join(f"{name}{keystr(path)} {jnp.shape(leaf)}" for path, leaf in leaves)
+        raise ValueError(f"{name}: expected leaves with one common leading batch axis, got {shapes or 'no leaves'}")
+    return sizes.pop()[0]
+
+
+def in_memory(data: Any) -> bool:
+    """Whether `data` are arrays to be cut into batches: an array, or a dict or tuple of them."""
+    return isinstance(data, dict | tuple) or hasattr(data, "__array__")
+
+
+def as_arrays(name: str, tree: Any, own: Callable[[Any], Any] = jnp.array) -> Any:
+    """The tree with JAX arrays as leaves; those that are already are not copied. `own` makes one of a NumPy array.
+
+    Raises:
+        TypeError: for a leaf that is no array of numbers, or masked, or sparse, naming it: name['w'].
+    """
+    return tree_map_with_path(lambda path, x: _as_array(f"{name}{keystr(path)}", x, own), tree, is_leaf=_is_sparse)
+
+
+def _is_sparse(x: Any) -> bool:
+    """Whether it is a sparse matrix, of SciPy or JAX for example."""
+    return not hasattr(x, "__array__") and (hasattr(x, "toarray") or hasattr(x, "todense"))
+
+
+def _check_dense(where: str, x: Any) -> None:
+    if _is_sparse(x):
+        dense = "toarray" if hasattr(x, "toarray") else "todense"
+        raise TypeError(
+            f"{where}: {type(x).__name__} is a sparse matrix, expected a dense array: use data.{dense}(), or if that "
+            "does not fit in memory a loader that makes each batch dense"
+        )
+
+
+def _as_array(where: str, x: Any, own: Callable[[Any], Any]) -> Any:
+    if isinstance(x, jax.Array):
+        return x
+    _check_dense(where, x)
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{where}: a masked array; fill it, or leave the masked rows out")
+    if not hasattr(x, "__array__"):
+        raise TypeError(f"{where}: expected an array, got {type(x).__name__}")
+    array = np.asarray(x)  # of torch or pandas, say
+    if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise TypeError(f"{where}: expected numbers, got dtype {array.dtype}")
+    return own(array)
+
+
+def own(tree: Any) -> Any:
+    """A copy, for JAX may alias a NumPy buffer that its owner goes on writing to."""
+    return jax.tree.map(jnp.array, tree)
+
+
+def as_floats(tree: Any, dtype: Any) -> Any:
+    """The tree with integers and bools converted to `dtype`; None: as it is. The rest stays as it is."""
+
+    def convert(x: Any) -> Any:
+        if _is_inexact(x) or not hasattr(x, "astype"):
+            return x
+        whole = any(jnp.issubdtype(x.dtype, kind) for kind in (np.integer, np.bool_))
+        return x.astype(dtype) if whole else x
+
+    return tree if dtype is None else jax.tree.map(convert, tree)
+
+
+def check_finite(name: str, tree: Any, missing: bool = False) -> None:
+    """Raise ValueError for a number that is not finite, naming leaf, row and column, where the values are known.
+
+    `missing`: whether NaN is allowed.
+    """
+    for path, x in tree_flatten_with_path(tree)[0]:
+        if not _has_values(x) or (is_remote(x) and _is_finite_there(x, missing)):
+            continue
+        if found := _first_not_finite(np.asarray(x), missing):
+            index, value = found
+            fill = "" if missing else ": fill in missing values, or leave these rows out"
+            raise ValueError(f"{name}{keystr(path)}: expected finite numbers, got {value} in {place(index)}{fill}")
+
+
+def place(index: tuple[int, ...]) -> str:
+    """An index as errors name it: row 3, column 5."""
+    row, *column = index
+    return f"row {row}" + (f", column {column[0] if len(column) == 1 else tuple(column)}" if column else "")
+
+
+def _is_inexact(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)  # the letter is found faster than the kind, which half precision needs
+    return dtype is not None and (dtype.kind in "fc" or jnp.issubdtype(dtype, np.inexact))
+
+
+def _has_values(x: Any) -> bool:
+    """Whether these are floating numbers, known to this process."""
+    if isinstance(x, Tracer) or not _is_inexact(x) or x.ndim == 0:
+        return False
+    return not isinstance(x, jax.Array) or x.is_fully_addressable
+
+
+def is_remote(x: Any) -> bool:
+    """Whether the host would have to wait for it, or to copy it."""
+    return isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices())
+
+
+def _first_not_finite(x: np.ndarray, missing: bool) -> tuple[tuple[int, ...], Any] | None:
+    """The index of the first such number, and the number; None: all are finite."""
+    with np.errstate(all="ignore"):
+        if np.isfinite(x.sum()):  # one fast pass; a sum that overflows says nothing
+            return None
+    each = max(1, 2**20 // max(1, x[:1].size))  # rows at a time, so that the bools stay few
+    for start in range(0, len(x), each):
+        block = x[start : start + each]
+        if not (finite := np.isfinite(block) | (np.isnan(block) if missing else False)).all():
+            index = tuple(map(int, np.unravel_index(np.argmin(finite), finite.shape)))
+            return (start + index[0], *index[1:]), block[index]
+    return None
+
+
+def _is_finite_there(x: jax.Array, missing: bool) -> bool:
+    with jax.ensure_compile_time_eval():  # a constant of a program that is traced has values, too
+        return bool(_is_finite([x], missing=missing))
+
+
+@partial(jax.jit, static_argnames="missing")
+def _is_finite(arrays: list[Any], missing: bool) -> jax.Array:
+    return all_finite([jnp.where(jnp.isnan(x), 0, x) for x in arrays] if missing else arrays)
+
+
+def check_weights(name: str, weights: Any, size: int) -> None:
+    """Raise ValueError for weights not of shape (size,), and where their values are known for a negative one or NaN."""
+    if jnp.shape(weights) != (size,):
+        raise ValueError(f"{name}: expected shape ({size},) as in v_data, got {jnp.shape(weights)}")
+    if isinstance(weights, Tracer) or not getattr(weights, "is_fully_addressable", True):
+        return
+    wrong = ~(np.isfinite(known := np.asarray(weights)) & (known >= 0))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"{name}: expected nonnegative numbers, got {known[row]} in row {row}")
+
+
+def weight_of(batch: Batch) -> Any:
+    """The sum of the weights of a batch; its number of rows if it has none."""
+    weights = batch.weights if isinstance(batch, Weighted) else None
+    return batch_size_of("batch", batch) if weights is None else jnp.sum(jnp.asarray(weights, float))

@@ -1,0 +1,1 @@
+"""Energy-based models: gradients of two phases, sampling, likelihood."""

@@ -1,0 +1,255 @@
+"""The partition function Z by annealing.
+
+p(v) = exp(-E(v)) / Z. `energy(params, v) -> (rows,)` has the hidden units summed out; `transition(params, v, key) -> v`
+is a Markov kernel that leaves p as it is. Chains v carry log weights w; when the parameters move from p to q,
+
+    w += E_p(v) - E_q(v),   v ~ the transition of q
+
+and the mean of exp(w) is an unbiased estimate of Z_q / Z_p, of however many moves (Neal, 2001).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+
+from .._core.batches import Batch, check_finite
+from .._core.devices import take_rows, whole
+from .._core.pytree import Pytree, as_pytree, check_count
+from .._core.trees import Params, as_scalar, check_same_tree, moment_dtype
+from .estimators import Transition, as_states, run_chains
+from .phases import Energy, energies_of, rows, weighted
+
+Path = Callable[[jax.Array], Params]
+
+
+# --- chains with weights -----------------------------------------------------------------------------
+
+
+def log_mean(log_weights: jax.Array) -> jax.Array:
+    return logsumexp(log_weights, axis=0) - np.log(len(log_weights)).astype(log_weights.dtype)
+
+
+def effective_size(log_weights: jax.Array) -> jax.Array:
+    """(Σ weights)² / Σ weights²: so many chains of equal weight would be as good."""
+    return jnp.exp(2 * logsumexp(log_weights) - logsumexp(2 * log_weights))
+
+
+def resample(v: Batch, log_weights: jax.Array, key: jax.Array) -> Batch:
+    """Systematic resampling: chain i is taken as often as its share of the weights says, rounded up or down."""
+    n = len(log_weights)
+    upper = jnp.cumsum(whole(jax.nn.softmax(log_weights)))
+    points = (jnp.arange(n, dtype=upper.dtype) + jax.random.uniform(key, (), upper.dtype)) / n
+    chosen = jnp.minimum(jnp.searchsorted(upper, points, side="right"), n - 1)
+    return jax.tree.map(lambda x: take_rows(x, chosen), v)
+
+
+# --- along a path ------------------------------------------------------------------------------------
+
+
+class linear_path(Pytree):
+    """The straight line between two parameter trees, a path for annealing.
+
+        path(β) = (1 - β) start + β end
+
+    Args:
+        start, end: parameters of the same shapes.
+    """
+
+    start: Params
+    end: Params
+
+    def __post_init__(self) -> None:
+        check_same_tree("end", self.end, "start", self.start)
+
+    def __call__(self, beta: jax.Array) -> Params:
+        def between(a: jax.Array, b: jax.Array) -> jax.Array:
+            dtype = jnp.result_type(b)
+            a, b = (jnp.asarray(x, moment_dtype(jnp.result_type(x))) for x in (a, b))
+            share = jnp.asarray(beta, b.dtype)
+            return ((1 - share) * a + share * b).astype(dtype)
+
+        return jax.tree.map(between, self.start, self.end)
+
+
+class _backwards(Pytree):
+    """The same path from its end."""
+
+    path: Any
+
+    def __call__(self, beta: jax.Array) -> Params:
+        return self.path(1 - beta)
+
+
+def anneal(
+    energy: Energy, transition: Transition, path: Path, v: Batch, key: jax.Array, steps: Any, name: str = "chains"
+) -> tuple[Batch, jax.Array]:
+    """The states at the end of the path, and what has come to the log weight of each chain. `name`: of v, in errors."""
+    v = as_states(transition, path(jnp.zeros(())), v, key, f"These states are the argument {name}.")
+
+    def step(k: Any, carry: Any) -> Any:
+        old, v, log_weights = carry
+        new = path((k + 1).astype(float) / jnp.asarray(steps, float))
+        moved = energies_of(energy, old, "chains", v) - energies_of(energy, new, "chains", v)
+        return new, transition(new, v, jax.random.fold_in(key, k)), log_weights + moved.astype(log_weights.dtype)
+
+    start = path(jnp.zeros(())), v, jnp.zeros(rows("chains", v))
+    return jax.lax.fori_loop(0, steps, step, start)[1:]
+
+
+_jitted_anneal = jax.jit(anneal, static_argnames="name")
+_jitted_chains = jax.jit(run_chains, static_argnums=1)
+
+
+class AnnealedEstimate(NamedTuple):
+    """log Z, its standard error, what the chains are worth, and a bound.
+
+    log_z, error: scalars in nats; the error is too small while few chains carry most of the weight.
+    effective_size: (Σ weights)² / Σ weights², from 1 to the number of chains.
+    bound: a scalar in nats: log_z with the mean of w for log mean exp(w); on average below log Z, in reverse above it.
+    chains: states where the annealing ended (in reverse: at the start of the path), drawn by their weights: samples of
+        that model, as good as effective_size says.
+    """
+
+    log_z: jax.Array
+    error: jax.Array
+    effective_size: jax.Array
+    bound: jax.Array
+    chains: Batch
+
+
+def annealed_importance_sampling(
+    energy: Energy,
+    transition: Transition,
+    path: Path,
+    start: Batch,
+    log_z_start: Any,
+    key: jax.Array,
+    steps: int = 1000,
+) -> AnnealedEstimate:
+    """log Z at the end of a path, by annealed importance sampling (AIS; Neal, 2001; Salakhutdinov & Murray, 2008).
+
+        log Z(1) = log Z(0) + log mean exp(w),   w = Σₖ E(βₖ₋₁, v) - E(βₖ, v),   βₖ = k / steps
+
+    The mean of the weights is unbiased; its logarithm tends to be too small. A small effective size may warn of it, but
+    need not. `reverse_annealed_importance_sampling` tends to be too large; if its samples are the model's, log Z is
+    between the two up to their errors.
+
+    With many steps they are off by noise more than by bias, and log Z may be on one side of both. It is between the
+    field `bound` of the two (bidirectional Monte Carlo; Grosse, Ghahramani & Adams, 2015): the mean of w is off by
+    about half its variance σ², against a noise of σ / √chains. That holds for bounds at least 36 / chains nats apart;
+    closer ones are noise, too, and the estimates with their errors say all there is.
+
+    Args:
+        energy: energy(params, v) -> (rows,), hidden units summed out.
+        transition: transition(params, v, key) -> v.
+        path: path(beta) -> params, beta from 0 to 1. If it is a pytree, such as `linear_path(start, end)` or
+            `jax.tree_util.Partial(function, params)`, other parameters do not recompile.
+        start: samples of the model path(0), one for each chain.
+        log_z_start: log Z of the model path(0).
+        key: a PRNG key.
+        steps: the number of temperatures, a whole number from 1 on.
+
+    Raises:
+        TypeError, ValueError: for energies or states that do not fit, or steps below 1.
+    """
+    return _estimate("start", (energy, transition, path), start, log_z_start, key, steps)
+
+
+def _estimate(name: str, model: Any, start: Batch, log_z_start: Any, key: jax.Array, steps: int) -> AnnealedEstimate:
+    check_count("annealed_importance_sampling: steps", steps)
+    rows(name, start)
+    check_finite(name, start)
+    log_z_start = as_scalar("log_z_start", log_z_start)
+    anneal_key, draw_key = jax.random.split(key)
+    v, log_weights = _jitted_anneal(*map(as_pytree, model), start, anneal_key, steps, name=name)
+    log_ratio = log_mean(log_weights)
+    error = jnp.std(jnp.exp(log_weights - log_ratio), ddof=1) / np.sqrt(len(log_weights)).astype(log_weights.dtype)
+    return AnnealedEstimate(
+        log_z=log_z_start + log_ratio,
+        error=error,
+        effective_size=effective_size(log_weights),
+        bound=log_z_start + jnp.mean(log_weights),
+        chains=resample(v, log_weights, draw_key),
+    )
+
+
+def reverse_annealed_importance_sampling(
+    energy: Energy,
+    transition: Transition,
+    path: Path,
+    samples: Batch,
+    log_z_start: Any,
+    key: jax.Array,
+    steps: int = 1000,
+) -> AnnealedEstimate:
+    """log Z at the end of a path, from samples of the model there that are annealed back to its start.
+
+        log Z(1) = log Z(0) - log mean exp(w)
+
+    It tends to be too large. If the samples miss parts of the model, estimate and bound may both be too small, like all
+    that is learned from them (Burda, Grosse & Salakhutdinov, 2015, on annealing in reverse).
+
+    Args:
+        energy, transition, path, log_z_start, key, steps: as in `annealed_importance_sampling`.
+        samples: of the model path(1), independent, one for each chain: persistent chains after many more transitions,
+            say.
+
+    Raises:
+        TypeError, ValueError: for energies or states that do not fit, or steps below 1.
+    """
+    log_z_start = as_scalar("log_z_start", log_z_start)
+    back = _backwards(as_pytree(path))
+    estimate = _estimate("samples", (energy, transition, back), samples, 0.0, key, steps)
+    return estimate._replace(log_z=log_z_start - estimate.log_z, bound=log_z_start - estimate.bound)
+
+
+def raise_bound(
+    energy: Energy,
+    transition: Transition,
+    path: Path,
+    v: Batch,
+    log_z_start: Any,
+    key: jax.Array,
+    steps: int = 1000,
+    chains: int = 1,
+) -> jax.Array:
+    """An estimate of log p(v) for each row of v, cautious for samples of the model; (rows,).
+
+        log p(v) ≈ -E(1, v) - log Z(0) + log mean exp(w)
+
+    w are the weights of chains that start at v, make a transition of path(1), and are annealed back. The expected value
+    is at most log p′(v), where p′ is the distribution that annealing forward from path(0) draws from; p′ comes to p as
+    the steps grow. Averaged over samples of the model this is below log p. Over data it may be above, where they are
+    more likely under p′. (RAISE; Burda, Grosse & Salakhutdinov, 2015.)
+
+    Args:
+        energy, path, log_z_start, key, steps: as in `annealed_importance_sampling`.
+        transition: transition(params, v, key) -> v, reversible (detailed balance holds), as block Gibbs sampling of a
+            restricted Boltzmann machine is.
+        v: the data, states of the model; the weights of `Weighted` data change no row.
+        chains: for each row, a whole number from 1 on; with more the estimate rises, on average. All rows × chains are
+            annealed at once.
+
+    Raises:
+        TypeError, ValueError: for energies or states that do not fit, or steps or chains below 1.
+    """
+    check_count("raise_bound: steps", steps)
+    check_count("raise_bound: chains", chains)
+    log_z_start = as_scalar("log_z_start", log_z_start)
+    first_key, key = jax.random.split(key)
+    v = weighted(v).v
+    model, size = path(jnp.ones(())), rows("v", v)
+    check_finite("v", v)
+    v = as_states(transition, model, v, first_key, "These states are the argument v.")
+    repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), chains, axis=0), v)
+    energy, transition, back = as_pytree(energy), as_pytree(transition), _backwards(as_pytree(path))
+    start = _jitted_chains(transition, 1, model, repeated, first_key)
+    _, log_weights = _jitted_anneal(energy, transition, back, start, key, steps)
+    log_mean_weight = log_mean(log_weights.reshape(size, chains).T)
+    return -energies_of(energy, model, "v", v) - log_z_start + log_mean_weight

@@ -1,0 +1,126 @@
+"""The centred gradient of Boltzmann machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._core.pytree import Number, number, static
+from .._core.trees import Params, Updates, by_path, moment_dtype, zeros_like_moments
+from .._optim.transformation import BEFORE, State, Transformation, check_state, next_step
+
+
+class Join(NamedTuple):
+    """A weight matrix (n, m) and the biases of the two layers it joins, (n,) and (m,), as leaf paths."""
+
+    weight: str
+    left: str
+    right: str
+
+
+class CenterState(NamedTuple):
+    """step: updates done; offsets: the running mean activation of each layer, under its bias's path."""
+
+    step: jax.Array
+    offsets: dict[str, jax.Array]
+
+
+class center(Transformation):
+    """The centred gradient (Melchior, Fischer & Wiskott, JMLR 17(99), 2016), first in a chain.
+
+    Two layers with biases b and c and offsets μ and λ, joined by W (n, m):
+
+        dW_c = dW - μ dcᵀ - db λᵀ
+        db_c = db - dW_c λ
+        dc_c = dc - dW_cᵀ μ                       (a layer joined on both sides subtracts both terms)
+        μ = decay μ + (1 - decay) a               (a itself at the first step)
+
+    The activations a are estimated as minus the derivative of the mean energy with respect to the bias, valid if the
+    energy contains -b·v. They come with the extra argument `statistics` of a two-phase estimator (`PhaseStatistics`).
+
+    It is meant for `sgd` and `momentum`. Before `adam`, which rescales the centred gradient element by element, 1 or 2
+    of 8 runs of an RBM with 12 hidden units ended 3 to 9 nats lower than the others; before `sgd` none of 36 did.
+
+    Args:
+        decay: of the offsets, in [0, 1).
+        enhanced: activations averaged over data and model (Cho, Raiko & Ilin, 2013, take that with decay = 0);
+            otherwise those of the data.
+        joins: (weight, left bias, right bias) paths; by default weights/i/matrix joins layers/i/loc and
+            layers/i+1/loc.
+
+    Raises:
+        ValueError: where a path or a shape does not fit, or `statistics` are missing.
+    """
+
+    _stage = BEFORE
+    decay: Number = number("[0, 1)", default=0.99)
+    enhanced: bool = static(default=False)
+    joins: Sequence[Join] | None = static(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.joins is not None:
+            vars(self)["joins"] = tuple(Join(*join) for join in self.joins)
+
+    def init(self, params: Params) -> State:
+        self._check_for(params)
+        leaves = by_path(params)
+        biases = sorted({bias for join in self._joins(leaves) for bias in (join.left, join.right)})
+        return CenterState(jnp.zeros((), jnp.int32), zeros_like_moments({bias: leaves[bias] for bias in biases}))
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, *, statistics: Any = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        if not hasattr(statistics, "data_gradient"):
+            kind = type(statistics).__name__
+            raise ValueError(f"center: needs update(..., statistics=...) of a two-phase estimator, got {kind}")
+        check_state(self, state, CenterState)
+        given = by_path(updates)
+        joins = self._joins(given)
+        joined = {path for join in joins for path in join}
+        d = {path: jnp.asarray(given[path], moment_dtype(jnp.result_type(given[path]))) for path in joined}
+        offsets = self._next_offsets(state, statistics)
+
+        centred = dict(d)
+        for weight, left, right in joins:
+            mu, lam = offsets[left], offsets[right]
+            centred[weight] = d[weight] - jnp.outer(mu, d[right]) - jnp.outer(d[left], lam)
+        for weight, left, right in joins:
+            mu, lam = offsets[left], offsets[right]
+            centred[left] = centred[left] - jnp.matmul(centred[weight], lam, precision="highest")
+            centred[right] = centred[right] - jnp.matmul(centred[weight].T, mu, precision="highest")
+
+        new = [centred[path].astype(jnp.result_type(g)) if path in joined else g for path, g in given.items()]
+        return jax.tree.structure(updates).unflatten(new), CenterState(next_step(state.step), offsets)
+
+    def _next_offsets(self, state, statistics):
+        on_data, on_model = by_path(statistics.data_gradient), by_path(statistics.model_gradient)
+
+        def running_mean(bias, offset):
+            activation = -(on_data[bias] + on_model[bias]) / 2 if self.enhanced else -on_data[bias]
+            activation, decay = jnp.asarray(activation, offset.dtype), jnp.asarray(self.decay, offset.dtype)
+            return jnp.where(state.step == 0, activation, decay * offset + (1 - decay) * activation)
+
+        return {bias: running_mean(bias, offset) for bias, offset in state.offsets.items()}
+
+    def _joins(self, leaves):
+        joins = self.joins
+        if joins is None:
+            count = sum(path.startswith("weights/") for path in leaves)
+            joins = [Join(f"weights/{i}/matrix", f"layers/{i}/loc", f"layers/{i + 1}/loc") for i in range(count)]
+        if not joins:
+            raise ValueError(f"center: no weights among the leaves {list(leaves)}; say which join which with joins=")
+        for join in joins:
+            for path in join:
+                if path not in leaves:
+                    raise ValueError(f"center: no leaf {path} among {list(leaves)}; say which join which with joins=")
+            expected = (*jnp.shape(leaves[join.left]), *jnp.shape(leaves[join.right]))
+            if jnp.shape(leaves[join.weight]) != expected or len(expected) != 2:
+                raise ValueError(
+                    f"center: {join.weight} of shape {jnp.shape(leaves[join.weight])} does not join "
+                    f"{join.left} and {join.right}, of shapes {expected}"
+                )
+        return joins

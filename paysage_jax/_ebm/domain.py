@@ -1,0 +1,140 @@
+"""Data that are read as a whole: which values they may have, and means over their rows, weighted or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from .._core.batches import Batch, Weighted, as_arrays, as_floats, check_finite, check_weights, is_remote, place
+from .._core.trees import moment_dtype
+from .phases import rows
+
+_BLOCK = 2**18  # numbers that stay in the cache while they are looked at
+
+
+def check_unit_interval(name: str, tree: Any) -> None:
+    """Raise ValueError for a number outside [0, 1], naming leaf, row and column, where the values are known."""
+
+    def within(x: Any) -> Any:
+        return (x.min() >= 0) & (x.max() <= 1)  # False for NaN
+
+    def each(x: Any) -> Any:
+        return (x >= 0) & (x <= 1)
+
+    _check(name, tree, within, each, "numbers in [0, 1]")
+
+
+def check_binary(name: str, tree: Any) -> None:
+    """Raise ValueError for a number other than 0 and 1, naming leaf, row and column, where the values are known."""
+
+    def each(x: Any) -> Any:
+        return (x == 0) | (x == 1)
+
+    _check(name, tree, lambda x: each(x).all(), each, "zeros and ones")
+
+
+def _check(name: str, tree: Any, fine: Callable[[Any], Any], each: Callable[[Any], Any], expected: str) -> None:
+    for path, x in tree_flatten_with_path(tree)[0]:
+        if isinstance(x, Tracer) or x.size == 0 or x.dtype == bool or not getattr(x, "is_fully_addressable", True):
+            continue
+        if is_remote(x):
+            with jax.ensure_compile_time_eval():  # also of a constant in a program that is traced
+                if fine(x):
+                    continue
+        if found := _first(np.asarray(x), fine, each):
+            index, value = found
+            raise ValueError(f"{name}{keystr(path)}: expected {expected}, got {value} in {place(index)}: {_advice(x)}")
+
+
+def _first(x: np.ndarray, fine: Callable[[Any], Any], each: Callable[[Any], Any]) -> tuple[tuple[int, ...], Any] | None:
+    """The index of the first number that is not fine, and the number."""
+    step = max(1, _BLOCK // max(1, x[:1].size))
+    for start in range(0, len(x), step):
+        block = x[start : start + step]
+        if not fine(block):
+            index = tuple(map(int, np.unravel_index(np.argmin(each(block)), block.shape)))
+            return (start + index[0], *index[1:]), block[index]
+    return None
+
+
+def _advice(x: Any) -> str:
+    x = np.asarray(x)
+    if not np.isfinite(x.astype(np.float32)).all():
+        return "fill in missing values, or leave these rows out"
+    if ((x == -1) | (x == 1)).all():
+        return "spins become zeros and ones by (v + 1) / 2"
+    if x.min() < 0:
+        return "binary units take zeros and ones; real numbers need Gaussian units"
+    if x.max() > 1:
+        return f"scale the values to [0, 1] or compare them with a threshold, for example v > {x.max() / 2:g}"
+    return "compare grey values with a threshold, for example v > 0.5, or draw zeros and ones with these means"
+
+
+def measured(name: str, data: Batch, check: Callable[[str, Any], None] = check_finite) -> Weighted:
+    """Rows as arrays, and their weights, None without any.
+
+    Raises:
+        TypeError, ValueError: for what is no array, for no rows, for weights that do not fit or are all 0, and for
+            values that `check` refuses.
+    """
+    v, weights = data if isinstance(data, Weighted) else (data, None)
+    v = as_arrays(name, v)
+    size = rows(name, v)
+    check(name, v)
+    if weights is None:
+        return Weighted(v, None)
+    weights = as_arrays(f"{name}.weights", weights)
+    check_weights(f"{name}.weights", weights, size)
+    known = not isinstance(weights, Tracer) and getattr(weights, "is_fully_addressable", True)
+    if known and not np.asarray(weights).any():
+        raise ValueError(f"{name}.weights: expected some positive weight, all are 0")
+    return Weighted(v, weights)
+
+
+def mean_over_rows(x: jax.Array, weights: Any) -> jax.Array:
+    """Σ wᵢ xᵢ / Σ wᵢ over the rows xᵢ, at least in float32; the mean if there are no weights."""
+    x = x.astype(moment_dtype(x.dtype))
+    if weights is None:
+        return jnp.mean(x, axis=0)
+    w = jnp.asarray(weights, x.dtype)
+    w = w / jnp.max(w)  # so that sums do not overflow
+    return jnp.tensordot(w, x, axes=1, precision="highest") / jnp.sum(w)
+
+
+def mean_and_deviation(name: str, data: Weighted) -> tuple[jax.Array, jax.Array]:
+    """Of the columns of rows (rows, n), at least in float32, accurate also where values are far from 0, tiny or huge.
+
+    Raises ValueError for a column that is constant up to rounding, or whose variance is no number of that dtype.
+    """
+    x = as_floats(data.v, float)
+    x = x.astype(moment_dtype(x.dtype))
+    counted = True if data.weights is None else (data.weights > 0)[:, None]
+    low, high = jnp.min(x, axis=0, where=counted, initial=jnp.inf), jnp.max(x, axis=0, where=counted, initial=-jnp.inf)
+    span = jnp.where(high > low, high - low, 1)
+    u = (x - low[None]) / span[None]  # in [0, 1], exactly 0 in a constant column
+    mean = mean_over_rows(u, data.weights)
+    mean = mean + mean_over_rows(u - mean[None], data.weights)
+    deviation = span * jnp.sqrt(mean_over_rows((u - mean[None]) ** 2, data.weights))
+    mean = low + span * mean
+    if not isinstance(deviation, Tracer):
+        _check_varies(name, *map(np.asarray, (mean, deviation, jnp.maximum(jnp.abs(low), jnp.abs(high)))))
+    return mean, deviation
+
+
+def _check_varies(name: str, mean: np.ndarray, deviation: np.ndarray, largest: np.ndarray) -> None:
+    limits = np.finfo(deviation.dtype)
+    variance = np.square(deviation.astype(np.float64))
+    for wrong, what in (
+        (deviation <= 4 * limits.eps * largest, "is constant up to rounding: leave this column out"),
+        (~((limits.tiny <= variance) & (variance <= limits.max)), f"has no variance in {deviation.dtype}: rescale it"),
+    ):
+        if wrong.any():
+            column = int(np.argmax(wrong))
+            numbers = f"mean {mean[column]:g}, standard deviation {deviation[column]:g}"
+            raise ValueError(f"{name}: data[:, {column}] {what} ({numbers})")

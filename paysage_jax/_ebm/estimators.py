@@ -1,0 +1,279 @@
+"""Where gradients come from: contrastive divergence, persistent chains, an ordinary loss.
+
+`transition(params, v, key) -> v` is a Markov kernel that leaves the model's distribution unchanged. If the energy is
+that of complete states and the data leave units of them hidden, `complete(params, v, key) -> states` draws these.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_map_with_path
+
+from .._core.batches import Batch, Entry, Weighted, as_arrays, as_floats, check_finite, own
+from .._core.pytree import Number, Pytree, accepted, count, number, static
+from .._core.trees import Params, check_same_tree, floating_dtype
+from .phases import Energy, PhaseStatistics, hints, rows, two_phases, value_and_gradient, weighted
+
+Transition = Callable[[Params, Any, jax.Array], Any]
+EstimatorState = Any
+
+_COMPLETING = 2**32 - 1  # folded into a key; transitions are numbered from 0
+
+
+class Estimator(Pytree):
+    """A pure pair that estimates a gradient from a batch; `init, estimate = estimator` unpacks it."""
+
+    @abstractmethod
+    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
+        """What is carried from batch to batch, the Markov chains say, given a first batch."""
+
+    @abstractmethod
+    def estimate(
+        self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
+    ) -> tuple[Params, EstimatorState, Any]:
+        """(gradient, estimator_state, statistics): statistics, a NamedTuple, are reported and not carried."""
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        return iter((self.init, self.estimate))
+
+
+def check_estimator(name: str, estimator: Any) -> None:
+    """Raise TypeError for what is no estimator."""
+    if isinstance(estimator, type) or not (hasattr(estimator, "init") and hasattr(estimator, "estimate")):
+        is_class = isinstance(estimator, type) and issubclass(estimator, Estimator)
+        hint = ": call it" if is_class else "; loss_gradient(loss) makes one of a loss" if callable(estimator) else ""
+        raise TypeError(f"{name} must be an estimator, with init and estimate, got {estimator!r}{hint}")
+
+
+def entry_of(estimator: Any, params: Params) -> Entry:
+    """How data enter: for two phases integers and bools as floats, unless states are integers; others as they are.
+
+    An ordinary loss may use integers as labels and NaN as a mask. In two phases NaN is allowed where `complete` fills
+    it in.
+    """
+    if not isinstance(estimator, contrastive_divergence | persistent_contrastive_divergence):
+        return Entry()
+    dtype = None if estimator.integer_states else floating_dtype(params)
+    return Entry(dtype, missing=estimator.complete is not None, finite=True)
+
+
+def states_of(
+    estimator: contrastive_divergence | persistent_contrastive_divergence, params: Params, batch: Batch, key: jax.Array
+) -> Weighted:
+    """The states of the data, which are not differentiated, and their weights."""
+    data, entry = weighted(batch), entry_of(estimator, params)
+    check_finite("batch", data.v, entry.missing)
+    data = data._replace(v=as_floats(data.v, entry.dtype))
+    if estimator.complete is None:
+        return data
+    states = estimator.complete(params, data.v, jax.random.fold_in(key, _COMPLETING))
+    return data._replace(v=jax.lax.stop_gradient(states))
+
+
+def run_chains(transition: Transition, steps: int, params: Params, v: Batch, key: jax.Array) -> Batch:
+    """v after `steps` transitions."""
+    v = as_states(transition, params, v, key)
+    return jax.lax.fori_loop(0, steps, lambda i, v: transition(params, v, jax.random.fold_in(key, i)), v)
+
+
+def as_states(transition: Transition, params: Params, v: Batch, key: jax.Array, note: str = "") -> Batch:
+    """v in the dtypes that the transition returns, as a loop needs it: data may be integers where states are floats.
+
+    What the transition raises gets the note. Raises TypeError for data that are no such states: floats where states are
+    integers.
+    """
+    try:
+        states = jax.eval_shape(transition, params, v, key)
+        check_same_tree("transition(params, v, key)", states, "v", v)
+    except Exception as error:
+        if note:
+            error.add_note(note)
+        raise
+    return tree_map_with_path(_cast, v, states)
+
+
+def _cast(path: Any, x: Any, like: Any) -> jax.Array:
+    dtype = jnp.result_type(x)
+    if dtype != like.dtype and not np.can_cast(dtype, like.dtype, "same_kind"):
+        raise TypeError(
+            f"v{keystr(path)}: {dtype} loses its values as {like.dtype}, which transition(params, v, key) returns"
+        )
+    return jnp.asarray(x, like.dtype)
+
+
+class contrastive_divergence(Estimator):
+    """CD-k (Hinton, 2002): the model's samples are the batch after `steps` transitions. Statistics: PhaseStatistics.
+
+        mean E(data) - mean E(samples) + energy_penalty (mean E(data)² + mean E(samples)²)
+
+    The means of a `Weighted` batch are weighted; a sample has the weight of the row it started from.
+
+    Args:
+        energy: energy(params, v) -> (batch,).
+        transition: transition(params, v, key) -> v.
+        steps: a whole number from 1 on.
+        complete: complete(params, v, key) -> states, if the data leave units hidden; samples start from these states.
+        energy_penalty: a nonnegative number, which keeps the energies small (Du & Mordatch, 2019).
+        integer_states: whether states are counts or categories, of an integer or bool dtype, and data stay as they are.
+            Otherwise integers and bools become floats, of the dtype of the parameters.
+
+    Raises:
+        TypeError, ValueError: for energies, states or weights that do not fit, when traced.
+
+    >>> from paysage_jax import rbm
+    >>> v, key = jnp.eye(4), jax.random.key(0)
+    >>> params = rbm.init_bernoulli(v, 2, key)
+    >>> estimator = contrastive_divergence(rbm.free_energy, rbm.gibbs, steps=3)
+    >>> gradient, _, statistics = estimator.estimate(params, v, estimator.init(params, v, key), key)
+    >>> gradient["weights"][0]["matrix"].shape
+    (4, 2)
+    """
+
+    energy: Energy = static()
+    transition: Transition = static()
+    steps: int = count(default=1, static=True)
+    complete: Transition | None = static(default=None)
+    energy_penalty: Number | None = number(default=None)
+    integer_states: bool = static(default=False)
+
+    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
+        check_finite("batch", weighted(batch).v, missing=self.complete is not None)
+        return ()
+
+    def estimate(
+        self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
+    ) -> tuple[Params, EstimatorState, PhaseStatistics]:
+        data = states_of(self, params, batch, key)
+        with hints(data.v, self.integer_states, complete=self.complete is not None):
+            samples = data._replace(v=run_chains(self.transition, self.steps, params, data.v, key))
+            gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
+        return gradient, estimator_state, statistics
+
+
+class persistent_contrastive_divergence(Estimator):
+    """PCD-k (Tieleman, 2008): Markov chains that persist across updates, advanced `steps` transitions each time.
+
+        mean E(data) - mean E(chains) + energy_penalty (mean E(data)² + mean E(chains)²)
+
+    They start from the first batch: from its first `chains` states, repeated if there are fewer; or from `start`. The
+    estimator's state is the chains. In a `Weighted` batch each chain has the mean weight of the batch. Statistics:
+    PhaseStatistics.
+
+    Args:
+        energy: energy(params, v) -> (batch,).
+        transition: transition(params, v, key) -> v.
+        steps: a whole number from 1 on.
+        chains: their number; None takes as many as the batch has states.
+        start: the states they start from, in the place of data; their number is that of the chains.
+        complete: complete(params, v, key) -> states, if the data leave units hidden; chains start from these states.
+        energy_penalty: a nonnegative number, which keeps the energies small (Du & Mordatch, 2019).
+        integer_states: whether states are counts or categories, of an integer or bool dtype, and data stay as they are.
+            Otherwise integers and bools become floats, of the dtype of the parameters.
+
+    Raises:
+        TypeError, ValueError: for energies, states or weights that do not fit, when traced.
+
+    >>> from paysage_jax import rbm
+    >>> v, key = jnp.eye(4), jax.random.key(0)
+    >>> params = rbm.init_bernoulli(v, 2, key)
+    >>> estimator = persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, chains=10)
+    >>> chains = estimator.init(params, v, key)
+    >>> gradient, chains, statistics = estimator.estimate(params, v, chains, key)
+    >>> chains.shape
+    (10, 4)
+    """
+
+    energy: Energy = static()
+    transition: Transition = static()
+    steps: int = count(default=1, static=True)
+    chains: int | None = count(default=None, static=True)
+    start: Batch | None = None
+    complete: Transition | None = static(default=None)
+    energy_penalty: Number | None = number(default=None)
+    integer_states: bool = static(default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start is None:
+            return
+        if self.chains is not None:
+            raise ValueError("persistent_contrastive_divergence: give chains, a number, or start, their states")
+        # A copy: these may be the chains of a state that a step donates.
+        vars(self)["start"] = own(as_arrays("persistent_contrastive_divergence: start", self.start))
+
+    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
+        v = states_of(self, params, batch, key).v
+        size = rows("batch", v)
+        if self.start is None:
+            chosen = jnp.arange(self.chains or size) % size
+            with hints(v, self.integer_states, complete=self.complete is not None):
+                return as_states(self.transition, params, jax.tree.map(lambda x: jnp.asarray(x)[chosen], v), key)
+        number_of_chains = rows("start", self.start)
+        start = as_floats(self.start, entry_of(self, params).dtype)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((number_of_chains, *jnp.shape(x)[1:]), jnp.float32), v)
+        hint = "" if self.complete else " (if these leave units hidden, give complete=)"
+        check_same_tree("start", self.start, f"the data{hint}", like)
+        # A copy: a step donates the chains.
+        return as_states(self.transition, params, jax.tree.map(jnp.array, start), key)
+
+    def estimate(
+        self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
+    ) -> tuple[Params, EstimatorState, PhaseStatistics]:
+        data = states_of(self, params, batch, key)
+        with hints(data.v, self.integer_states, complete=self.complete is not None):
+            chains = run_chains(self.transition, self.steps, params, estimator_state, key)
+            gradient, statistics = two_phases(self.energy, params, data, Weighted(chains, None), self.energy_penalty)
+        return gradient, chains, statistics
+
+
+# --- an ordinary loss --------------------------------------------------------------------------------
+
+
+class LossStatistics(NamedTuple):
+    """loss: its value on the batch (a scalar)."""
+
+    loss: jax.Array
+
+
+class loss_gradient(Estimator):
+    """The gradient of an ordinary loss: no model term. Statistics: LossStatistics.
+
+    The loss gets the batch as it is: integers may be labels or indices, NaN may be masked. Of a `Weighted` batch the
+    mean of weight times loss, jnp.mean(batch.weights * losses), is unbiased for every batch size.
+
+    Args:
+        loss: loss(params, batch) -> scalar, or loss(params, batch, key=key).
+
+    >>> estimator = loss_gradient(lambda w, batch: jnp.sum((w - batch) ** 2))
+    >>> gradient, _, statistics = estimator.estimate(jnp.zeros(2), jnp.ones(2), (), jax.random.key(0))
+    >>> gradient, statistics.loss
+    (Array([-2., -2.], dtype=float32), Array(2., dtype=float32))
+    """
+
+    loss: Callable[..., jax.Array] = static()
+
+    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
+        return ()
+
+    def estimate(
+        self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
+    ) -> tuple[Params, EstimatorState, LossStatistics]:
+        loss, gradient = value_and_gradient(lambda p: self.value(p, batch, key), params)
+        return gradient, estimator_state, LossStatistics(loss)
+
+    def value(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
+        """The loss, which the line searches of optax take at other parameters too."""
+        loss = self.loss(params, batch, **accepted(self.loss, {"key": key}, positional=2))
+        is_number = isinstance(loss, float | np.generic | jax.Array) and jnp.issubdtype(
+            jnp.result_type(loss), np.floating
+        )
+        if not is_number or jnp.shape(loss):
+            got = f"shape {loss.shape} and dtype {loss.dtype}" if isinstance(loss, jax.Array) else repr(loss)
+            raise TypeError(f"loss(params, batch): expected a real scalar, got {got}")
+        return loss

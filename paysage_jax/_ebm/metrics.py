@@ -1,0 +1,119 @@
+"""Ready metrics of energy-based models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._core.batches import Batch, Weighted, as_floats
+from .._core.pytree import Pytree, static
+from .._core.trees import Params, floating_dtype, moment_dtype
+from .domain import check_binary, mean_over_rows, measured
+
+# --- ready metrics -----------------------------------------------------------------------------------
+
+
+class pseudo_log_likelihood(Pytree):
+    """Stochastic estimate of the pseudo-log-likelihood of binary states (Hyvärinen, 2006), in nats per row.
+
+        n log σ(F(ṽ) - F(v)), averaged over the rows; ṽ is v with one of its n units, drawn for each row, flipped
+
+    Its mean over the draws is the mean of Σᵢ log p(vᵢ | the other units).
+
+    Args:
+        energy: energy(params, v) -> (rows,), of states of zeros and ones, hidden units summed out.
+        v: (rows, n), zeros and ones, or `Weighted`; then the mean is weighted.
+
+    Raises:
+        TypeError, ValueError: for states that are not binary, naming row and column.
+    """
+
+    energy: Callable[..., jax.Array] = static()
+    v: Batch
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = "pseudo_log_likelihood: v"
+        vars(self)["v"] = measured(name, self.v, check_binary)
+        if not isinstance(v := self.v.v, jax.Array) or v.ndim != 2:
+            shapes = [x.shape for x in jax.tree.leaves(v)]
+            raise ValueError(f"{name}: expected one array of binary states (rows, n), got arrays of shapes {shapes}")
+
+    def __call__(self, params: Params, key: jax.Array) -> jax.Array:
+        v = as_floats(self.v.v, floating_dtype(params))
+        rows, units = v.shape
+        drawn = jax.random.randint(key, (rows,), 0, units)
+        flipped = jnp.where(jnp.arange(units)[None] == drawn[:, None], 1 - v, v)
+        gain = self.energy(params, flipped) - self.energy(params, v)
+        log_odds = gain.astype(moment_dtype(gain.dtype))
+        return units * mean_over_rows(jax.nn.log_sigmoid(log_odds), self.v.weights)
+
+
+class reconstruction_error(Pytree):
+    """Mean squared difference between states and what one transition makes of them.
+
+        mean of (v - transition(params, v, key))² over rows and units
+
+    Args:
+        transition: transition(params, v, key) -> v.
+        v: a pytree of finite arrays (rows, ...), or `Weighted`; then the mean over rows is weighted.
+        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
+
+    Raises:
+        TypeError, ValueError: for NaN and infinities, naming row and column, and weights that do not fit.
+    """
+
+    transition: Callable[..., Batch] = static()
+    v: Batch
+    integer_states: bool = static(default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self)["v"] = measured("reconstruction_error: v", self.v)
+
+    def __call__(self, params: Params, key: jax.Array) -> jax.Array:
+        v = _states(self, params, self.v)
+
+        def squares(x: jax.Array, y: jax.Array) -> jax.Array:
+            x, y = (as_floats(z, float) for z in (x, y))
+            x, y = (z.astype(moment_dtype(z.dtype)) for z in (x, y))
+            return jnp.sum(jnp.square(x - y).reshape(len(x), -1), axis=1)
+
+        of_rows: Any = sum(jax.tree.leaves(jax.tree.map(squares, v, self.transition(params, v, key))))
+        return mean_over_rows(of_rows, self.v.weights) / sum(x[0].size for x in jax.tree.leaves(v))
+
+
+class free_energy_gap(Pytree):
+    """Mean free energy of validation data minus that of training data: it grows when a model overfits (Hinton, 2010).
+
+    Args:
+        energy: energy(params, v) -> (rows,), hidden units summed out.
+        train, validation: pytrees of finite arrays (rows, ...), or `Weighted`; then the mean is weighted.
+        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
+
+    Raises:
+        TypeError, ValueError: for NaN and infinities, naming row and column, and weights that do not fit.
+    """
+
+    energy: Callable[..., jax.Array] = static()
+    train: Batch
+    validation: Batch
+    integer_states: bool = static(default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train", "validation"):
+            vars(self)[name] = measured(f"free_energy_gap: {name}", getattr(self, name))
+
+    def __call__(self, params: Params, key: jax.Array) -> jax.Array:
+        def mean(data: Weighted) -> jax.Array:
+            return mean_over_rows(self.energy(params, _states(self, params, data)), data.weights)
+
+        return mean(self.validation) - mean(self.train)
+
+
+def _states(metric: Any, params: Params, data: Weighted) -> Batch:
+    return as_floats(data.v, None if metric.integer_states else floating_dtype(params))

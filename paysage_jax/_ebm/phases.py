@@ -1,0 +1,177 @@
+"""The gradient of an energy-based model in two phases: a data term minus a model term.
+
+One sign convention: a gradient is that of a loss to be lowered, the mean energy of the data minus the mean energy of
+the model's samples, so low energy means likely. `energy(params, v) -> (batch,)` is a free energy or the energy of
+complete states; v is a pytree of arrays with one leading batch axis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from .._core.batches import Batch, Weighted, as_floats, batch_size_of, check_finite, check_weights
+from .._core.trees import Params, floating_dtype, moment_dtype
+
+Energy = Callable[[Params, Any], jax.Array]
+
+
+class PhaseStatistics(NamedTuple):
+    """Each phase's mean energy and its gradient with respect to the parameters; the penalty of energies, if any."""
+
+    data_energy: jax.Array
+    model_energy: jax.Array
+    data_gradient: Params
+    model_gradient: Params
+    energy_penalty: jax.Array | None = None
+
+
+@contextmanager
+def hints(v: Batch, integer_states: bool, complete: bool = True) -> Iterator[None]:
+    """Adds to an error what to do about states that energy or transition do not take, if v or the error shows it."""
+    try:
+        yield
+    except Exception as error:
+        for hint in _hints(str(error), v, integer_states, complete):
+            error.add_note(hint)
+        raise
+
+
+def _hints(error: str, v: Batch, integer_states: bool, complete: bool) -> Iterator[str]:
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(v)]
+    if not integer_states and re.search(r"integer|accept dtype float|loses its values", error):
+        yield "Integers and bools of data become floats; for counts or categories give integer_states=True."
+    if isinstance(v, list | tuple) and len(v) == 1:
+        yield f"The data are a {type(v).__name__} of one array: give the array alone."
+    elif isinstance(v, list | tuple):
+        yield f"The data are a {type(v).__name__} of arrays of shapes {shapes}: of rows and labels give the rows alone."
+    elif jax.tree_util.all_leaves([v]) and len(shapes[0]) > 2:
+        yield f"A row has the shape {shapes[0][1:]}: if a state is a vector, give data.reshape(len(data), -1)."
+    elif not complete and _OTHER_STATES.search(error):
+        yield "If the data leave units of the transition's states hidden, give the estimator complete=."
+
+
+_OTHER_STATES = re.compile(
+    r"^transition.*(: missing;|: unexpected;|expected the tree)|string indexing|Tracer has no attribute|to unpack"
+)
+
+
+def value_and_gradient(function: Callable[[Params], jax.Array], params: Params) -> tuple[jax.Array, Params]:
+    """A real function's value, and its gradient as a `Transformation` takes it: of complex parameters ∂/∂x + i ∂/∂y.
+
+    That of integers is 0: `freeze` keeps them out of the optimizer.
+    """
+    value, gradient = jax.value_and_grad(function, allow_int=True)(params)
+
+    def as_taken(g: Any) -> jax.Array:
+        return jnp.zeros(g.shape, jnp.int8) if g.dtype == jax.dtypes.float0 else jnp.conj(g)
+
+    return value, jax.tree.map(as_taken, gradient)
+
+
+def rows(name: str, v: Batch) -> int:
+    """The number of states. Raises ValueError if there are none."""
+    size = batch_size_of(name, v)
+    if size == 0:
+        raise ValueError(f"{name}: expected states, got 0 rows")
+    return size
+
+
+def weighted(batch: Batch) -> Weighted:
+    """The batch and its weights, None if it has none.
+
+    Raises ValueError for weights of another shape, and while their values are known for those that cannot be weights.
+    """
+    if not isinstance(batch, Weighted):
+        return Weighted(batch, None)
+    if batch.weights is not None:
+        check_weights("weights", batch.weights, rows("v", batch.v))
+    return batch
+
+
+def energies_of(energy: Energy, params: Params, name: str, v: Batch) -> jax.Array:
+    """The energy of each state of v. Raises ValueError or TypeError if these are no energies."""
+    size = rows(name, v)
+    energies = energy(params, v)
+    if jnp.shape(energies) != (size,):
+        raise ValueError(f"energy(params, v): expected shape ({size},), one for each state, got {jnp.shape(energies)}")
+    if not jnp.issubdtype(jnp.result_type(energies), jnp.floating):
+        raise TypeError(f"energy(params, v): expected a floating dtype, got {jnp.result_type(energies)}")
+    return energies
+
+
+def _mean(x: jax.Array, weights: Any) -> jax.Array:
+    """1/n Σ wᵢ xᵢ, for weights relative to their mean over the data; one weight may stand for all."""
+    if weights is None:
+        return jnp.mean(x)
+    wide = moment_dtype(x.dtype)
+    return jnp.mean(jnp.asarray(weights, wide) * x.astype(wide)).astype(x.dtype)
+
+
+def two_phases(
+    energy: Energy, params: Params, data: Weighted, model: Weighted, penalty: Any = None
+) -> tuple[Params, PhaseStatistics]:
+    """The gradient, with each phase's mean weighted by its weights, and what it is made of.
+
+    Samples without weights, chains for example, have the mean weight of the data: so a batch of zero weight is no step,
+    and what is added to all energies has no gradient.
+    """
+    if data.weights is not None and model.weights is None:
+        model = model._replace(weights=jnp.mean(jnp.asarray(data.weights, float)))
+    phases = {"v_data": data, "v_model": jax.lax.stop_gradient(model)}
+
+    def energies(params: Params, name: str) -> jax.Array:
+        return energies_of(energy, params, name, phases[name].v)
+
+    def mean_energy(params: Params, name: str) -> jax.Array:
+        return _mean(energies(params, name), phases[name].weights)
+
+    def squares(params: Params) -> jax.Array:
+        means = [_mean(energies(params, name) ** 2, x.weights) for name, x in phases.items()]
+        return jnp.asarray(penalty, means[0].dtype) * sum(means)
+
+    data_energy, data_gradient = value_and_gradient(lambda p: mean_energy(p, "v_data"), params)
+    model_energy, model_gradient = value_and_gradient(lambda p: mean_energy(p, "v_model"), params)
+    gradient = jax.tree.map(jnp.subtract, data_gradient, model_gradient)
+    statistics = PhaseStatistics(data_energy, model_energy, data_gradient, model_gradient)
+    if penalty is None:
+        return gradient, statistics
+    value, penalty_gradient = value_and_gradient(squares, params)
+    return jax.tree.map(jnp.add, gradient, penalty_gradient), statistics._replace(energy_penalty=value)
+
+
+def phase_gradient(energy: Energy, integer_states: bool = False) -> Callable[..., Params]:
+    """A function that computes the gradient from data and samples; the samples are not differentiated.
+
+        gradient(params, v_data, v_model, weights=None) = ∂/∂params (mean energy(v_data) - mean energy(v_model))
+
+    Args:
+        energy: energy(params, v) -> (batch,). `weights` (n_data,) make the mean over the data a weighted one,
+            Σ wᵢ E(vᵢ) / Σ wᵢ.
+        integer_states: whether states are counts or categories, and stay as they are; otherwise integers and bools
+            become floats, of the dtype of the parameters.
+
+    Raises:
+        TypeError, ValueError: for energies of another shape or dtype, for no states, for weights below 0, and where
+            values are known for NaN and infinities.
+    """
+
+    def gradient(params: Params, v_data: Batch, v_model: Batch, weights: Any = None) -> Params:
+        v_data, v_model = as_floats((v_data, v_model), None if integer_states else floating_dtype(params))
+        check_finite("v_data", v_data)
+        data = weighted(Weighted(v_data, weights))
+        if weights is not None:
+            total = jnp.mean(weights := jnp.asarray(weights, float))
+            if not isinstance(total, Tracer) and total == 0:
+                raise ValueError("weights: expected some positive weight, all are 0")
+            data = data._replace(weights=weights / total)
+        with hints(v_data, integer_states):
+            return two_phases(energy, params, data, Weighted(v_model, None))[0]
+
+    return gradient

@@ -1,0 +1,113 @@
+"""Persistent chains that exchange states with hotter ones, for models of several modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._core.batches import Batch, Weighted
+from .._core.trees import Params
+from .estimators import EstimatorState, persistent_contrastive_divergence, states_of
+from .phases import Energy, hints, two_phases
+
+
+class TemperedStatistics(NamedTuple):
+    """Those of both phases; the mean acceptance of each pair of neighbours (temperatures - 1,), and the lowest."""
+
+    data_energy: jax.Array
+    model_energy: jax.Array
+    data_gradient: Params
+    model_gradient: Params
+    energy_penalty: jax.Array | None
+    swap_rates: jax.Array
+    lowest_swap_rate: jax.Array
+
+
+class parallel_tempering(persistent_contrastive_divergence):
+    """PCD with parallel tempering (Desjardins et al., 2010; Swendsen & Wang, 1986). Statistics: TemperedStatistics.
+
+    Each chain is a ladder of states v₁ ... vₙ, of which vᵢ samples the model at the inverse temperature βᵢ, that is
+    with the parameters βᵢ θ (where the energy is linear in θ, its density is exp(-βᵢ E)). After each transition every
+    second pair of neighbours i, j exchanges its states with the probability of Metropolis
+
+        min(1, exp(Eᵢ(vᵢ) + Eⱼ(vⱼ) - Eᵢ(vⱼ) - Eⱼ(vᵢ))),  Eᵢ(v) = energy(βᵢ θ, v)
+
+    The model's samples are the states at β = 1. A pair that is seldom exchanged (below 0.1, say) separates the ladder:
+    put a temperature between. The estimator's state has leaves (chains, temperatures, ...).
+
+    Args:
+        energy, transition, steps, chains, start, complete, energy_penalty, integer_states: as in
+            `persistent_contrastive_divergence`.
+        betas: inverse temperatures, increasing from 0 on, the last of them 1.
+
+    Raises:
+        TypeError, ValueError: for what does not fit, naming it.
+
+    >>> from paysage_jax import rbm
+    >>> v, key = jnp.eye(4), jax.random.key(0)
+    >>> params = rbm.init_bernoulli(v, 2, key)
+    >>> estimator = parallel_tempering(rbm.free_energy, rbm.gibbs, chains=10, betas=(0.0, 0.5, 1.0))
+    >>> estimator.init(params, v, key).shape
+    (10, 3, 4)
+    """
+
+    betas: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        betas = tuple(map(float, self.betas))
+        if len(betas) < 2 or betas[0] < 0 or betas[-1] != 1 or not np.all(np.diff(betas) > 0):
+            raise ValueError(f"parallel_tempering: betas must increase from 0 on to 1, got {betas}")
+        vars(self)["betas"] = betas
+
+    def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
+        chains = super().init(params, batch, key)
+        return jax.tree.map(lambda x: jnp.repeat(x[:, None], len(self.betas), axis=1), chains)
+
+    def estimate(
+        self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
+    ) -> tuple[Params, EstimatorState, Any]:
+        data = states_of(self, params, batch, key)
+        betas = jnp.stack([jnp.asarray(beta, float) for beta in self.betas])
+        tempered = jax.vmap(lambda beta: jax.tree.map(lambda p: beta.astype(p.dtype) * p, params))(betas)
+        transition = jax.vmap(self.transition, in_axes=(0, 1, 0), out_axes=1)
+
+        def step(i: Any, carry: Any) -> Any:
+            ladders, rates = carry
+            move_key, swap_key = jax.random.split(jax.random.fold_in(key, i))
+            ladders = transition(tempered, ladders, jax.random.split(move_key, len(self.betas)))
+            ladders, rate = _swap(self.energy, tempered, ladders, swap_key)
+            return ladders, rates + rate / self.steps
+
+        no_rates = jnp.zeros(len(self.betas) - 1)
+        with hints(data.v, self.integer_states, complete=self.complete is not None):
+            ladders, rates = jax.lax.fori_loop(0, self.steps, step, (estimator_state, no_rates))
+            samples = Weighted(jax.tree.map(lambda x: x[:, -1], ladders), None)
+            gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
+        return gradient, ladders, TemperedStatistics(*statistics, rates, jnp.min(rates))
+
+
+def _swap(energy: Energy, tempered: Params, ladders: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
+    """The ladders after exchanges, and each pair's probability of one, averaged over the ladders."""
+    energies = jax.vmap(energy, in_axes=(0, 1), out_axes=1)
+    hotter, colder = slice(None, -1), slice(1, None)
+
+    def cross(of_params: slice, of_states: slice) -> jax.Array:
+        """Eᵢ(vⱼ) for each pair."""
+        params = jax.tree.map(lambda p: p[of_params], tempered)
+        return energies(params, jax.tree.map(lambda x: x[:, of_states], ladders))
+
+    own = energies(tempered, ladders)
+    log_ratio = own[:, hotter] + own[:, colder] - cross(hotter, colder) - cross(colder, hotter)
+    turn_key, accept_key = jax.random.split(key)
+    pairs = jnp.arange(log_ratio.shape[1])
+    turn = pairs % 2 == jax.random.randint(turn_key, (), 0, 2)  # neighbouring pairs share a state
+    exponential = jax.random.exponential(accept_key, log_ratio.shape, log_ratio.dtype)
+    accepted = (turn[None] & (-exponential < log_ratio)).astype(int)
+    source = jnp.arange(own.shape[1])[None] + jnp.pad(accepted, ((0, 0), (0, 1))) - jnp.pad(accepted, ((0, 0), (1, 0)))
+    ladders = jax.vmap(lambda ladder, chosen: jax.tree.map(lambda x: x[chosen], ladder))(ladders, source)
+    return ladders, jnp.mean(jnp.exp(jnp.minimum(log_ratio, 0)), axis=0).astype(float)

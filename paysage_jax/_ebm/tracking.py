@@ -1,0 +1,249 @@
+"""The likelihood that a run knows: log Z by annealing along the way that the parameters take, and the metric of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+
+from .._core.batches import Batch, as_arrays, as_floats, check_finite, own
+from .._core.pytree import Count, Number, Pytree, count, function, number, static
+from .._core.trees import Params, Updates, as_scalar, check_params, floating_dtype, moment_dtype
+from .._optim.transformation import LAST, State, Transformation, apply_updates, check_state, find_states, next_step
+from .annealing import anneal, effective_size, linear_path, log_mean, resample
+from .domain import mean_over_rows, measured
+from .estimators import Transition, as_states
+from .phases import Energy, energies_of, rows
+
+_CHAINS = "These states are the argument chains."
+_RESAMPLING = 2**32 - 1  # folded into a key; transitions are numbered from 0
+
+
+class LogPartitionState(NamedTuple):
+    """What `track_log_partition` carries.
+
+    chains, log_weights: their weights are those since the last resampling. log_z, variance: log Z then, its variance.
+    params: the parameters whose log Z it is. start: those at the start, if the run is to be anchored.
+    step: updates so far; resamplings: since the start or the last anchor (both int32).
+    """
+
+    chains: Batch
+    log_weights: jax.Array
+    log_z: jax.Array
+    variance: jax.Array
+    params: Params
+    start: Params
+    step: jax.Array
+    resamplings: jax.Array
+
+
+class TrackedEstimate(NamedTuple):
+    """What `log_partition` says of a run.
+
+    From an error of about 0.5 on few chains have carried the weight, and log_z may be off by far more. If the chains
+    have lost a mode, nothing here shows it.
+
+    log_z, error: in nats, with the standard error since the start or the last anchor, if the chains mix.
+    effective_size: of the chains, from 1 to their number.
+    resamplings: since the start or the last anchor (int32).
+    """
+
+    log_z: jax.Array
+    error: jax.Array
+    effective_size: jax.Array
+    resamplings: jax.Array
+
+
+class track_log_partition(Transformation):
+    """Last in a chain: follows log Z of the model while it is trained, by annealing along the run itself.
+
+        w += E_p(v) - E_q(v),   v ~ the transition of q,   p: the parameters of the last time, q = params + updates
+        log Z = log Z at the last resampling + log mean exp(w)
+
+    The updates pass unchanged. The chains v are not those of the estimator, on which the gradient depends. When their
+    effective size falls below the share `resample_below`, they are drawn anew by their weights, and the mean weight
+    goes into log Z. Errors add up, mostly to too small a log Z, and `error` does not see modes that the chains have
+    lost: where a run is fast or its model has many modes, anchor it. Then the chains start again from `chains`, and
+    come to the present along the straight line from the first parameters.
+
+    Read it by `log_partition(state)`; `log_likelihood` is the metric for `fit`. Chain it outside `freeze` and
+    `partition`, which hide parameters from their members, and outside `shard_state`: its chains lie whole on every
+    device.
+
+    Args:
+        energy: energy(params, v) -> (rows,), hidden units summed out.
+        transition: transition(params, v, key) -> v.
+        log_z: log Z of the parameters that the run starts from.
+        chains: samples of that model, as `annealed_importance_sampling` returns them with log Z.
+        key: a PRNG key.
+        sweeps: annealing steps from p to q, each with a transition, a whole number from 1 on.
+        every: updates from p to q, a whole number from 1 on. More are cheaper and follow less closely. It should divide
+            the updates of an epoch: else log Z and the energies measured at its end are of different parameters.
+        resample_below: a share of the number of chains, in [0, 1].
+        anchor_every: updates, a whole number from 1 on; the updates of an epoch, or a multiple, so that what is
+            measured then is fresh. None: never.
+        anchor_steps: annealing steps of an anchor, a whole number from 1 on.
+
+    Raises:
+        TypeError, ValueError: for energies or states that do not fit, when traced.
+    """
+
+    _stage = LAST
+    energy: Energy = function()
+    transition: Transition = function()
+    log_z: Number = number("(-inf, inf)")
+    chains: Batch
+    key: jax.Array
+    sweeps: Count = count(default=1)
+    every: Count = count(default=1)
+    resample_below: Number = number("[0, 1]", default=0.5)
+    anchor_every: Count | None = count(default=None)
+    anchor_steps: Count = count(default=1000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.key, jax.Array | np.ndarray):
+            raise TypeError(f"track_log_partition: key must be a key, jax.random.key(0), got {self.key!r}")
+        vars(self)["chains"] = own(as_arrays("track_log_partition: chains", self.chains))
+        rows("chains", self.chains)
+        check_finite("track_log_partition: chains", self.chains)
+
+    def init(self, params: Params) -> State:
+        # Copies: a step gives the memory of the state away.
+        start = None if self.anchor_every is None else jax.tree.map(jnp.array, params)
+        return self._at_start(jax.tree.map(jnp.array, params), start, jnp.zeros((), jnp.int32))
+
+    def _at_start(self, params: Params, start: Params, step: jax.Array) -> LogPartitionState:
+        chains = as_states(self.transition, params, jax.tree.map(jnp.array, self.chains), self.key, _CHAINS)
+        weights, log_z = jnp.zeros(rows("chains", chains)), as_scalar("log_z", self.log_z)
+        return LogPartitionState(chains, weights, log_z, jnp.zeros(()), params, start, step, jnp.zeros((), jnp.int32))
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        check_state(self, state, LogPartitionState)
+        check_params("track_log_partition", updates, params)
+        new, state = apply_updates(params, updates), state._replace(step=next_step(state.step))
+        # Chosen, and not a branch: under vmap all branches would run at every update.
+        due = self._due(state.step, self.every)
+        steps = jnp.where(due, jnp.asarray(self.sweeps), 0)
+        if self.anchor_every is not None:
+            again = self._due(state.step, self.anchor_every)
+            state = _choose(again, self._at_start(state.start, state.start, state.step), state)
+            due, steps = due | again, jnp.where(again, jnp.asarray(self.anchor_steps), steps)
+        key = jax.random.fold_in(self.key, state.step)
+        path = linear_path(state.params, new)
+        chains, moved = anneal(self.energy, self.transition, path, state.chains, key, steps)
+        state = state._replace(chains=chains, log_weights=state.log_weights + moved)
+        state = state._replace(params=_choose(due, new, state.params))
+        poor = effective_size(state.log_weights) < self.resample_below * jnp.asarray(len(moved), float)
+        return updates, jax.lax.cond(poor, lambda: _resampled(state, key), lambda: state)
+
+    @staticmethod
+    def _due(step: jax.Array, every: Any) -> jax.Array:
+        return step % jnp.asarray(every, jnp.int32) == 0
+
+
+def _choose(first: jax.Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(first, x, y), a, b)
+
+
+def _log_ratio(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The logarithm of the mean weight, and its variance."""
+    return log_mean(log_weights), 1 / effective_size(log_weights) - 1 / len(log_weights)
+
+
+def _resampled(state: LogPartitionState, key: jax.Array) -> LogPartitionState:
+    log_ratio, variance = _log_ratio(state.log_weights)
+    return state._replace(
+        chains=resample(state.chains, state.log_weights, jax.random.fold_in(key, _RESAMPLING)),
+        log_weights=jnp.zeros_like(state.log_weights),
+        log_z=state.log_z + log_ratio,
+        variance=state.variance + variance,
+        resamplings=next_step(state.resamplings),
+    )
+
+
+def log_partition(state: State) -> TrackedEstimate:
+    """log Z as `track_log_partition` has it anywhere in `state`, and how far it can be trusted.
+
+    Raises:
+        ValueError: unless there is exactly one, of one run.
+    """
+    found = find_states(state, LogPartitionState)
+    if len(found) != 1:
+        raise ValueError(
+            f"log_partition: expected one track_log_partition in the state, found {len(found)}; "
+            "chain it last: chain(optimizer, track_log_partition(...))"
+        )
+    (state,) = found
+    if jnp.ndim(state.log_weights) != 1:
+        raise ValueError("log_partition: the state of many runs; use jax.vmap(log_partition)")
+    log_ratio, variance = _log_ratio(state.log_weights)
+    error = jnp.sqrt(jnp.maximum(state.variance + variance, 0))
+    return TrackedEstimate(state.log_z + log_ratio, error, effective_size(state.log_weights), state.resamplings)
+
+
+class log_likelihood(Pytree):
+    """A metric for `fit`: the mean of log p(v) over rows, in nats, by the log Z that the run tracks.
+
+        mean of -E(v) - max(log Z, guard),   guard = max(log Σ exp(-E(v)) over the distinct rows, at_least)
+
+    The probabilities of distinct states add up to at most 1, whatever the chains say. Rows of the same energy count
+    once, as they may be the same. A density has no such sum, for it may be larger than 1, and rows that are not of
+    whole numbers are taken for one. Where the model has a mode that neither data nor chains visit, only another way
+    there finds it: annealing from elsewhere as `at_least`. `guard(params, key)` is the bound; log Z below it by more
+    than the noise of `at_least` means that the chains are lost.
+
+    Args:
+        energy: energy(params, v) -> (rows,), hidden units summed out.
+        v: a pytree of finite arrays (rows, ...), or `Weighted`; then the mean is weighted.
+        at_least: at_least(params, key) -> what log Z is not below, such as an estimate by forward annealing along
+            another path, less 3: log Z + t is below such an estimate with a probability of at most exp(-t). None: no
+            such bound.
+        discrete: whether exp(-E) / Z is a probability; False where it is a density, as for Gaussian units.
+        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
+
+    Raises:
+        TypeError, ValueError: for NaN and infinities, for weights that do not fit, and if no `track_log_partition` is
+            in the optimizer.
+    """
+
+    energy: Energy = function()
+    v: Batch
+    at_least: Callable[[Params, jax.Array], jax.Array] | None = function(default=None)
+    discrete: bool = static(default=True)
+    integer_states: bool = static(default=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self)["v"] = measured("log_likelihood: v", self.v)
+
+    def __call__(self, params: Params, key: jax.Array, state: State) -> jax.Array:
+        log_z = jnp.maximum(log_partition(state).log_z, self.guard(params, key))
+        return -mean_over_rows(self._energies(params), self.v.weights) - log_z
+
+    def _energies(self, params: Params) -> jax.Array:
+        v = as_floats(self.v.v, None if self.integer_states else floating_dtype(params))
+        return energies_of(self.energy, params, "v", v)
+
+    def guard(self, params: Params, key: jax.Array) -> jax.Array:
+        """A number that log Z is not below; -inf where there is none."""
+        bound = self._sum_over_rows(params) if self.discrete else jnp.array(-jnp.inf)
+        if self.at_least is None:
+            return bound
+        return jnp.maximum(bound, as_scalar("log_likelihood: at_least(params, key)", self.at_least(params, key)))
+
+    def _sum_over_rows(self, params: Params) -> jax.Array:
+        """log Σ exp(-E) of the distinct rows."""
+        energies = jnp.sort(self._energies(params))
+        # Equal rows may differ in the last digits, by where they stand in a matrix product.
+        rounding = 16 * jnp.finfo(energies.dtype).eps * jnp.max(jnp.abs(energies))
+        distinct = jnp.diff(energies, prepend=-jnp.inf) > rounding
+        whole = jnp.all(jnp.stack([jnp.all(x == jnp.round(x)) for x in jax.tree.leaves(as_floats(self.v.v, float))]))
+        energies = energies.astype(moment_dtype(energies.dtype))
+        return jnp.where(whole, logsumexp(-energies, where=distinct), -jnp.inf)

@@ -1,0 +1,1 @@
+"""Optimizers, schedules, and what goes before, after and around them."""

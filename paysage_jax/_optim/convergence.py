@@ -1,0 +1,157 @@
+"""How a compiled loop knows that it can stop: convergence, as part of the optimizer's state, and runs that are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from .._core.pytree import Count, Number, count, function, number
+from .._core.trees import Params, Updates, all_finite, as_scalar, is_inexact, moment_dtype, norm, real_dtype
+from .packing import unpack_all
+from .transformation import LAST, State, Transformation, check_state, find_states
+from .wrappers import SkipNonfiniteState
+
+
+def gradient_magnitude(tree: Any) -> jax.Array:
+    """The size of a gradient or an update as paysage (2017) measures it; a scalar of at least float32.
+
+        √(mean over leaves of ‖leaf‖² / len(leaf)),  len the size of the first dimension
+
+    Leaves of integers do not count, for they do not move.
+
+    Args:
+        tree: a pytree of arrays with at least one dimension, packed or not.
+
+    Raises:
+        ZeroDivisionError: for a tree without such leaves.
+        TypeError: for a leaf without dimensions.
+    """
+    leaves = [(path, leaf) for path, leaf in tree_flatten_with_path(unpack_all(tree))[0] if is_inexact(leaf)]
+    if not leaves:
+        raise ZeroDivisionError("gradient_magnitude: the tree has no leaves")
+    for path, leaf in leaves:
+        if jnp.ndim(leaf) == 0:
+            message = f"gradient_magnitude: tree{keystr(path)} has no first dimension"
+            raise TypeError(f"{message}; give track_convergence another measure: magnitude=")
+    dtypes = [moment_dtype(jnp.result_type(leaf)) for _, leaf in leaves]
+    widest = max(map(real_dtype, dtypes), key=lambda dtype: jnp.finfo(dtype).bits)
+
+    def rms(leaf: Any, dtype: Any) -> jax.Array:
+        return norm(jnp.asarray(leaf, dtype)).astype(widest) / np.sqrt(widest.type(max(len(leaf), 1)))
+
+    norms = [rms(leaf, dtype) for (_, leaf), dtype in zip(leaves, dtypes, strict=True)]
+    return norm(jnp.stack(norms)) / np.sqrt(widest.type(len(leaves)))
+
+
+class ConvergenceState(NamedTuple):
+    """The magnitude of the last update, the updates in a row at or below the tolerance, and whether that is enough.
+
+    Before the first update the magnitude is the largest number.
+    """
+
+    magnitude: jax.Array
+    streak: jax.Array
+    converged: jax.Array
+
+
+class track_convergence(Transformation):
+    """Last in a chain: notes whether the updates have become small. They pass unchanged; NaN never counts as small.
+
+        converged: magnitude(updates) <= tolerance, `patience` updates in a row
+
+    Under `fit`, which passes the gradient, an update of zeros for a gradient that is not zero, skipped or overflowed
+    say, does not count at all. Without the gradient it counts as small, for a run that has arrived looks the same. Put
+    it into our `chain`: `optax.chain` drops the gradient, and hides a new tolerance from a run that is resumed.
+
+    Args:
+        tolerance: a number from 0 on.
+        magnitude: updates -> scalar.
+        patience: a whole number from 1 on.
+    """
+
+    _stage = LAST
+    tolerance: Number = number("[0, inf]")
+    magnitude: Callable[[Any], jax.Array] = function(default=gradient_magnitude)
+    patience: Count = count(default=1)
+
+    def init(self, params: Params) -> State:
+        largest = jnp.array(jnp.finfo(jnp.result_type(float)).max, float)
+        return ConvergenceState(largest, jnp.zeros((), jnp.int32), jnp.array(False))
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, *, gradient: Any = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        check_state(self, state, ConvergenceState)
+        magnitude = as_scalar("magnitude(updates)", self.magnitude(updates))
+        patience = jnp.asarray(self.patience, jnp.int32)
+        below = magnitude <= jnp.asarray(self.tolerance, float)
+        streak = jnp.where(below, jnp.minimum(state.streak, patience - 1) + 1, 0)
+        if gradient is not None:
+            no_step = jax.lax.cond(magnitude == 0, lambda: ~_all_zero(gradient), lambda: jnp.array(False))
+            streak = jnp.where(no_step, state.streak, streak)
+        return updates, ConvergenceState(magnitude, streak, streak >= patience)
+
+
+def _all_zero(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(x == 0) for x in jax.tree.leaves(tree) if is_inexact(x)]))
+
+
+def converged(state: State) -> jax.Array:
+    """Whether every `track_convergence` in `state` has converged; a bool scalar, for a `lax.while_loop`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = find_states(state, ConvergenceState)
+    if not found:
+        raise ValueError("converged: no track_convergence in the state; chain one after the optimizer")
+    return jnp.all(jnp.stack(jax.tree.leaves([s.converged for s in found])))  # flax's nnx keeps each in a variable
+
+
+def still_converged(optimizer: Transformation, state: State) -> jax.Array:
+    """`converged(state)`, and also by the tolerances and patience that `optimizer` has now."""
+    found = find_states(state, ConvergenceState)
+    is_tracker = lambda x: isinstance(x, track_convergence)  # noqa: E731
+    trackers = [x for x in jax.tree.leaves(optimizer, is_leaf=is_tracker) if is_tracker(x)]
+    small = [
+        (s.magnitude <= jnp.asarray(t.tolerance, float)) & (s.streak >= jnp.asarray(t.patience, jnp.int32))
+        for s, t in zip(found, trackers, strict=False)  # a tracker inside another library's chain is not seen
+    ]
+    return jnp.all(jnp.stack([converged(state), *small]))
+
+
+def is_lost(before: Any, after: Any, statistics: Any) -> jax.Array:
+    """Whether nothing can come of a run any more after an epoch, though its parameters are finite.
+
+    Either its chains are not finite, and so are the statistics that depend on them. Or no parameter moved, because
+    every update was skipped, or because statistics, chains or moments are not finite.
+
+    Args:
+        before, after: the `TrainState` before and after the epoch.
+        statistics: the means over the epoch.
+    """
+
+    moved = [jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)]
+    moved = jnp.any(jnp.array(moved, bool))
+    reported = ~_finite(statistics)
+
+    def look_closer() -> jax.Array:
+        counts = [
+            jax.tree.leaves([s.skipped for s in find_states(state.optimizer_state, SkipNonfiniteState)])
+            for state in (before, after)
+        ]
+        skipped = jnp.any(jnp.array([new > old for old, new in zip(*counts, strict=True)], bool))
+        moments = [x for x in jax.tree.leaves(after.optimizer_state) if x.ndim]
+        chains_lost = ~_finite(after.estimator_state)
+        return (reported & chains_lost) | (~moved & (reported | chains_lost | skipped | ~_finite(moments)))
+
+    return jax.lax.cond(reported | ~moved, look_closer, lambda: jnp.array(False))
+
+
+def _finite(tree: Any) -> jax.Array:
+    return all_finite([x for x in jax.tree.leaves(tree) if is_inexact(x)])

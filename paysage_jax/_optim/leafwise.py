@@ -1,0 +1,137 @@
+"""An optimizer is its fields and its rule: one equation, applied to every leaf."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._core.trees import (
+    Params,
+    Updates,
+    as_scalar,
+    check_addable,
+    check_floating,
+    check_same_tree,
+    moment_dtype,
+    real_dtype,
+    zeros_like_moments,
+)
+from .transformation import OPTIMIZER, State, Transformation, at_step, check_state, next_step
+
+
+class Leafwise(Transformation):
+    """An optimizer that is one equation, applied to every leaf.
+
+    A subclass declares its numbers as fields, one of them by `rate`; names its state; and writes its `rule`:
+
+        class signsgd(Leafwise):
+            learning_rate: Number | Schedule = rate()
+            state_type = SgdState
+
+            def rule(self, t, g, p):
+                return (-self.learning_rate * jnp.sign(g),)
+
+    The state is a NamedTuple of `step`, `learning_rate` (the one last applied) and the moments, which start at zero
+    and are at least float32, whatever the parameters are.
+    """
+
+    _stage = OPTIMIZER
+    state_type: ClassVar[type[Any]]
+    real_moments: ClassVar[tuple[str, ...]] = ("mean_square",)  # of these names: real where the gradient is complex
+    _rate: ClassVar[str]
+    _moments: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        rates = [field.name for field in dataclasses.fields(cast(Any, cls)) if "rate" in field.metadata]
+        if len(rates) != 1 or not hasattr(cls, "state_type"):
+            raise TypeError(f"{cls.__name__}: expected one field declared by `rate` and a `state_type`, got {rates}")
+        cls._rate = rates[0]
+        cls._moments = tuple(name for name in cls.state_type._fields if name not in ("step", "learning_rate"))
+
+    # Of a method with `*moments: Any, **_: Any` type checkers allow an override that names its moments.
+    @abstractmethod
+    def rule(self, t: jax.Array, g: jax.Array, p: jax.Array | None, *moments: Any, **_: Any) -> tuple[jax.Array, ...]:
+        """(u, *moments) of one leaf: the update that is added to the parameter, and the moments after it.
+
+        All are in the dtype of the moments, and so are the fields of self: the numbers of this step. Where g is
+        complex, its numbers and `real_moments` are real.
+
+        Args:
+            t: the number of this step, from 1.
+            g: the gradient.
+            p: the parameter; None where `update` was called without.
+            *moments: in the order of `state_type`.
+        """
+
+    def init(self, params: Params) -> State:
+        check_floating("params", params)
+        self._check_for(params)
+        step = jnp.zeros((), jnp.int32)
+        moments = {name: zeros_like_moments(params, real=name in self.real_moments) for name in self._moments}
+        return self.state_type(step=step, learning_rate=self._rate_at(step, {"epoch": step}), **moments)
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        check_state(self, state, self.state_type)
+        rate, t = self._rate_at(state.step, extra), next_step(state.step)
+        now = self._with(**{self._rate: rate})
+        before = [getattr(state, name) for name in self._moments]
+        new, *moments = update_leaves(type(self).rule, now, t, updates, params, *before)
+        for name, moment in zip(self._moments, before, strict=True):
+            if name not in self.real_moments:
+                check_addable("updates", updates, "the state", moment)
+        return new, self.state_type(step=t, learning_rate=rate, **dict(zip(self._moments, moments, strict=True)))
+
+    def _rate_at(self, step: jax.Array, extra: dict[str, Any]) -> jax.Array:
+        name = f"{type(self).__name__}: {self._rate}"
+        return as_scalar(name, at_step(name, getattr(self, self._rate), step, extra))
+
+
+def update_leaves(
+    rule: Callable[..., tuple[jax.Array, ...]],
+    numbers: Any,
+    t: jax.Array,
+    updates: Updates,
+    params: Params | None,
+    *moments: Params,
+) -> tuple[Any, ...]:
+    """(updates, *moments), leaf by leaf, from `rule(numbers, t, g, p, *m) -> (u, *m)`.
+
+    The rule sees everything in the moments' dtype. The update comes back in the parameter's dtype (the gradient's
+    where `params` is None). Raises ValueError or TypeError for a leaf that does not fit.
+    """
+    check_floating("updates", updates)
+    for moment in moments:
+        check_same_tree("updates", updates, "the state", moment)
+    if params is not None:
+        check_same_tree("updates", updates, "params", params)
+        check_addable("updates", updates, "params", params)
+    leaves, structure = jax.tree.flatten(updates)
+    columns = [[None] * len(leaves) if tree is None else jax.tree.leaves(tree) for tree in (params, *moments)]
+    rows = [_update_leaf(rule, numbers, t, *row) for row in zip(leaves, *columns, strict=True)]
+    outputs = zip(*rows, strict=True) if rows else [()] * (1 + len(moments))
+    return tuple(structure.unflatten(column) for column in outputs)
+
+
+@partial(jax.jit, static_argnums=0)  # traced once for all leaves of a shape and dtype; one call a leaf outside jit
+def _update_leaf(rule, numbers, t, g, p, *m):
+    out_dtype = g.dtype if p is None else p.dtype
+    real = real_dtype(m[0].dtype if m else moment_dtype(out_dtype))
+    is_complex = jnp.issubdtype(out_dtype, jnp.complexfloating)
+    dtype = np.promote_types(real, np.complex64) if is_complex else real
+    numbers, t = jax.tree.map(lambda x: jnp.asarray(x, real), (numbers, t))
+    g, p = jax.tree.map(lambda x: jnp.asarray(x, dtype), (g, p))
+    # Real numbers times complex gradients of the same precision: that promotion is wanted, also where others are not.
+    with jax.numpy_dtype_promotion("standard") if is_complex else nullcontext():
+        u, *m = rule(numbers, t, g, p, *m)
+    return u.astype(out_dtype), *m

@@ -1,0 +1,223 @@
+"""Many small leaves as few contiguous buffers.
+
+A call on a tree of many small leaves spends its time handing over each array. A `Packed` hands over one buffer for
+each dtype and sharding, and to an optimizer it is a tree like any other. Two ways to use it, the faster first:
+
+- pack the parameters, and differentiate with respect to them: `loss(unpack(packed), batch)`;
+- keep parameters and gradients as trees and only the moments packed: `pack_moments(optimizer)`.
+
+Predicates, projections and `gradient_magnitude` see the leaves of a `Packed`. `freeze` takes packed parameters apart:
+`freeze(pack_moments(optimizer), where)` is the faster way.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import tree_flatten_with_path
+
+from .._core.pytree import static
+from .._core.trees import Params, Updates, check_addable, check_floating, check_same_tree, moment_dtype
+from .transformation import State, Wrapper, find_states
+
+LARGEST = 8192  # elements: copying a larger leaf costs more than handing it over
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the leaves of a tree lie in the buffers of a `Packed`; hashable.
+
+    groups[i] numbers the leaves that lie in buffer i, one after the other; a leaf on its own keeps its shape. Other
+    buffers end in zeros, so that their length is a multiple of `multiple`.
+    """
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    groups: tuple[tuple[int, ...], ...]
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        # Hashed at every jitted call: once is enough.
+        object.__setattr__(self, "_hash", hash((self.structure, self.shapes, self.groups, self.multiple)))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a hash of strings does not outlive its process
+        return Layout, (self.structure, self.shapes, self.groups, self.multiple)
+
+    def sizes(self, group: Sequence[int]) -> list[int]:
+        """The number of elements of each leaf in a buffer of several, and of the zeros at its end."""
+        sizes = [int(np.prod(self.shapes[number])) for number in group]
+        return [*sizes, -sum(sizes) % self.multiple]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["buffers"], meta_fields=["layout"])
+@dataclass(frozen=True)
+class Packed:
+    """A tree whose small leaves lie in common buffers: `unpack` gives it back."""
+
+    buffers: tuple[jax.Array, ...]
+    layout: Layout
+
+
+def _layout(tree: Any, largest: int) -> Layout:
+    leaves, structure = jax.tree.flatten(tree)
+    groups: dict[Any, list[int]] = {}
+    for number, leaf in enumerate(leaves):
+        sharding = leaf.sharding if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) else None
+        together = np.prod(jnp.shape(leaf)) <= largest and (sharding is None or sharding.is_fully_replicated)
+        key = (jnp.result_type(leaf), sharding) if together else number
+        groups.setdefault(key, []).append(number)
+    return Layout(structure, tuple(map(jnp.shape, leaves)), tuple(map(tuple, groups.values())))
+
+
+def _pack(tree: Any, layout: Layout) -> Packed:
+    leaves = jax.tree.leaves(tree)
+
+    def buffer(group: Sequence[int]) -> jax.Array:
+        together = [leaves[number] for number in group]
+        if len(together) == 1:
+            return _own(together[0])
+        dtypes = {jnp.result_type(leaf) for leaf in together}
+        # Gradients of one dtype's parameters may have several.
+        dtype = dtypes.pop() if len(dtypes) == 1 else functools.reduce(np.promote_types, map(moment_dtype, dtypes))
+        parts = [jnp.ravel(jnp.asarray(leaf, dtype)) for leaf in together]
+        zeros = layout.sizes(group)[-1]
+        return jnp.concatenate([*parts, jnp.zeros(zeros, dtype)] if zeros else parts)
+
+    return Packed(tuple(map(buffer, layout.groups)), layout)
+
+
+def _own(leaf: Any) -> Any:
+    """A copy: of NumPy's arrays, which their owner may write to, and of JAX's, for a step donates its buffers."""
+    return leaf if isinstance(leaf, Tracer | jax.ShapeDtypeStruct) else jnp.array(leaf)
+
+
+def pack(tree: Params, largest: int = LARGEST) -> Packed:
+    """The leaves of up to `largest` elements in one buffer for each dtype and sharding, copies of the others.
+
+    A leaf sharded over devices stays on its own; call it outside `jit`, where shardings are known.
+    """
+    return _pack(tree, _layout(tree, largest))
+
+
+def pack_like(tree: Params, packed: Packed) -> Packed:
+    """`tree` in the layout of `packed`. Raises ValueError naming the leaf where structure or shapes differ.
+
+    A leaf may lack a wrapper that was round it alone: flax's nnx gives `init` variables, but `update` their arrays.
+    """
+    return _pack_as("tree", tree, "packed", packed.layout)
+
+
+def _pack_as(name: str, tree: Params, reference_name: str, layout: Layout) -> Packed:
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in layout.shapes]
+    check_same_tree(name, tree, reference_name, _unwrapped(layout.structure.unflatten(shapes), tree))
+    return _pack(tree, layout)
+
+
+def _unwrapped(tree: Any, like: Any) -> Any:
+    """`tree` in the structure of `like`, if the path of each leaf of that is where the path of its own leaf begins."""
+    structure = jax.tree.structure(like)
+    if jax.tree.structure(tree) == structure:
+        return tree
+    paths, begins = ([path for path, _ in tree_flatten_with_path(t)[0]] for t in (tree, like))
+    same = len(paths) == len(begins) and all(p[: len(b)] == b for p, b in zip(paths, begins, strict=True))
+    return structure.unflatten(jax.tree.leaves(tree)) if same else tree
+
+
+def unpack(packed: Packed) -> Params:
+    """The tree that was packed, as copies; differentiable. Raises ValueError for a buffer that does not fit.
+
+    Under jit on CPU XLA compiles a kernel for each leaf: many leaves take long to compile, not to run.
+    """
+    layout = packed.layout
+    if any(isinstance(buffer, jax.ShapeDtypeStruct) for buffer in packed.buffers):
+        return jax.eval_shape(unpack, packed)
+    leaves: list[Any] = [None] * len(layout.shapes)
+    for buffer, group in zip(packed.buffers, layout.groups, strict=True):
+        if len(group) == 1:
+            leaves[group[0]] = _own(buffer)
+            continue
+        sizes = layout.sizes(group)
+        if buffer.shape != (sum(sizes),):
+            raise ValueError(f"unpack: expected a buffer of shape {(sum(sizes),)}, got {buffer.shape}")
+        for number, part in zip(group, _split(buffer, sizes), strict=False):
+            leaves[number] = part.reshape(layout.shapes[number])
+    return layout.structure.unflatten(leaves)
+
+
+def padded(packed: Packed, multiple: int) -> Packed:
+    """The same leaves, in buffers whose lengths are multiples of `multiple`."""
+    return _pack(unpack(packed), replace(packed.layout, multiple=multiple))
+
+
+def _split(buffer: jax.Array, sizes: Sequence[int]) -> Sequence[jax.Array]:
+    if isinstance(buffer, Tracer):
+        return jax.lax.split(buffer, sizes)  # its derivative is one concatenation
+    # Outside jit one program serves all parts of a size, where a split would compile a kernel for each.
+    starts = np.cumsum([0, *sizes[:-1]])
+    return [jax.lax.dynamic_slice_in_dim(buffer, start, size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def unpack_all(tree: Any) -> Any:
+    """`tree` with every `Packed` in it unpacked: a state as it would be without packing."""
+    return jax.tree.map(lambda x: unpack(x) if _is_packed(x) else x, tree, is_leaf=_is_packed)
+
+
+def pack_all_like(tree: Any, like: Any) -> Any:
+    """`tree` packed wherever `like` is: the inverse of `unpack_all`, to restore a state saved without packing."""
+    return jax.tree.map(lambda p, x: pack_like(x, p) if _is_packed(p) else x, like, tree, is_leaf=_is_packed)
+
+
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, Packed)
+
+
+class pack_moments(Wrapper):
+    """An element-wise optimizer with its moments packed, on parameters and gradients that stay trees.
+
+    Its state is that of the optimizer on packed parameters; `unpack_all` and `pack_all_like` convert it from and
+    to the state of the optimizer alone.
+    """
+
+    largest: int = static(default=LARGEST)
+
+    def init(self, params: Params) -> State:
+        check_floating("params", params)
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            return self.optimizer.init(jax.eval_shape(functools.partial(pack, largest=self.largest), params))
+        return self.optimizer.init(pack(params, self.largest))
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        moments = find_states(state, Packed)
+        if not moments:
+            self._check_nothing_to_pack(updates, state)
+            return self.optimizer.update(updates, state, params, **extra)
+        check_floating("updates", updates)
+        if params is not None:
+            check_addable("updates", updates, "params", params)
+        layout = moments[0].layout
+        packed_params = None if params is None else _pack_as("params", params, "the state", layout)
+        packed_updates = _pack_as("updates", updates, "the state", layout)
+        packed, state = self.optimizer.update(packed_updates, state, packed_params, **extra)
+        like, structure = jax.tree.flatten(updates if params is None else params)
+        new = [u.astype(jnp.result_type(x)) for u, x in zip(jax.tree.leaves(unpack(packed)), like, strict=True)]
+        return structure.unflatten(new), state
+
+    def _check_nothing_to_pack(self, updates: Updates, state: State) -> None:
+        """Raise ValueError unless the optimizer has no moments: otherwise the state is not packed."""
+        if find_states(jax.eval_shape(self.init, updates), Packed):
+            raise ValueError(
+                "pack_moments: expected the state of the optimizer on packed parameters; "
+                "pack_all_like(state, init(params)) packs one of the optimizer alone"
+            )

@@ -1,0 +1,113 @@
+"""Optimizers for parts of a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.tree_util import all_leaves, tree_flatten_with_path
+
+from .._core.pytree import Function, Pytree, as_pytree, static
+from .._core.trees import Params, Updates, at_leaves, check_same_tree, leaf_paths, without
+from .packing import pack_all_like, unpack_all
+from .transformation import State, Transformation, as_transformation, check_state
+
+# --- an optimizer for each group ---------------------------------------------------------------------
+
+
+class PartitionState(NamedTuple):
+    """states: the state of each group's optimizer, under its label."""
+
+    states: dict[Any, State]
+
+
+class _ByPath(Pytree):
+    """A tree of labels as pairs (path, label), which hash."""
+
+    pairs: tuple[tuple[Any, Any], ...] = static()
+
+
+class partition(Transformation):
+    """Different optimizers for parts of a tree: each sees its leaves, and None in the place of the others.
+
+        partition({"weights": adam(1e-3), "biases": sgd(1e-2)}, lambda path: path.split("/")[0])
+
+    AdamW that decays the weights only, which in optax is a mask:
+
+        decayed, plain = adam(1e-3, weight_decay=0.1), adam(1e-3)
+        partition({"decayed": decayed, "plain": plain}, {"weights": "decayed", "biases": "plain"})
+
+    A group with `sgd(0.0)` stays as it is; `freeze` round the whole holds leaves still also if a gradient is NaN. Of
+    the extra arguments a group gets its part of `gradient` and `grad`, and no `value_fn`, a function of all parameters.
+    Labels are those of leaves, packed or not.
+
+    Args:
+        optimizers: label -> optimizer, ours or another library's.
+        labels: a function path -> label, of paths written "weights/0/matrix"; or a tree of labels, in which one may
+            stand for a whole branch.
+
+    Raises:
+        ValueError: for a leaf without label or with an unknown one, a label without leaves.
+    """
+
+    optimizers: Mapping[Any, Any]
+    labels: Any
+
+    def __post_init__(self) -> None:
+        optimizers, labels = self.optimizers, self.labels
+        if not isinstance(optimizers, Mapping) or not optimizers:
+            raise TypeError(f"partition: expected a dict label -> optimizer, got {optimizers!r}")
+        if callable(labels) and all_leaves([labels]):
+            labels = as_pytree(labels)
+        elif not isinstance(labels, Function | _ByPath):  # which `dataclasses.replace` hands on
+            labels = _ByPath(tuple(tree_flatten_with_path(labels)[0]))
+        # In the order that the states have in a pytree.
+        members = {name: as_transformation(optimizers[name]) for name in sorted(optimizers)}
+        vars(self).update(optimizers=members, labels=labels)
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.optimizers.items()), self.labels))
+
+    def init(self, params: Params) -> State:
+        labels = self._labels_of(params)
+        members = self.optimizers.items()
+        return PartitionState({name: member.init(_part(name, labels, params)) for name, member in members})
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        check_state(self, state, PartitionState)
+        if set(state.states) != set(self.optimizers):
+            raise ValueError(f"partition: expected states of {list(self.optimizers)}, got {list(state.states)}")
+        if params is not None:
+            check_same_tree("updates", updates, "params", params)
+        labels = self._labels_of(updates)
+        extra.pop("value_fn", None)
+        new, states = {}, {}
+        for name, member in self.optimizers.items():
+            own, own_params = _part(name, labels, updates), _part(name, labels, params)
+            cut = {key: _part(name, labels, extra[key]) for key in ("gradient", "grad") if key in extra}
+            own, states[name] = member.update(own, state.states[name], own_params, **extra | cut)
+            new[name] = iter(jax.tree.leaves(own))
+        merged = jax.tree.structure(unpack_all(updates)).unflatten([next(new[label]) for label in labels])
+        return pack_all_like(merged, updates), PartitionState(states)
+
+    def _labels_of(self, tree: Any) -> list[Any]:
+        """The label of each leaf."""
+        tree = unpack_all(tree)
+        paths = leaf_paths(tree)
+        if isinstance(self.labels, _ByPath):
+            labels = at_leaves("partition", self.labels.pairs, tree)
+        else:
+            labels = [self.labels(path) for path in paths]
+        for label, path in zip(labels, paths, strict=True):
+            if label not in self.optimizers:
+                raise ValueError(f"partition: {path} has the label {label!r}, expected one of {list(self.optimizers)}")
+        if unused := [name for name in self.optimizers if name not in labels]:
+            raise ValueError(f"partition: no leaf has the label {unused[0]!r}; the leaves are {paths}")
+        return labels
+
+
+def _part(name: Any, labels: list[Any], tree: Any) -> Any:
+    return None if tree is None else without([label != name for label in labels], unpack_all(tree))

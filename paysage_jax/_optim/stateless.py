@@ -1,0 +1,255 @@
+"""Transforms without a state, to `chain` before or after an optimizer.
+
+`where` is a predicate on a leaf's path, written "weights/0/matrix"; one that selects no leaf is a ValueError.
+Transforms that read the parameters raise ValueError where `update` is called without them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
+
+from .._core.pytree import Number, function, number
+from .._core.trees import (
+    Params,
+    Updates,
+    Where,
+    at_leaves,
+    as_scalar,
+    check_addable,
+    check_floating,
+    check_params,
+    check_same_tree,
+    direction,
+    is_inexact,
+    moment_dtype,
+    norm,
+    selected,
+    without,
+)
+from .packing import pack_all_like, unpack_all
+from .transformation import BEFORE, PROJECTION, State, Transformation, apply_updates
+
+
+class _Stateless(Transformation):
+    """What computes new updates from the updates and the parameters. Its `where` sees leaves, packed or not."""
+
+    _whole_leaves: ClassVar[bool] = False  # not even without a predicate may leaves be packed
+
+    def init(self, params: Params) -> State:
+        self._check_for(params)
+        if self._where is not None:
+            selected(type(self).__name__, self._where, unpack_all(params))
+        return ()
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        if type(state) is not tuple or state:
+            raise TypeError(f"{type(self).__name__}: expected the state (), got {type(state).__name__}")
+        if self._where is None and not self._whole_leaves:
+            return self._new_updates(updates, params), state
+        return pack_all_like(self._new_updates(unpack_all(updates), unpack_all(params)), updates), state
+
+    @abstractmethod
+    def _new_updates(self, updates: Updates, params: Params | None) -> Updates: ...
+
+    @property
+    def _where(self) -> Where | None:
+        return getattr(self, "where", None)
+
+    def _at_selected(
+        self, rule: Callable[..., jax.Array], updates: Updates, params: Params | None, *trees: Any, wide: bool = False
+    ) -> Updates:
+        """rule(u, p, *leaves), in at least float32, at the leaves that `where` selects; u itself at the others.
+
+        It comes back in the dtype of the parameters, unless `wide`.
+        """
+        check_params(type(self).__name__, updates, params)
+        chosen = selected(type(self).__name__, self._where, updates)
+        check_floating("params", without([not c for c in chosen], params))
+        check_addable("updates", updates, "params", params)
+
+        def apply(u: Any, p: Any, *leaves: Any) -> jax.Array:
+            dtype = jnp.result_type(p)
+            new = rule(*(jnp.asarray(x, moment_dtype(dtype)) for x in (u, p, *leaves)))
+            return new if wide else new.astype(dtype)
+
+        leaves, structure = jax.tree.flatten(updates)
+        rows = zip(chosen, leaves, *map(jax.tree.leaves, (params, *trees)), strict=True)
+        return structure.unflatten([apply(*row) if c else row[0] for c, *row in rows])
+
+
+def _widened(x: Any) -> jax.Array:
+    return jnp.asarray(x, moment_dtype(jnp.result_type(x)))
+
+
+# --- before an optimizer -----------------------------------------------------------------------------
+
+
+class clip_by_global_norm(_Stateless):
+    """Scale the gradient down to at most `max_norm` (Pascanu, Mikolov & Bengio, 2013).
+
+        g min(1, max_norm / ‖g‖),  ‖g‖ the Euclidean norm over all leaves
+
+    A gradient whose norm is NaN passes unchanged; one whose norm is infinite becomes 0, and NaN where it is infinite
+    itself. Leaves of integers pass and do not count.
+
+    Args:
+        max_norm: a number above 0.
+    """
+
+    max_norm: Number = number("(0, inf]")
+
+    def _new_updates(self, updates: Updates, params: Params | None) -> Updates:
+        norms = [norm(_widened(g)).astype(float) for g in jax.tree.leaves(updates) if is_inexact(g)]
+        if not norms:
+            return updates
+        total, max_norm = norm(jnp.stack(norms)), jnp.asarray(self.max_norm, float)
+        # Twice the root of the factor, for the factor itself may underflow.
+        root = jnp.where(total > max_norm, jnp.sqrt(max_norm) / jnp.sqrt(total), 1)
+
+        def scaled(g: Any) -> jax.Array:
+            wide = _widened(g)
+            return (wide * root.astype(wide.dtype) * root.astype(wide.dtype)).astype(jnp.result_type(g))
+
+        return jax.tree.map(lambda g: scaled(g) if is_inexact(g) else g, updates)
+
+
+class add_decayed_weights(_Stateless):
+    """Add the gradient of the penalty weight_decay ‖p‖² / 2, before an optimizer.
+
+        g + weight_decay p
+
+    Args:
+        weight_decay: a number from 0 on.
+        where: which leaves; all if None.
+    """
+
+    _stage = BEFORE
+    weight_decay: Number = number()
+    where: Where | None = function(default=None)
+
+    def _new_updates(self, updates: Updates, params: Params | None) -> Updates:
+        return self._at_selected(lambda g, p: g + jnp.asarray(self.weight_decay, p.dtype) * p, updates, params)
+
+
+class add_l1_decay(_Stateless):
+    """Add the gradient of the penalty l1_decay ‖p‖₁, before an optimizer; of a complex p, sign(p) is p / |p|.
+
+        g + l1_decay sign(p)
+
+    Args:
+        l1_decay: a number from 0 on.
+        where: which leaves; all if None.
+    """
+
+    _stage = BEFORE
+    l1_decay: Number = number()
+    where: Where | None = function(default=None)
+
+    def _new_updates(self, updates: Updates, params: Params | None) -> Updates:
+        return self._at_selected(lambda g, p: g + jnp.asarray(self.l1_decay, p.dtype) * jnp.sign(p), updates, params)
+
+
+# --- after an optimizer ------------------------------------------------------------------------------
+
+
+class project(_Stateless):
+    """Project the parameters after the update: they become projection(params + updates).
+
+    Where the projected q is between p / 2 and 2 p, or 0, `apply_updates` lands on q itself; elsewhere within rounding
+    of q - p, which is added: a parameter of 1e9 that is projected to 0.5 becomes 0 first, and 0.5 at the next update.
+    The updates of parameters below float32 are float32, so that they land there as well.
+
+    Args:
+        projection: params -> params, of the whole tree: `non_negative`, `unit_column_norm`, one of
+            `optax.projections`, or your own.
+        where: which leaves are projected; all if None.
+    """
+
+    _stage = PROJECTION
+    _whole_leaves = True
+    projection: Callable[[Params], Params] = function()
+    where: Where | None = function(default=None)
+
+    def _new_updates(self, updates: Updates, params: Params | None) -> Updates:
+        check_params("project", updates, params)
+        projected = self.projection(apply_updates(params, updates))
+        check_same_tree("projection(params)", projected, "params", params)
+        return self._at_selected(lambda u, p, q: q - p, updates, params, projected, wide=True)
+
+
+def non_negative(params: Params) -> Params:
+    """max(p, 0), element by element. Raises TypeError for a complex leaf."""
+
+    def clamp(path: Any, p: Any) -> jax.Array:
+        if jnp.iscomplexobj(p):
+            raise TypeError(f"non_negative: params{keystr(path)}: complex numbers have no order")
+        return jnp.maximum(p, 0)
+
+    return tree_map_with_path(clamp, params)
+
+
+def unit_column_norm(params: Params) -> Params:
+    """Every matrix with its columns scaled to Euclidean norm 1 (a column of zeros stays); other leaves as they are."""
+
+    def scale(p: Any) -> Any:
+        if jnp.ndim(p) != 2 or not is_inexact(p):
+            return p
+        return jax.vmap(direction, in_axes=1, out_axes=1)(_widened(p)).astype(jnp.result_type(p))
+
+    return jax.tree.map(scale, params)
+
+
+# --- a learning rate for each leaf -------------------------------------------------------------------
+
+
+class scale_leaves(Transformation):
+    """Multiply the update of each leaf by a number of its own: learning rates leaf by leaf, after an optimizer.
+
+        chain(adam(1e-3), scale_leaves({"weights": 1.0, "biases": 0.1}))
+
+    Args:
+        factors: a tree of numbers from 0 on, in which one may stand for a whole branch. They are leaves of the
+            pytree: changing one does not recompile.
+
+    Raises:
+        TypeError, ValueError: for what is no such number, naming it; for a leaf without one.
+    """
+
+    factors: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = number().metadata["check"]
+
+        def checked(path: Any, factor: Any) -> Any:
+            return check(f"scale_leaves: factors{keystr(path)}", factor, jnp.result_type(float))
+
+        vars(self)["factors"] = tree_map_with_path(checked, self.factors)
+
+    def init(self, params: Params) -> State:
+        self._factors_of(unpack_all(params))
+        return ()
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        given, updates = updates, unpack_all(updates)
+        check_floating("updates", updates)
+
+        def scale(u: Any, factor: Any) -> jax.Array:
+            wide = moment_dtype(jnp.result_type(u))
+            return (jnp.asarray(u, wide) * as_scalar("scale_leaves", factor).astype(wide)).astype(jnp.result_type(u))
+
+        leaves, structure = jax.tree.flatten(updates)
+        return pack_all_like(structure.unflatten(map(scale, leaves, self._factors_of(updates))), given), state
+
+    def _factors_of(self, tree: Any) -> list[Any]:
+        return at_leaves("scale_leaves", tree_flatten_with_path(self.factors)[0], tree)

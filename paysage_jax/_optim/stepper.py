@@ -1,0 +1,115 @@
+"""The step of a classic optimizer behind a class: arrays go back as they came, small NumPy models stay in NumPy."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._core.trees import check_floating, moment_dtype
+from .leafwise import Leafwise
+
+_DTYPES = [np.dtype(name) for name in ("float16", "float32", "float64")]
+_SMALL = 2**14  # elements: up to this a call of XLA costs more than the arithmetic in NumPy
+
+
+class Stepper:
+    """`delta = stepper(stepsize, gradient)`: one step of a classic optimizer, whose state it keeps.
+
+    Args:
+        optimizer: one of `classic`; its numbers are Python floats.
+    """
+
+    def __init__(self, optimizer: Leafwise) -> None:
+        self.optimizer = optimizer
+        self.state: Any = None
+        self._in_numpy: bool | None = None  # once False it stays so
+        self._delta: Any = None  # the last one, for its shapes
+
+    def __call__(self, stepsize: float, gradient: Any) -> Any:
+        """What is to be subtracted from the parameters, in the array kinds and dtypes of the gradient.
+
+        Args:
+            stepsize: the learning rate of this step.
+            gradient: a pytree of arrays, always of the same structure and shapes; it is not modified.
+        """
+        in_numpy = self._in_numpy is not False and _is_small(gradient)
+        if in_numpy:
+            delta, self.state = _step_in_numpy(self.optimizer, stepsize, gradient, self.state)
+        else:
+            check_floating("gradient", gradient)
+            if self._in_numpy:  # until now: the model has changed its kind of arrays
+                self.state = self.moments_as_trees()
+            state = self.optimizer.init(gradient) if self.state is None else self.state
+            delta, self.state = _step(self.optimizer, stepsize, gradient, state)
+            delta = as_given(gradient, delta)
+        self._in_numpy, self._delta = in_numpy, delta
+        return delta
+
+    def moments_as_trees(self) -> Any:
+        """The state as the functional optimizer has it: None before the first step."""
+        if not self._in_numpy:
+            return self.state
+        state = self.state
+        moments = {name: _cut(getattr(state, name), self._delta) for name in self.optimizer._moments}
+        return state._replace(step=np.int32(state.step), learning_rate=np.float32(state.learning_rate), **moments)
+
+    def __copy__(self) -> Stepper:
+        twin = object.__new__(Stepper)
+        vars(twin).update(vars(self))
+        # A step in JAX donates the state: two steppers must not share it.
+        twin.state = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, self.state)
+        return twin
+
+
+def as_given(given: Any, computed: Any) -> Any:
+    """The computed tree in the array kinds of the given one; NumPy arrays are new and writable."""
+
+    def convert(g: Any, x: Any) -> Any:
+        # np.array, not np.asarray: the view of a JAX array is read-only. A float64 leaf gets float64 back.
+        return np.array(x, dtype=np.promote_types(g.dtype, x.dtype)) if isinstance(g, np.ndarray) else x
+
+    return jax.tree.map(convert, given, computed)
+
+
+@partial(jax.jit, donate_argnames="state")
+def _step(optimizer, stepsize, gradient, state):
+    updates, state = optimizer._with(**{optimizer._rate: stepsize}).update(gradient, state)
+    return jax.tree.map(jnp.negative, updates), state
+
+
+def _is_small(tree):
+    leaves = jax.tree.leaves(tree)
+    one_kind = all(type(x) is np.ndarray and x.dtype == leaves[0].dtype for x in leaves)
+    return bool(leaves) and one_kind and leaves[0].dtype in _DTYPES and sum(x.size for x in leaves) <= _SMALL
+
+
+def _step_in_numpy(optimizer, stepsize, gradient, state):
+    """`_step` in NumPy, on all leaves in one array: so are the moments in the state."""
+    g = np.concatenate([x.ravel() for x in jax.tree.leaves(gradient)])
+    names = optimizer._moments
+    if state is None or not names:
+        dtype = moment_dtype(jax.dtypes.canonicalize_dtype(g.dtype))
+        moments = [np.zeros(g.shape, dtype) for _ in names]
+    else:
+        moments = [getattr(state, name) for name in names]
+        dtype = moments[0].dtype
+    t = 1 if state is None else min(state.step + 1, np.iinfo(np.int32).max)
+    numbers = {name: dtype.type(value) for name, value in (vars(optimizer) | {optimizer._rate: stepsize}).items()}
+    with np.errstate(all="ignore"):
+        u, *moments = optimizer._with(**numbers).rule(dtype.type(t), g.astype(dtype), None, *moments)
+        delta = jax.tree.map(lambda d, x: d.astype(x.dtype), _cut(-u, gradient), gradient)
+    return delta, optimizer.state_type(t, stepsize, **dict(zip(names, moments, strict=True)))
+
+
+def _cut(array, like):
+    """The tree in the shapes of `like` whose leaves lie in the array one after the other."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = itertools.accumulate(x.size for x in leaves)
+    return structure.unflatten(
+        [array[end - x.size : end].reshape(x.shape) for x, end in zip(leaves, ends, strict=True)]
+    )

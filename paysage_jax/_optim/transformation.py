@@ -1,0 +1,245 @@
+"""The (init, update) pair: what every optimizer and transform of this package is."""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from .._core.pytree import Pytree, accepted, static
+from .._core.trees import Params, Updates, check_addable, check_same_tree, is_inexact, moment_dtype, real_dtype
+
+State = Any
+
+# The stages of a chain.
+BEFORE, OPTIMIZER, PROJECTION, LAST = range(4)
+_PLACES = {PROJECTION: "after all that changes the updates", LAST: "last"}
+
+
+class Transformation(Pytree):
+    """A pure pair that turns gradients into updates; `init, update = transformation` unpacks it.
+
+    Updates are added to the parameters (`apply_updates`): an optimizer returns minus its step. A subclass declares
+    its hyperparameters as fields (`number`, `rate`, `count`, `static`) and is a frozen dataclass and a pytree.
+
+    The gradient of a complex parameter x + iy is ∂/∂x + i ∂/∂y, the direction in which a real loss rises fastest.
+    `jax.grad` gives its conjugate: hand over `jax.tree.map(jnp.conj, gradient)`, as with optax.
+    """
+
+    _stage: ClassVar[int | None] = None  # where it stands in a chain, if not anywhere
+
+    @abstractmethod
+    def init(self, params: Params) -> State:
+        """The state before the first update.
+
+        Args:
+            params: a pytree of floating or complex arrays, which may be abstract (`jax.ShapeDtypeStruct`).
+
+        Raises:
+            TypeError, ValueError: at trace time, naming the leaf that does not fit.
+        """
+
+    @abstractmethod
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        """(updates, state) after one step; no argument is modified.
+
+        Args:
+            updates: the gradients, or what the transform before this one made of them.
+            state: what `init` or the last `update` returned.
+            params: the parameters, for the transforms that need them.
+            **extra: what the training loop knows (`epoch`, `statistics`); each takes what it needs.
+
+        Raises:
+            TypeError, ValueError: at trace time, naming the leaf that does not fit.
+        """
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        return iter((self.init, self.update))
+
+    def _check_for(self, params: Params) -> None:
+        """Check every number as it is when used on these parameters: 1 - 1e-9 is 1 in float32."""
+        for dtype in {moment_dtype(jnp.result_type(p)) for p in jax.tree.leaves(params) if is_inexact(p)}:
+            self._check(real_dtype(dtype))
+
+    def _in_order(self) -> list[Transformation]:
+        """What is applied one after the other."""
+        return [self]
+
+    def to_optax(self) -> Any:
+        """The same pair as an `optax.GradientTransformationExtraArgs`.
+
+        `optax.chain` takes our objects as they are, but hands extra keyword arguments only to its own type.
+        """
+        import optax
+
+        return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+
+# --- steps and schedules -----------------------------------------------------------------------------
+
+
+def next_step(step: jax.Array) -> jax.Array:
+    """step + 1, staying at the largest int32 instead of wrapping."""
+    return jnp.minimum(step, jnp.iinfo(step.dtype).max - 1) + 1
+
+
+def at_step(name: str, value: Any, step: Any, extra: dict[str, Any]) -> jax.Array:
+    """A number, or a schedule at `step`, in the default float dtype. Raises TypeError if that returns no number."""
+    if not callable(value):
+        return jnp.asarray(value, dtype=float)
+    scheduled = value(step, **accepted(value, extra, positional=1))
+    try:
+        number = jnp.asarray(scheduled)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or not jnp.isrealobj(number):
+        raise TypeError(f"{name}: the schedule must return a real number, got {scheduled!r}")
+    return jnp.asarray(number, dtype=float)
+
+
+# --- pairs together ----------------------------------------------------------------------------------
+
+
+class _Foreign(Transformation):
+    """Another library's (init, update) pair."""
+
+    pair: Any = static()
+
+    def init(self, params: Params) -> State:
+        return self.pair.init(params)
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        return self.pair.update(updates, state, params, **accepted(self.pair.update, extra, positional=3))
+
+
+def as_transformation(pair: Any) -> Transformation:
+    """Return a `Transformation` unchanged; wrap another library's pair as one.
+
+    Raises:
+        TypeError: for anything else; the message says which function to call where a class was given.
+    """
+    if isinstance(pair, Transformation):
+        return pair
+    if functional := getattr(pair, "functional", None):  # a class of an old script, or an object of one
+        name = pair.__name__ if isinstance(pair, type) else type(pair).__name__
+        raise TypeError(f"expected an optimizer, a pair (init, update); {name} is a class: use {functional}(...)")
+    if isinstance(pair, type):
+        raise TypeError(f"expected an optimizer or transformation, got the class {pair.__name__}: call it")
+    if not (hasattr(pair, "init") and hasattr(pair, "update")):
+        hint = ": call it" if callable(pair) else ""
+        raise TypeError(f"expected an optimizer or transformation, with init and update, got {pair!r}{hint}")
+    return _Foreign(pair)
+
+
+class Wrapper(Transformation):
+    """Base of what goes round one `optimizer`, ours or another library's."""
+
+    optimizer: Transformation
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self)["optimizer"] = as_transformation(self.optimizer)
+
+    def _in_order(self) -> list[Transformation]:
+        return self.optimizer._in_order()
+
+
+class chain(Transformation):
+    """`chain(a, b, ...)`: a, then b on the updates of a, and so on; the state is the tuple of their states.
+
+    Args:
+        *args: transformations, ours or optax's; extra keyword arguments reach the members that take them.
+        members: a sequence of them instead, as `dataclasses.replace` gives it.
+
+    Raises:
+        TypeError: if a member is no transformation.
+        ValueError: if one stands where it would not do what it says: an average before the optimizer, say.
+
+    >>> import paysage_jax as pj
+    >>> optimizer = pj.chain(pj.clip_by_global_norm(1.0), pj.sgd(0.5))
+    >>> updates, state = optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(jnp.zeros(2)))
+    >>> updates.round(6)
+    Array([-0.3, -0.4], dtype=float32)
+    """
+
+    members: tuple[Transformation, ...]
+
+    def __init__(self, *args: Any, members: Iterable[Any] = ()) -> None:
+        vars(self)["members"] = tuple(as_transformation(member) for member in (*args, *members))
+        _check_order(self._in_order())
+
+    def _in_order(self) -> list[Transformation]:
+        return [step for member in self.members for step in member._in_order()]
+
+    def init(self, params: Params) -> State:
+        return tuple(member.init(params) for member in self.members)
+
+    def update(
+        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, State]:
+        if type(state) is not tuple:
+            raise TypeError(f"chain: expected a tuple of {len(self.members)} states, got {type(state).__name__}")
+        if len(state) != len(self.members):
+            raise ValueError(f"chain: expected a state of {len(self.members)} members, got {len(state)}")
+        states = []
+        for member, member_state in zip(self.members, state, strict=True):
+            updates, member_state = member.update(updates, member_state, params, **extra)
+            states.append(member_state)
+        return updates, tuple(states)
+
+
+def _check_order(steps: list[Transformation]) -> None:
+    for earlier, later in itertools.combinations(steps, 2):
+        stage = OPTIMIZER if later._stage is None else later._stage
+        if earlier._stage is not None and stage < earlier._stage:
+            names = [type(getattr(step, "pair", step)).__name__ for step in (earlier, later)]
+            wrong, place = (names[0], _PLACES[earlier._stage]) if earlier._stage in _PLACES else (names[1], "before it")
+            raise ValueError(f"chain: {names[1]} stands after {names[0]}; {wrong} belongs {place}")
+
+
+def check_state(owner: Any, state: State, expected: type) -> None:
+    """Raise TypeError unless the state that `owner` was given is of the expected type."""
+    if not isinstance(state, expected):
+        name, got = type(owner).__name__, type(state).__name__
+        raise TypeError(f"{name}: expected a state of type {expected.__name__}, got {got}")
+
+
+def no_step(step: Callable[[State], tuple[Updates, State]], state: State) -> tuple[Updates, State]:
+    """Zeros in the place of the updates of `step(state)`, and the state as it was."""
+    updates, after = jax.eval_shape(step, state)
+    # Another library's state may change its dtype at an update.
+    state = jax.tree.map(lambda new, x: x if x.dtype == new.dtype else x.astype(new.dtype), after, state)
+    return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), updates), state
+
+
+def find_states(state: State, kind: type) -> list[Any]:
+    """The states of type `kind` anywhere in a chained or wrapped `state`."""
+    return [s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
+
+
+def apply_updates(params: Params, updates: Updates) -> Params:
+    """params + updates, in the parameters' dtypes. A leaf whose update is of dtype float0 stays as it is.
+
+    Raises:
+        ValueError: where a leaf is missing or has another shape.
+        TypeError: for a complex update of a real leaf, or a fractional one of an integer.
+    """
+    check_same_tree("updates", updates, "params", params)
+    check_addable("updates", updates, "params", params)
+
+    def add(p: Any, u: Any) -> jax.Array:
+        if jnp.result_type(u) == jax.dtypes.float0:  # of an integer, from jax.grad(allow_int=True)
+            return p
+        dtype = jnp.result_type(p)
+        wide = moment_dtype(dtype)
+        return (jnp.asarray(p, wide) + jnp.asarray(u, wide)).astype(dtype)
+
+    return jax.tree.map(add, params, updates)

@@ -1,0 +1,260 @@
+"""Runs on disk: save, find the last whole checkpoint, restore. The files are orbax's, written atomically.
+
+A checkpoint holds the leaves of a tree in one flat dictionary, and as JSON their paths, shapes and dtypes, and what
+the run was called with. So it can be looked at without the code of the model, and what does not fit is named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from .._core.devices import put
+from .history import empty_rows
+
+VERSION = 1
+
+
+def _orbax() -> Any:
+    try:
+        import orbax.checkpoint
+    except ImportError:
+        raise ImportError("checkpoints need orbax: pip install orbax-checkpoint") from None
+    return orbax.checkpoint
+
+
+def _local(name: str, folder: Any) -> Path:
+    """The absolute path of a local directory. Raises TypeError or ValueError for what is no path, or a URL."""
+    try:
+        path = os.fsdecode(folder)
+    except TypeError:
+        raise TypeError(f"{name} must be the path of a directory, got {folder!r}") from None
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", path):  # also as pathlib writes it, with one slash
+        raise ValueError(
+            f"{name} must be a local directory, got the URL {path!r}: mount it, or copy the directory there"
+        )
+    return Path(path).absolute()
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder, numbered by epochs.
+
+    Args:
+        folder: made if it does not exist.
+        keep: how many of the last ones are kept.
+        settings: what the run was called with, as JSON takes it; another run is refused by it.
+    """
+
+    def __init__(self, folder: Any, keep: int, settings: dict[str, Any]) -> None:
+        self._folder, self._settings = _local("fit: checkpoints", folder), settings
+        if self._folder.exists() and not self._folder.is_dir():
+            raise NotADirectoryError(f"fit: checkpoints: {self._folder} is not a directory")
+        orbax = _orbax()
+        options = orbax.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = orbax.CheckpointManager(self._folder, options=options)
+
+    @property
+    def epoch(self) -> int | None:
+        """That of the last whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, epoch: int, tree: Any) -> None:
+        """Begin to write, unless this epoch has been written; what was begun before is finished first."""
+        if epoch in self._manager.all_steps():
+            return
+        args = _orbax().args
+        leaves, description = _flat(tree)
+        content = args.Composite(
+            leaves=args.StandardSave(leaves),
+            about=args.JsonSave({"version": VERSION, "settings": self._settings} | description),
+        )
+        self._manager.save(epoch, args=content, force=True)
+
+    def latest(self, like: Any) -> Any:
+        """The last whole checkpoint as a tree like this one, or None.
+
+        Its history may have any number of rows. Metrics and early stopping may be new, or missing in this run.
+
+        Raises:
+            ValueError: if it does not fit or cannot be read; the message names the leaf or the argument.
+        """
+        epoch = self.epoch
+        if epoch is None:
+            return None
+        try:
+            arrays, about = _read(self._manager, epoch, self._folder)
+        except _DamagedError as error:
+            older = _older(self._manager, epoch, self._folder)
+            resumes = f"resume from epoch {older[0]}" if older else "start again"
+            damaged = [step for step in sorted(self._manager.all_steps()) if not older or step > older[0]]
+            delete = " and ".join(str(self._folder / str(step)) for step in damaged)
+            found = f"Older checkpoints that can be read: {older or 'none'}"
+            raise ValueError(f"fit: {error} {found}. To {resumes}, delete {delete}.") from None
+        where = f"fit: the checkpoint {self._folder / str(epoch)}"
+        written = {"shards": 1} | about["settings"]  # a checkpoint of 0.2's first version has no shards
+        for name, value in self._settings.items():
+            if written.get(name) != value:
+                raise ValueError(f"{where} was written with {name}={written.get(name)}, not {value}")
+        _check(where, about, _flat(like)[1], _names_of_states(like._replace(best=(), history={})))
+        saved = {leaf["name"]: x for leaf, x in zip(about["leaves"], arrays, strict=True)}
+        rows = len(saved[".history['epoch']"])
+        no_rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), like.history)
+        without = like._replace(history=empty_rows(no_rows, rows))
+        paths, structure = tree_flatten_with_path(without)
+        result = structure.unflatten(
+            [_as(x, saved[name]) if (name := keystr(path)) in saved else x for path, x in paths]
+        )
+        if result.best == () or ".best.epoch" in saved:
+            return result
+        return result._replace(best=result.best._replace(params=jax.tree.map(jnp.copy, result.params)))
+
+    def wait(self) -> None:
+        """Until what was begun has been written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Leave the folder; what goes wrong in writing, `wait` says."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+
+def restore(folder: Any, epoch: int | None = None) -> dict[str, Any]:
+    """A checkpoint as plain nested dictionaries of NumPy arrays, to look at without the code of the model.
+
+    Args:
+        folder: what `fit(..., checkpoints=folder)` was given.
+        epoch: which one; the last if None.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it cannot be read; the message names older ones that can.
+    """
+    folder = _local("restore: folder", folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"restore: no directory {folder}")
+    with _orbax().CheckpointManager(folder) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps or (epoch is not None and epoch not in steps):
+            raise FileNotFoundError(f"restore: no checkpoint {'' if epoch is None else epoch} in {folder}; has {steps}")
+        chosen = steps[-1] if epoch is None else epoch
+        try:
+            arrays, about = _read(manager, chosen, folder)
+        except _DamagedError as error:
+            older = _older(manager, chosen, folder)
+            hint = f"; restore(folder, epoch={older[0]}) reads the newest of them" if older else ""
+            raise ValueError(f"restore: {error} Older checkpoints that can be read: {older or 'none'}{hint}.") from None
+    tree: dict[str, Any] = {}
+    for leaf, array in zip(about["leaves"], arrays, strict=True):
+        inner = tree
+        for name in leaf["path"][:-1]:
+            inner = inner.setdefault(name, {})
+        inner[leaf["path"][-1]] = np.asarray(array)
+    return tree
+
+
+# --- leaves and their description --------------------------------------------------------------------
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
+
+
+def _as(old: Any, x: np.ndarray) -> Any:
+    """An array read from a file as what it was: a key, an array of JAX, or one of NumPy; on the devices of a mesh."""
+    if not isinstance(old, jax.Array):
+        return x
+    new = jnp.asarray(x)
+    if _is_key(old):
+        new = jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))
+    return put(new, old.sharding) if isinstance(old.sharding, NamedSharding) else new
+
+
+def _flat(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The leaves under their numbers, without the empty ones, which orbax refuses; and what they are."""
+    leaves, described = {}, []
+    for number, (path, leaf) in enumerate(tree_flatten_with_path(tree)[0]):
+        x = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        names = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path]
+        described.append({"name": keystr(path), "path": names, "shape": list(x.shape), "dtype": str(x.dtype)})
+        if x.size:
+            leaves[f"{number:06d}"] = x
+    return leaves, {"leaves": described, "states": _names_of_states(tree)}
+
+
+def _names_of_states(tree: Any) -> list[str]:
+    """The types of NamedTuples in the tree: two optimizers may have leaves alike."""
+    if not isinstance(tree, tuple | list | dict):
+        return []
+    own = [type(tree).__name__] if hasattr(tree, "_fields") else []
+    children = tree.values() if isinstance(tree, dict) else tree
+    return own + [name for child in children for name in _names_of_states(child)]
+
+
+class _DamagedError(Exception):
+    """A checkpoint that cannot be read."""
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What orbax, tensorstore or JSON raise means that the checkpoint is damaged."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) < 200 else f"{reason[:200]}..."
+        raise _DamagedError(f"the checkpoint {path} is damaged: {type(error).__name__}: {reason}.") from None
+
+
+def _read(manager: Any, epoch: int, folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
+    path, args = folder / str(epoch), _orbax().args
+    if not (path / "about").is_dir():
+        raise ValueError(f"{path} is no checkpoint of paysage_jax: it has no directory about")
+    with _reading(path):
+        about = manager.restore(epoch, args=args.Composite(about=args.JsonRestore())).about
+        version = about["version"]
+    if version > VERSION:
+        raise ValueError(f"{path}: written by a newer paysage_jax (format {version})")
+    with _reading(path):
+        # Into arrays of NumPy, so that it does not matter on which devices they were.
+        leaves = [np.empty(leaf["shape"], jnp.dtype(leaf["dtype"])) for leaf in about["leaves"]]
+        content = {f"{number:06d}": x for number, x in enumerate(leaves) if x.size}
+        content |= manager.restore(epoch, args=args.Composite(leaves=args.StandardRestore(content))).leaves
+    return [content.get(f"{number:06d}", x) for number, x in enumerate(leaves)], about
+
+
+def _older(manager: Any, epoch: int, folder: Path) -> list[int]:
+    """The checkpoints before `epoch` that can be read, the newest first."""
+    found = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        with contextlib.suppress(Exception):
+            if step < epoch and _read(manager, step, folder):
+                found.append(step)
+    return found
+
+
+def _check(where: str, saved: dict[str, Any], expected: dict[str, Any], states: list[str]) -> None:
+    """Raise ValueError where the leaves or the types of states differ; metrics and early stopping may come and go."""
+    old, new = ({leaf["name"]: leaf for leaf in described["leaves"]} for described in (saved, expected))
+    for name in old | new:
+        is_state = not name.startswith((".history", ".best"))
+        if name not in old and is_state:
+            raise ValueError(f"{where} has no leaf {name}, which this run has")
+        if name not in new and is_state:
+            raise ValueError(f"{where} has a leaf {name}, which this run has not")
+        rows = int(name.startswith(".history"))
+        for what in ("dtype", "shape") if name in old and name in new else ():
+            a, b = old[name][what], new[name][what]
+            if a[rows:] != b[rows:] if what == "shape" else a != b:
+                raise ValueError(f"{where}: {name} has {what} {a}, in this run {b}")
+    if (written := saved["states"][: len(states)]) != states:
+        raise ValueError(f"{where} holds the states {written}, this run's optimizer has {states}")

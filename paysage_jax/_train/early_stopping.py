@@ -1,0 +1,60 @@
+"""Stop a run when a metric has not improved for a while."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._core.pytree import Count, Number, Pytree, count, number, static
+from .._core.trees import Params, as_scalar
+
+# --- early stopping ----------------------------------------------------------------------------------
+
+
+class Best(NamedTuple):
+    """The best measurement so far: params, the epochs done then (0: none yet), its value; and measurements since."""
+
+    params: Params
+    epoch: jax.Array
+    value: jax.Array
+    waited: jax.Array
+
+
+class early_stopping(Pytree):
+    """Stop a run when a metric has not improved for a while, and keep the best parameters (`result.best`).
+
+    NaN never is an improvement.
+
+    Args:
+        metric: the name of a scalar in the history.
+        patience: measurements without improvement after which the run stops, a whole number from 1 on.
+        min_improvement: what counts as improvement is more than this, a number from 0 on.
+        maximize: whether larger is better, as for a likelihood; otherwise smaller is, as for a loss.
+    """
+
+    metric: str = static()
+    patience: Count = count(default=10)
+    min_improvement: Number = number(default=0.0)
+    maximize: bool = static(default=False)
+
+    def start(self, params: Params) -> Best:
+        """Nothing measured yet."""
+        zero = jnp.zeros((), jnp.int32)
+        return Best(jax.tree.map(jnp.array, params), zero, jnp.zeros((), float), zero)
+
+    def update(self, best: Best, params: Params, values: dict[str, Any]) -> Best:
+        """After one more measurement."""
+        value = values[self.metric]
+        if not isinstance(value, jax.Array) or jnp.iscomplexobj(value):
+            raise TypeError(f"early_stopping: {self.metric}: expected a real scalar, got {value}")
+        value = as_scalar(f"early_stopping: {self.metric}", value)
+        gain = value - best.value if self.maximize else best.value - value
+        improved = ((best.epoch == 0) & ~jnp.isnan(value)) | (gain > jnp.asarray(self.min_improvement, gain.dtype))
+        new = Best(params, values["epoch"], value, jnp.zeros((), jnp.int32))
+        return jax.tree.map(lambda n, o: jnp.where(improved, n, o), new, best._replace(waited=best.waited + 1))
+
+    def gave_up(self, best: Best) -> jax.Array:
+        """Whether patience is at its end; a bool scalar."""
+        return best.waited >= jnp.asarray(self.patience, jnp.int32)

@@ -1,0 +1,232 @@
+"""Which rows lie where: data, batches and chains over devices.
+
+A row never leaves its device: data are cut into shards, each of which is shuffled by itself and gives as many rows to
+every batch. So a run depends on the number of shards, not on that of devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
+
+from .._core.batches import Batch, batch_size_of
+from .._core.devices import (
+    axes_of,
+    canonical,
+    checked,
+    constrain,
+    is_explicit,
+    is_spread,
+    lay_out,
+    mesh_of,
+    pieces_of,
+    put,
+)
+from .._core.pytree import check_count
+from .._core.trees import check_same_tree
+from .processes import in_step
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the leading axis of data, batches and chains lies on devices; hashable.
+
+    sharding: over the devices of its mesh; None: no devices are chosen. shards: what the data in memory are cut into.
+    layout: where the leaves of a run began, and stay.
+    """
+
+    sharding: NamedSharding | None = None
+    shards: int = 1
+    layout: tuple[Any, ...] | None = None
+
+    @property
+    def devices(self) -> int:
+        """The number of pieces that rows are cut into for the devices."""
+        return 1 if self.sharding is None else pieces_of(self.sharding)
+
+    @property
+    def description(self) -> str:
+        """The mesh and what is cut over it, on which all processes must agree."""
+        if self.sharding is None:
+            return ""
+        devices = [device.id for device in np.array(self.sharding.mesh.devices).flat]
+        return f"{self.sharding.spec} {dict(self.sharding.mesh.shape)} {devices}"
+
+    # --- on the host: arrays go to their devices ---
+
+    def data(self, data: Batch) -> Batch:
+        """Data in memory, the same in every process: over the devices if they divide, else whole on each of them."""
+        return self._rows(data, self.divides(batch_size_of("data", data)))
+
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of all processes together; one that does not divide is whole on each device."""
+        processes = jax.process_count()
+        for batch in in_step(batches):
+            rows = batch_size_of("batch", batch)
+            if self.sharding is None or (rows * processes) % self.devices == 0:
+                yield jax.tree.map(self._rows_of_all, batch)
+            else:
+                yield jax.tree.map(lambda x: put(process_allgather(x, tiled=True), self.whole), batch)
+
+    def run(self, name: str, tree: Any) -> Any:
+        """What else a run needs: arrays on the mesh as they are, the others whole on each device.
+
+        Raises ValueError for one in pieces on another mesh.
+        """
+        if self.sharding is None:
+            return tree
+        mesh = self.sharding.mesh
+
+        def place(path: Any, x: Any) -> jax.Array:
+            other = mesh_of(x)
+            if other == mesh:
+                return x
+            if other and not x.sharding.is_fully_replicated:
+                raise ValueError(f"fit: {name}{keystr(path)} lies on {other}, but sharding on {mesh}: take one mesh")
+            return put(x, self.whole)
+
+        return tree_map_with_path(place, tree)
+
+    def chains(self, tree: Any) -> Any:
+        """An estimator's state: the leading axes, where they divide, over the devices."""
+        if self.sharding is None:
+            return tree
+        return jax.tree.map(lambda x: self._rows(x, jnp.ndim(x) > 0 and len(x) % self.devices == 0), tree)
+
+    def begin(self, run: Any, params: Any, optimizer_state: Any) -> tuple[Any, Placement]:
+        """A run with its parameters and the optimizer's state laid out as these; and the placement that keeps it so."""
+
+        def as_of(name: str, tree: Any, like: Any) -> Any:
+            check_same_tree(f"fit: resume.{name}", tree, "this run's", like)
+            return jax.tree.map(lambda x, y: put(x, y.sharding), tree, like)
+
+        best = run.best if run.best == () else jax.tree.map(lambda x: put(x, self.whole), run.best._replace(params=()))
+        placed = run._replace(
+            params=as_of("params", run.params, params),
+            optimizer_state=as_of("optimizer_state", run.optimizer_state, optimizer_state),
+            estimator_state=self.chains(run.estimator_state),
+            epochs_done=put(run.epochs_done, self.whole),
+            outcome=put(run.outcome, self.whole),
+            best=best if best == () else best._replace(params=as_of("best.params", run.best.params, params)),
+            history=(),
+        )
+        layout = tuple(x.sharding for x in jax.tree.leaves(placed))
+        return placed._replace(history=run.history), replace(self, layout=layout)
+
+    def holds(self, tree: Any) -> bool:
+        """Whether all leaves lie on the mesh."""
+        return self.sharding is not None and all(mesh_of(x) == self.sharding.mesh for x in jax.tree.leaves(tree))
+
+    def head(self, data: Batch, size: int) -> Batch:
+        """The first rows, whole on each device."""
+
+        return _head(data, size, self.whole) if self.sharding else jax.tree.map(lambda x: x[:size], data)
+
+    @property
+    def whole(self) -> Any:
+        """On every device the same."""
+        return self.sharding and NamedSharding(self.sharding.mesh, PartitionSpec())
+
+    def _rows(self, tree: Any, divides: bool) -> Any:
+        if self.sharding is None:
+            return tree
+        return jax.tree.map(lambda x: put(x, self.sharding if divides else self.whole), tree)
+
+    def _rows_of_all(self, x: Any) -> jax.Array:
+        if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+            return self._rows(x, True)
+        joined = jax.make_array_from_process_local_data(self.sharding, canonical(x))
+        if len(joined) != len(x) * jax.process_count():
+            raise ValueError(
+                f"fit: sharding: {jax.process_count()} processes with {len(x)} rows each make {len(joined)} rows: "
+                "every process must hold pieces of the rows that no other holds"
+            )
+        return joined
+
+    # --- in the compiled program: who takes which rows ---
+
+    def divides(self, size: int) -> bool:
+        """Whether every shard lies on one device."""
+        return self.sharding is not None and size % self.shards == 0
+
+    def order(self, key: jax.Array, size: int, shuffle: bool) -> jax.Array:
+        """(shards, rows of a shard): in each shard the numbers of its rows, in the order in which they are taken."""
+        each = size // self.shards
+        if not shuffle:
+            return jnp.tile(jnp.arange(each), (self.shards, 1))
+        if self.shards == 1:
+            return jax.random.permutation(key, each)[None]
+        return jax.vmap(lambda k: jax.random.permutation(k, each))(jax.random.split(key, self.shards))
+
+    def take(self, data: Batch, chosen: jax.Array, rest: bool = False) -> Batch:
+        """Of each shard the rows with the numbers `chosen` (shards, rows); with the `rest` that is in no shard."""
+        size = batch_size_of("data", data)
+        each = size // self.shards
+
+        def rows(data: Batch, chosen: jax.Array) -> Batch:
+            numbers = (chosen + each * jnp.arange(len(chosen), dtype=chosen.dtype)[:, None]).reshape(-1)
+            if rest and size % self.shards:
+                numbers = jnp.concatenate([numbers, jnp.arange(each * self.shards, size, dtype=chosen.dtype)])
+            return jax.tree.map(lambda x: x[numbers], data)
+
+        if self.sharding is None:
+            return rows(data, chosen)
+        if not self.divides(size):  # the data are whole on each device
+            batch = rows(data, chosen)
+            return lay_out(batch, self.sharding) if batch_size_of("batch", batch) % self.devices == 0 else batch
+        here = PartitionSpec(self.sharding.spec[0])
+        if is_explicit(self.sharding):
+            chosen = constrain(chosen, NamedSharding(self.sharding.mesh, here))
+        of_shards = {"in_specs": (here, here), "out_specs": here, "axis_names": axes_of(self.sharding)}
+        return jax.shard_map(rows, mesh=self.sharding.mesh, **of_shards)(data, chosen)
+
+    def keep(self, tree: Any) -> Any:
+        """A run, or its first leaves, where they began."""
+        return tree if self.layout is None else lay_out(tree, self.layout[: len(jax.tree.leaves(tree))])
+
+
+@partial(jax.jit, static_argnames=("size", "whole"))
+def _head(data: Batch, size: int, whole: NamedSharding) -> Batch:
+    def take(data: Batch) -> Batch:
+        return jax.tree.map(lambda x: x[:size], data)
+
+    return jax.sharding.auto_axes(take, out_sharding=whole)(data) if is_explicit(whole) else lay_out(take(data), whole)
+
+
+def placement(sharding: Any, shards: Any) -> Placement:
+    """What the arguments `sharding` and `shards` of `fit` say.
+
+    Raises:
+        TypeError, ValueError: for a sharding that does not cut the leading axis, and for shards that do not divide.
+    """
+    if sharding is not None:
+        sharding = checked("fit", sharding)
+    elif jax.process_count() > 1:
+        raise ValueError(
+            f"fit: {jax.process_count()} processes and no sharding: each would train a model of its own; "
+            'give sharding=NamedSharding(mesh, PartitionSpec("data")), the mesh over the devices of all of them'
+        )
+    pieces = 1 if sharding is None else pieces_of(sharding)
+    if shards is None:
+        return Placement(sharding, pieces)
+    check_count("fit: shards", shards)
+    if shards % pieces:
+        raise ValueError(f"fit: shards must be a multiple of the {pieces} pieces of sharding, got {shards}")
+    return Placement(sharding, int(shards))
+
+
+def check_not_spread(name: str, tree: Any) -> None:
+    """Raise ValueError for arrays over several devices, which without `sharding=` each device would get as a whole."""
+    for path, x in tree_flatten_with_path(tree)[0]:
+        if is_spread(x):
+            where, devices = name + keystr(path), len(x.sharding.device_set)
+            raise ValueError(f"fit: {where} lies over {devices} devices, {x.sharding}: give sharding= as well")
