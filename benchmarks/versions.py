@@ -181,7 +181,9 @@ def compare_starts(folders, seconds):
             python(folder, *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).wait()
             return time.perf_counter() - start
 
-        yield in_turn(title, {name: partial(seconds_of, folder) for name, folder in folders.items()}, ["before"], seconds)
+        yield in_turn(
+            title, {name: partial(seconds_of, folder) for name, folder in folders.items()}, ["before"], seconds
+        )
 
 
 def main():

@@ -39,8 +39,7 @@ def train(images, epochs, key, folder, callback):
         },
         early_stopping=pj.early_stopping("validation", patience=40, maximize=True),
         callback=callback,
-        checkpoints=folder / "checkpoints",
-        checkpoint_every=5,
+        checkpoints=pj.Checkpoints(folder / "checkpoints", every=5),
     )
 
 

@@ -171,7 +171,7 @@ def main(argv=None):
     train_key, sample_key, bracket_key = jax.random.split(jax.random.key(options.seed), 3)
     optimizer = make_optimizer(options.learning_rate, options.epochs, options.weight_decay)
     sizes = {"hidden": options.hidden, "chains": options.chains, "tracked": options.tracked, "once": options.once}
-    saved = {"checkpoints": options.folder, "checkpoint_every": 5, "progress": True}
+    saved = {"checkpoints": pj.Checkpoints(options.folder, every=5), "progress": True}
     result = train(optimizer, images, options.epochs, train_key, **sizes, **saved)
     history, best = result.history, result.best
 

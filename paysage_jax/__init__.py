@@ -46,7 +46,7 @@ from ._optim.stateless import (
 from ._optim.textbook import AdamState, MomentumState, RmspropState, SgdState, adam, momentum, rmsprop, sgd
 from ._optim.transformation import Transformation, apply_updates, chain
 from ._optim.wrappers import AccumulateState, SkipNonfiniteState, accumulate, freeze, skip_nonfinite
-from ._train.checkpoints import restore
+from ._train.checkpoints import Checkpoints, restore
 from ._train.early_stopping import Best, early_stopping
 from ._train.fit import fit
 from ._train.step import FitResult, Outcome, TrainState, train_step
@@ -142,6 +142,7 @@ __all__ = [  # noqa: RUF022 (by room)
     "log_partition",
     "track_log_partition",
     # training
+    "Checkpoints",
     "FitResult",
     "Outcome",
     "TrainState",

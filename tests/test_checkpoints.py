@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from paysage_jax import Outcome, Transformation, adam, chain, classic, fit, loss_gradient, restore, sgd
+from paysage_jax import Checkpoints, Outcome, Transformation, adam, chain, classic, fit, loss_gradient, restore, sgd
 from paysage_jax._train import checkpoints as room
 from tests.helpers import kills
 from tests.helpers.runs import (
@@ -50,7 +50,7 @@ def test_the_same_call_goes_on_and_ends_bit_for_bit_as_uncut(kind, tmp_path):
     """With chance in every part of it."""
     data, options = kind(IMAGES)
     uncut = train(data, options)
-    run = partial(train, data, options, checkpoints=tmp_path / "run", keep=2)
+    run = partial(train, data, options, checkpoints=Checkpoints(tmp_path / "run", keep=2))
     run(epochs=1)
     assert_identical(run(epochs=3), train(data, options, epochs=3))
     assert_identical(run(), uncut)
@@ -62,7 +62,7 @@ def test_the_same_call_goes_on_and_ends_bit_for_bit_as_uncut(kind, tmp_path):
 
 def test_checkpoints_are_written_every_so_many_epochs_and_at_the_end(tmp_path):
     expected = regress(in_memory)
-    assert_identical(regress(in_memory, checkpoints=tmp_path / "run", checkpoint_every=3, keep=10), expected)
+    assert_identical(regress(in_memory, checkpoints=Checkpoints(tmp_path / "run", every=3, keep=10)), expected)
     assert steps(tmp_path / "run") == [3, 6, 8]
     assert restore(tmp_path / "run", 6)["epochs_done"] == 6
 
@@ -80,7 +80,7 @@ def test_checkpoints_are_written_every_so_many_epochs_and_at_the_end(tmp_path):
 )
 def test_however_a_run_ends_its_last_state_is_on_disk(options, end, tmp_path):
     expected = regress(in_memory, **options)
-    ended = regress(in_memory, checkpoints=tmp_path, checkpoint_every=5, **options)
+    ended = regress(in_memory, checkpoints=Checkpoints(tmp_path, every=5), **options)
     assert (int(ended.epochs_done), int(ended.outcome)) == end
     assert_identical(ended, expected)
     if ended.outcome != Outcome.STOPPED:
@@ -106,10 +106,10 @@ def raising(error):
 @pytest.mark.parametrize("error", [Broken(), KeyboardInterrupt()])
 def test_what_was_done_when_something_raises_is_on_disk(kind, error, tmp_path):
     with pytest.raises(type(error)):
-        regress(kind, checkpoints=tmp_path, checkpoint_every=5, callback=raising(error))
+        regress(kind, checkpoints=Checkpoints(tmp_path, every=5), callback=raising(error))
     assert steps(tmp_path) == [3]
     assert restore(tmp_path)["outcome"] == Outcome.INTERRUPTED
-    assert_identical(regress(kind, checkpoints=tmp_path, checkpoint_every=5), regress(kind))
+    assert_identical(regress(kind, checkpoints=Checkpoints(tmp_path, every=5)), regress(kind))
 
 
 def test_a_disk_that_fails_loses_nothing_in_memory(tmp_path, monkeypatch):
@@ -118,16 +118,16 @@ def test_a_disk_that_fails_loses_nothing_in_memory(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(room.Checkpoints, "save", fail)
+    monkeypatch.setattr(room.CheckpointManager, "save", fail)
     with pytest.raises(Broken) as caught:
-        regress(in_memory, checkpoints=tmp_path, checkpoint_every=5, callback=raising(Broken()))
+        regress(in_memory, checkpoints=Checkpoints(tmp_path, every=5), callback=raising(Broken()))
     assert int(caught.value.result.epochs_done) == 3
     assert "no checkpoint of them could be written: no space left" in caught.value.__notes__[1]
     with pytest.raises(OSError, match="no space left") as caught:
         regress(in_memory, checkpoints=tmp_path)
     assert int(caught.value.result.epochs_done) == 1
     monkeypatch.undo()
-    monkeypatch.setattr(room.Checkpoints, "wait", fail)
+    monkeypatch.setattr(room.CheckpointManager, "wait", fail)
     with pytest.raises(OSError, match="no space left") as caught:
         regress(in_memory, checkpoints=tmp_path)
     assert_identical(caught.value.result._replace(outcome=jnp.int32(0)), regress(in_memory))
@@ -214,8 +214,7 @@ def as_then(checkpoints):
         key=jax.random.key(7),
         metrics={"draw": a_draw, "tree": lambda params, key: {"w": params["w"], "flag": params["w"] > 0}},
         early_stopping=stopping(),
-        checkpoints=checkpoints,
-        keep=1,
+        checkpoints=Checkpoints(checkpoints, keep=1),
     )
 
 
@@ -294,7 +293,7 @@ def test_other_numbers_of_the_optimizer_and_more_epochs_fit(written, tmp_path):
     """Also where they are NumPy's."""
     shutil.copytree(written, tmp_path / "run")
     run = RUN | {"epochs": np.int64(3), "batch_size": np.int32(BATCH)}
-    result = fit(PARAMS, adam(0.5), constant, DATA, checkpoints=str(tmp_path / "run"), keep=1, **run)
+    result = fit(PARAMS, adam(0.5), constant, DATA, checkpoints=Checkpoints(str(tmp_path / "run"), keep=1), **run)
     np.testing.assert_allclose(result.params["w"], -0.1 * 10 - 0.5 * 5, rtol=1e-5)
 
 

@@ -207,7 +207,7 @@ def test_a_step_compiles_once_for_each_size_of_batch():
     run_on_x(batches[:1], epochs=1)
     with compilations() as programs:
         run_on_x(batches)
-    assert programs.count("jit(numbered_update)") == 3  # 2, 6 and 1
+    assert programs.count("jit(step)") == 3  # 2, 6 and 1
 
 
 # --- data in memory ----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from paysage_jax import (
     skip_nonfinite,
     unit_column_norm,
 )
-from paysage_jax._train.driver import is_traced
+from paysage_jax._train.fit import is_traced
 from tests.helpers.runs import DATA, KEY, PARAMS, ROWS, batches_of, compilations, regression
 
 each_source = pytest.mark.parametrize("source", ["in memory", "loader"])

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from paysage_jax import Outcome
-from paysage_jax._train.checkpoints import Checkpoints
+from paysage_jax._train.checkpoints import CheckpointManager
 from tests.helpers.runs import KINDS, assert_identical, each_kind, how, python, regress, regress_slowly
 
 in_memory = KINDS["in memory"]
@@ -97,8 +97,8 @@ def test_what_else_cannot_be_raised_is_reported_as_before(monkeypatch):
 
 
 def pressing(times, written):
-    """`Checkpoints.save`, with Ctrl-C pressed in the middle of the second one; the epochs that were written."""
-    save = Checkpoints.save
+    """`CheckpointManager.save`, with Ctrl-C pressed in the middle of the second one; the epochs that were written."""
+    save = CheckpointManager.save
 
     def save_and_press(self, epoch, result):
         if epoch == 2 and not written.count(2):
@@ -113,7 +113,7 @@ def pressing(times, written):
 def test_ctrl_c_during_a_save_is_heard_when_the_checkpoint_is_written(tmp_path, monkeypatch):
     written = []
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", pressing(1, written))
+        patch.setattr(CheckpointManager, "save", pressing(1, written))
         with pytest.raises(KeyboardInterrupt) as caught:
             regress(in_memory, checkpoints=tmp_path)
     assert written[:2] == [1, 2]
@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_during_a_save_is_heard_at_once(tmp_path, monkeypatch):
     """And another two while `fit` tries once more to write the epochs done: they are on the exception all the same."""
     written = []
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", pressing(2, written))
+        patch.setattr(CheckpointManager, "save", pressing(2, written))
         with pytest.raises(KeyboardInterrupt) as caught:
             regress(in_memory, checkpoints=tmp_path)
     assert written == [1]
@@ -137,7 +137,7 @@ def test_a_handler_of_the_user_is_left_alone(tmp_path, monkeypatch):
     heard, written = [], []
     signal.signal(signal.SIGINT, lambda number, frame: heard.append(len(written)))
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", pressing(1, written))
+        patch.setattr(CheckpointManager, "save", pressing(1, written))
         result = regress(in_memory, checkpoints=tmp_path)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert heard == [1]

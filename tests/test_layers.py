@@ -1,4 +1,4 @@
-"""Modules import from their own layer and from lower ones, never in a circle; public names are listed and documented."""
+"""Modules import from their own layer and from lower ones, never in a circle; public names are listed."""
 
 import ast
 import graphlib

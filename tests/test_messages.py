@@ -253,13 +253,13 @@ def test_all_damaged_checkpoints_before_a_good_one_are_named(three, tmp_path):
 @pytest.mark.parametrize("url", ["gs://bucket/run", Path("gs://bucket/run"), "s3://bucket/run", b"hdfs://a/b"], ids=str)
 def test_a_url_is_refused_at_the_call(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refuses(lambda: run(checkpoints=url), ValueError, "^fit: checkpoints must be a local directory, got the URL")
+    refuses(lambda: run(checkpoints=url), ValueError, "^Checkpoints: directory must be a local directory, got the URL")
     refuses(lambda: restore(url), ValueError, "^restore: folder must be a local directory, got the URL")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_path_is_named():
-    refuses(lambda: run(checkpoints=5), TypeError, "^fit: checkpoints must be the path of a directory, got 5$")
+    refuses(lambda: run(checkpoints=5), TypeError, "^Checkpoints: directory must be the path of a directory, got 5$")
     refuses(lambda: restore(None), TypeError, "^restore: folder must be the path of a directory, got None$")
 
 

@@ -343,7 +343,7 @@ def after_each(stop, values):
     def scanned(best, epoch_and_value):
         epoch, value = epoch_and_value
         best = stop.update(best, {"p": epoch}, {"epoch": epoch, "m": value})
-        return best, (best.epoch, best.value, best.params["p"], best.waited, stop.gave_up(best))
+        return best, (best.epoch, best.value, best.params["p"], best.waited, stop.should_stop(best))
 
     return jax.lax.scan(scanned, stop.start({"p": jnp.int32(0)}), (jnp.arange(1, 1 + len(values)), values))[1]
 

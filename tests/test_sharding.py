@@ -151,7 +151,7 @@ def test_an_epoch_takes_each_row_once(rows, shards, each, shuffle):
     whole = [placement.take(data, order[:, i * each : (i + 1) * each]) for i in range(full)]
     for batch in whole:
         np.testing.assert_array_equal(np.bincount(np.asarray(batch) // max(size, 1), minlength=shards), each)
-    rest = placement.take(data, order[:, full * each :], rest=True)
+    rest = placement.take(data, order[:, full * each :], with_remainder=True)
     assert sorted(np.concatenate([*whole, rest]).tolist()) == list(range(rows))
 
 
@@ -205,9 +205,8 @@ def test_a_whole_run_gathers_no_rows(monkeypatch):
         texts.append(run_epochs.lower(*arguments, **static).compile().as_text())
         return run_epochs(*arguments, **static)
 
-    run_epochs = pj._train.fit.run_epochs
-    compiled.eval_shape = run_epochs.eval_shape
-    monkeypatch.setattr(pj._train.fit, "run_epochs", compiled)
+    run_epochs = pj._train.source.run_epochs
+    monkeypatch.setattr(pj._train.source, "run_epochs", compiled)
     train(over(8), OPTIMIZERS["adam"], epochs=1)
     assert "all-reduce(" in texts[0]
     assert not [name for name in COLLECTIVES if f" {name}(" in texts[0]]

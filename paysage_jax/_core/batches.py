@@ -77,7 +77,7 @@ def _is_sparse(x: Any) -> bool:
     return not hasattr(x, "__array__") and (hasattr(x, "toarray") or hasattr(x, "todense"))
 
 
-def _check_dense(where: str, x: Any) -> None:
+def check_dense(where: str, x: Any) -> None:
     if _is_sparse(x):
         dense = "toarray" if hasattr(x, "toarray") else "todense"
         raise TypeError(
@@ -89,7 +89,7 @@ def _check_dense(where: str, x: Any) -> None:
 def _as_array(where: str, x: Any, own: Callable[[Any], Any]) -> Any:
     if isinstance(x, jax.Array):
         return x
-    _check_dense(where, x)
+    check_dense(where, x)
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{where}: a masked array; fill it, or leave the masked rows out")
     if not hasattr(x, "__array__"):
@@ -123,7 +123,7 @@ def check_finite(name: str, tree: Any, missing: bool = False) -> None:
     `missing`: whether NaN is allowed.
     """
     for path, x in tree_flatten_with_path(tree)[0]:
-        if not _has_values(x) or (is_remote(x) and _is_finite_there(x, missing)):
+        if not has_values(x) or (is_remote(x) and _is_finite_there(x, missing)):
             continue
         if found := _first_not_finite(np.asarray(x), missing):
             index, value = found
@@ -142,7 +142,7 @@ def _is_inexact(x: Any) -> bool:
     return dtype is not None and (dtype.kind in "fc" or jnp.issubdtype(dtype, np.inexact))
 
 
-def _has_values(x: Any) -> bool:
+def has_values(x: Any) -> bool:
     """Whether these are floating numbers, known to this process."""
     if isinstance(x, Tracer) or not _is_inexact(x) or x.ndim == 0:
         return False
@@ -170,11 +170,11 @@ def _first_not_finite(x: np.ndarray, missing: bool) -> tuple[tuple[int, ...], An
 
 def _is_finite_there(x: jax.Array, missing: bool) -> bool:
     with jax.ensure_compile_time_eval():  # a constant of a program that is traced has values, too
-        return bool(_is_finite([x], missing=missing))
+        return bool(is_finite([x], missing=missing))
 
 
 @partial(jax.jit, static_argnames="missing")
-def _is_finite(arrays: list[Any], missing: bool) -> jax.Array:
+def is_finite(arrays: list[Any], missing: bool) -> jax.Array:
     return all_finite([jnp.where(jnp.isnan(x), 0, x) for x in arrays] if missing else arrays)
 
 

@@ -43,7 +43,7 @@ def mesh_of(x: Any) -> Any:
     return getattr(x.sharding, "mesh", None) if isinstance(x, jax.Array) and not isinstance(x, Tracer) else None
 
 
-def is_spread(x: Any) -> bool:
+def is_partitioned(x: Any) -> bool:
     """Whether it is an array of which some device has a part only; a traced one has no devices yet."""
     return isinstance(x, jax.Array) and not isinstance(x, Tracer) and not x.sharding.is_fully_replicated
 

@@ -7,6 +7,7 @@ the run was called with. So it can be looked at without the code of the model, a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from jax.sharding import NamedSharding
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from .._core.devices import put
+from .._core.pytree import check_count
 from .history import empty_rows
 
 VERSION = 1
@@ -46,22 +48,51 @@ def _local(name: str, folder: Any) -> Path:
     return Path(path).absolute()
 
 
+@dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run in a folder, numbered by epochs.
+    """Checkpoints of a run of `fit`.
 
     Args:
-        folder: made if it does not exist.
-        keep: how many of the last ones are kept.
+        directory: a local directory; it is made if it does not exist.
+        every: epochs between checkpoints, a positive integer. Writing one takes about a tenth of a second.
+        keep: how many of the latest are kept, a positive integer.
+
+    Raises:
+        TypeError, ValueError: for other values, and for a URL.
+    """
+
+    directory: Any
+    every: int = 1
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        _local("Checkpoints: directory", self.directory)
+        check_count("Checkpoints: every", self.every)
+        check_count("Checkpoints: keep", self.keep)
+
+    @classmethod
+    def of(cls, checkpoints: Any) -> Checkpoints:
+        """Options as they are; a directory with the defaults."""
+        return checkpoints if isinstance(checkpoints, cls) else cls(checkpoints)
+
+
+class CheckpointManager:
+    """The checkpoints of one run in a directory, numbered by epochs.
+
+    Args:
+        options: where, how often and how many.
         settings: what the run was called with, as JSON takes it; another run is refused by it.
     """
 
-    def __init__(self, folder: Any, keep: int, settings: dict[str, Any]) -> None:
-        self._folder, self._settings = _local("fit: checkpoints", folder), settings
+    def __init__(self, options: Checkpoints, settings: dict[str, Any]) -> None:
+        self._folder, self._settings = _local("Checkpoints: directory", options.directory), settings
+        self.every = int(options.every)
         if self._folder.exists() and not self._folder.is_dir():
-            raise NotADirectoryError(f"fit: checkpoints: {self._folder} is not a directory")
+            raise NotADirectoryError(f"Checkpoints: {self._folder} is not a directory")
         orbax = _orbax()
-        options = orbax.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = orbax.CheckpointManager(self._folder, options=options)
+        self._manager = orbax.CheckpointManager(
+            self._folder, options=orbax.CheckpointManagerOptions(max_to_keep=int(options.keep), create=True)
+        )
 
     @property
     def epoch(self) -> int | None:
@@ -122,8 +153,11 @@ class Checkpoints:
         """Until what was begun has been written."""
         self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        """Leave the folder; what goes wrong in writing, `wait` says."""
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Leave the directory; what goes wrong in writing, `wait` says."""
         with contextlib.suppress(Exception):
             self._manager.close()
 

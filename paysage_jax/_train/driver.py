@@ -5,117 +5,126 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import eval_context
 
-from .._core.batches import weight_of
-from .checkpoints import Checkpoints
-from .epochs import keys_of
+from .checkpoints import CheckpointManager
+from .epochs import Program
 from .history import History, latest
 from .interrupts import postponed
-from .placement import Placement
 from .processes import asked_of_first, of_first
-from .source import Loader
+from .source import Loader, Memory
 from .step import FitResult, Outcome
-
-try:
-    from jax.extend.core import get_opaque_trace_state
-except ImportError:  # jax 0.9
-    from jax.core import get_opaque_trace_state  # type: ignore
 
 _SECONDS = 0.1  # what a call of the program should take at least
 
 
-def is_traced() -> bool:
-    """Whether JAX is tracing the caller, under `jit`, `vmap`, `scan` or `grad`, whatever the traced values hide in."""
-    with eval_context():
-        untraced = get_opaque_trace_state()
-    return get_opaque_trace_state() != untraced
-
-
-def drive(
-    run: Callable[[FitResult, Any], FitResult],
-    result: FitResult,
-    epochs: int,
-    every: int,
-    capacity: int,
-    callback: Any,
-    bar: Any,
-    disk: Checkpoints | None,
-    checkpoint_every: int,
-) -> FitResult:
-    """Calls of the compiled program, each of a few epochs, and what is to be done on the host between them."""
-    history, piece = History(result.history), 1
-    began = done = int(result.epochs_done)
-    interrupted = jnp.array(Outcome.INTERRUPTED, jnp.int32)  # made now: then it would wait for the epoch
-    try:
-        while done < epochs and int(result.outcome) == Outcome.EPOCHS_EXHAUSTED:
-            stop = min(epochs, done + piece, (done // every + capacity) * every)
-            if callback:
-                stop = min(stop, (done // every + 1) * every)
-            if disk:
-                stop = min(stop, (done // checkpoint_every + 1) * checkpoint_every)
+def drive(program: Program, source: Memory | Loader, host: Host) -> FitResult:
+    """Advance the run by a few epochs at a time, until it ends."""
+    pace, multiples = 1, [program.rows_at_once * program.metrics_every, *host.multiples(program.metrics_every)]
+    with host.rescue():
+        while host.goes_on:
             start = time.perf_counter()
-            advanced = run(result._replace(history=()), np.int32(stop))
+            stop = next_stop(host.done, host.epochs, pace, multiples)
+            advanced = source.advance(program, host.result._replace(history=()), np.int32(stop))
             _wait(advanced.epochs_done)
-            measurements = int(advanced.epochs_done) // every - done // every
-            history.extend(advanced.history, measurements)
-            result, done = advanced._replace(history=history.arrays()), int(advanced.epochs_done)
-            seconds = of_first(time.perf_counter() - start)
-            piece *= 4 if seconds < _SECONDS / 4 else 2 if seconds < _SECONDS else 1
-            if bar is not None:
-                bar.set_postfix(latest(result.history), refresh=False)
-                bar.update(done - bar.n)
-            if callback and measurements:
-                stops = asked_of_first(lambda result=result: _is_true(callback(result)))
-                if stops and not int(result.outcome):
-                    result = result._replace(outcome=jnp.full_like(result.outcome, Outcome.STOPPED))
-            if disk and (done % checkpoint_every == 0 or done == epochs or int(result.outcome)):
-                with postponed():
-                    disk.save(done, result)
-        if disk:
+            host.take(advanced, program.metrics_every)
+            pace *= faster(of_first(time.perf_counter() - start))
+            host.report()
+        host.finish()
+    return host.result
+
+
+def next_stop(done: int, epochs: int, pace: int, multiples: Iterable[int]) -> int:
+    """When the compiled program returns: after `pace` epochs, but not beyond a multiple of one of these numbers."""
+    return min(epochs, done + pace, *((done // every + 1) * every for every in multiples))
+
+
+def faster(seconds: float) -> int:
+    """By how much a call may grow that took so long: one that is short costs more than the epochs in it."""
+    return 4 if seconds < _SECONDS / 4 else 2 if seconds < _SECONDS else 1
+
+
+class Host:
+    """What a run does on the host: its history, a progress bar, a callback, checkpoints.
+
+    Args:
+        result: at the start.
+        epochs: the number of the last epoch.
+        callback: callback(result) after each measurement, in process 0; True stops the run. None: no callback.
+        bar: a bar of tqdm, or None.
+        disk: where checkpoints are written, or None.
+    """
+
+    def __init__(self, result: FitResult, epochs: int, callback: Any, bar: Any, disk: CheckpointManager | None) -> None:
+        self.result, self.epochs, self._callback, self._bar, self._disk = result, epochs, callback, bar, disk
+        self._history = History(result.history)
+        self._began, self._measurements = self.done, 0
+        self._interrupted = jnp.array(Outcome.INTERRUPTED, jnp.int32)  # made now: then it would wait for the epoch
+
+    @property
+    def done(self) -> int:
+        """The number of epochs done."""
+        return int(self.result.epochs_done)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run has not ended."""
+        return self.done < self.epochs and int(self.result.outcome) == Outcome.EPOCHS_EXHAUSTED
+
+    def multiples(self, metrics_every: int) -> list[int]:
+        """The program returns after each multiple of these numbers of epochs."""
+        return [metrics_every] * bool(self._callback) + ([self._disk.every] if self._disk else [])
+
+    def take(self, advanced: FitResult, metrics_every: int) -> None:
+        """Keep the result of a call of the program, whose history is that of its epochs."""
+        self._measurements = int(advanced.epochs_done) // metrics_every - self.done // metrics_every
+        self._history.extend(advanced.history, self._measurements)
+        self.result = advanced._replace(history=self._history.arrays())
+
+    def report(self) -> None:
+        """After a call of the program."""
+        if self._bar is not None:
+            self._bar.set_postfix(latest(self.result.history), refresh=False)
+            self._bar.update(self.done - self._bar.n)
+        if self._callback and self._measurements:
+            stops = asked_of_first(lambda: _is_true(self._callback(self.result)))
+            if stops and not int(self.result.outcome):
+                stopped = jnp.full_like(self.result.outcome, Outcome.STOPPED)
+                self.result = self.result._replace(outcome=stopped)
+        if self._disk and (self.done % self._disk.every == 0 or not self.goes_on):
             with postponed():
-                disk.wait()
-    except BaseException as error:  # Ctrl-C too: no finished epoch is thrown away
-        error.result = result = result._replace(outcome=interrupted)  # type: ignore
-        done = int(result.epochs_done)
-        error.add_note(f"fit: epochs done: {done}. They are this exception's `result`, for fit(..., resume=result)")
-        if disk and done > began and jax.process_count() == 1:  # all write one together, and the others may be gone
-            try:
-                with postponed():
-                    disk.save(done, result)
-                    disk.wait()
-            except BaseException as failed:  # Ctrl-C again
-                error.add_note(f"fit: no checkpoint of them could be written: {str(failed) or 'interrupted again'}")
-        raise
-    return result._replace(history=history.arrays())
+                self._disk.save(self.done, self.result)
 
+    def finish(self) -> None:
+        """Wait until all has been written."""
+        if self._disk:
+            with postponed():
+                self._disk.wait()
 
-def read_epoch(
-    step: Callable[..., Any],
-    end: Callable[..., FitResult],
-    place: Placement,
-    loader: Loader,
-    key: jax.Array,
-    zeros: Any,
-    result: FitResult,
-    _stop: Any,
-) -> FitResult:
-    """One epoch on an iterable."""
-    epoch = int(result.epochs_done)
-    step_key = keys_of(key, epoch)[1]
-    carry = jax.tree.map(jnp.copy, (result.state, zeros))  # the steps donate it, and the result stays as it is
-    size: Any = 0
-    # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
-    for i, batch in enumerate(place.batches(loader.epoch(epoch))):
-        size += weight_of(batch)
-        carry = step(carry, batch, step_key, np.int32(i), result.epochs_done)
-    return end(result, carry, size if isinstance(size, jax.Array) else np.int32(size))
+    @contextlib.contextmanager
+    def rescue(self) -> Iterator[None]:
+        """Attach the result so far to an exception, Ctrl-C included, and write a checkpoint of it."""
+        try:
+            yield
+        except BaseException as error:
+            error.result = self.result = self.result._replace(outcome=self._interrupted)  # type: ignore
+            result = "They are this exception's `result`, for fit(..., resume=result)"
+            error.add_note(f"fit: epochs done: {self.done}. {result}")
+            # Of several processes all write one checkpoint together, and the others may be gone.
+            if self._disk and self.done > self._began and jax.process_count() == 1:
+                try:
+                    with postponed():
+                        self._disk.save(self.done, self.result)
+                        self._disk.wait()
+                except BaseException as failed:  # Ctrl-C again
+                    reason = str(failed) or "interrupted again"
+                    error.add_note(f"fit: no checkpoint of them could be written: {reason}")
+            raise
 
 
 def _wait(x: jax.Array) -> None:

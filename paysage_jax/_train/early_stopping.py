@@ -55,6 +55,6 @@ class early_stopping(Pytree):
         new = Best(params, values["epoch"], value, jnp.zeros((), jnp.int32))
         return jax.tree.map(lambda n, o: jnp.where(improved, n, o), new, best._replace(waited=best.waited + 1))
 
-    def gave_up(self, best: Best) -> jax.Array:
+    def should_stop(self, best: Best) -> jax.Array:
         """Whether patience is at its end; a bool scalar."""
         return best.waited >= jnp.asarray(self.patience, jnp.int32)

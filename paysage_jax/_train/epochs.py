@@ -1,56 +1,108 @@
-"""Epochs of steps inside one compiled program."""
+"""What does not change in a run, and its epochs: inside one compiled program, or step by step."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from .._core.batches import Batch, batch_size_of
+from .._core.batches import Batch, batch_size_of, weight_of
 from .._core.devices import lay_out
+from .._core.pytree import Pytree, static
 from .._core.trees import all_finite
 from .._ebm.estimators import Estimator
 from .._optim.convergence import ConvergenceState, converged, is_lost, still_converged
-from .._optim.transformation import find_states
-from .early_stopping import early_stopping
-from .history import measure, scalars_of
+from .._optim.transformation import Transformation, find_states
+from .early_stopping import early_stopping as EarlyStopping
+from .history import Metric, empty_rows, measure, scalars_of
 from .placement import Placement
-from .step import FitResult, Outcome, TrainState, _update
+from .step import FitResult, Outcome, TrainState, update
 
-# --- epochs ------------------------------------------------------------------------------------------
-
-
-def keys_of(key: jax.Array, epoch: Any) -> jax.Array:
-    """The keys of an epoch: for the order of the data, for its steps, for its metrics."""
-    return jax.random.split(jax.random.fold_in(key, epoch), 3)
+_ROWS = 64  # measurements that one call of the compiled program can hold
+_ELEMENTS = 2**20  # in all of them together
 
 
-def numbered_update(
-    optimizer: Any, estimator: Estimator, place: Placement, carry: Any, batch: Batch, key: jax.Array, i: Any, epoch: Any
-) -> Any:
-    """Step number i of an epoch on (state, sums): the sums of the statistics grow by theirs, weighted by rows."""
-    state, sums = carry
-    state, statistics = _update(estimator, optimizer, state, batch, jax.random.fold_in(key, i), epoch=epoch)
-    rows, scalars = batch_size_of("batch", batch), scalars_of(statistics)
-    return place.keep(state), jax.tree.map(lambda total, x: total + jnp.asarray(rows, x.dtype) * x, sums, scalars)
+class Program(Pytree):
+    """What does not change in a run.
+
+    batch_size: of data in memory; 0: batches come from a loader. zero_sums, empty_row: what `with_shapes` adds, the
+    sums of an epoch before its first step and a row of the history without a measurement.
+    """
+
+    optimizer: Transformation
+    estimator: Estimator
+    metrics: dict[str, Metric]
+    early_stopping: EarlyStopping | None
+    key: jax.Array
+    placement: Placement = static()
+    batch_size: int = static()
+    shuffle: bool = static()
+    metrics_every: int = static()
+    zero_sums: Any = ()
+    empty_row: Any = ()
+
+    def to_agree(self) -> dict[str, Any]:
+        """What must be the same in all processes, by name."""
+        return {name: value for name, value in vars(self).items() if name != "placement"}
+
+    @property
+    def rows_at_once(self) -> int:
+        """The number of measurements that one call of the compiled program can hold."""
+        elements = sum(x.size for x in jax.tree.leaves(self.empty_row))
+        return max(1, min(_ROWS, _ELEMENTS // elements))
 
 
-def no_sums(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-    """Zeros for the sums of the statistics."""
-    shapes = _scalars.eval_shape(estimator, state, batch, key)
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+class Epoch(NamedTuple):
+    """An epoch that is under way: its number, the key of its steps, and what they have changed so far.
+
+    sums: of the statistics of each row, and of the weights of the rows.
+    """
+
+    number: jax.Array
+    key: jax.Array
+    state: TrainState
+    sums: Any
 
 
-@jax.jit
-def _scalars(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-    return scalars_of(estimator.estimate(state.params, batch, state.estimator_state, key)[2])
+class _Keys(NamedTuple):
+    order: jax.Array
+    steps: jax.Array
+    metrics: jax.Array
 
 
-def end_epoch(result: FitResult, state: TrainState, statistics: Any) -> FitResult:
-    """One epoch more, if its parameters are finite and the run is not lost; else it ends with the epoch before."""
-    outcome = result.outcome
+def _keys_of(program: Program, epoch: Any) -> _Keys:
+    return _Keys(*jax.random.split(jax.random.fold_in(program.key, epoch), 3))
+
+
+# --- one epoch ---------------------------------------------------------------------------------------
+
+
+def begin_epoch(program: Program, result: FitResult) -> Epoch:
+    number = result.epochs_done
+    return Epoch(number, _keys_of(program, number).steps, result.state, program.zero_sums)
+
+
+def step(program: Program, epoch: Epoch, batch: Batch, i: Any) -> Epoch:
+    """Step number i of an epoch."""
+    key = jax.random.fold_in(epoch.key, i)
+    state, statistics = update(program.estimator, program.optimizer, epoch.state, batch, key, epoch=epoch.number)
+    sums = jax.tree.map(jnp.add, epoch.sums, _sums_of(statistics, batch))
+    return epoch._replace(state=program.placement.keep_state(state), sums=sums)
+
+
+def _sums_of(statistics: Any, batch: Batch) -> Any:
+    """The scalars among the statistics times the rows, and the weight of the rows."""
+    rows = batch_size_of("batch", batch)
+    return {name: jnp.asarray(rows, x.dtype) * x for name, x in scalars_of(statistics).items()}, weight_of(batch)
+
+
+def finish_epoch(program: Program, result: FitResult, epoch: Epoch) -> tuple[FitResult, dict[str, jax.Array]]:
+    """One epoch more and the means of its statistics; the epoch before, if the run is not finite any more."""
+    sums, weight = epoch.sums
+    statistics = jax.tree.map(lambda total: total / weight.astype(total.dtype), sums)
+    state, outcome = epoch.state, result.outcome
     if find_states(state.optimizer_state, ConvergenceState):
         # A moment that has overflowed gives no steps: that is no convergence.
         moments = [x for x in jax.tree.leaves(state.optimizer_state) if x.ndim and jnp.issubdtype(x.dtype, jnp.inexact)]
@@ -59,105 +111,85 @@ def end_epoch(result: FitResult, state: TrainState, statistics: Any) -> FitResul
     ended = result._replace(**state._asdict(), epochs_done=result.epochs_done + 1, outcome=outcome)
     failed = result._replace(outcome=jnp.int32(Outcome.NON_FINITE))
     good = all_finite(state.params) & ~is_lost(result.state, state, statistics)
-    return jax.tree.map(lambda new, old: jnp.where(good, new, old), ended, failed)
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), ended, failed), statistics
 
 
-def outcome_now(result: FitResult, optimizer: Any, stopping: early_stopping | None) -> jax.Array:
-    """A run goes on, unless it has converged or stopped improving also by the present tolerance and patience."""
-    ended = jnp.array(False)
-    if find_states(result.optimizer_state, ConvergenceState):
-        small = still_converged(optimizer, result.optimizer_state)
-        ended = ended | ((result.outcome == Outcome.CONVERGED) & small)
-    if stopping is not None:
-        ended = ended | ((result.outcome == Outcome.NOT_IMPROVING) & stopping.gave_up(result.best))
-    return jnp.where(ended, jnp.asarray(result.outcome, jnp.int32), jnp.int32(Outcome.EPOCHS_EXHAUSTED))
-
-
-def take_row(
-    result: FitResult, key: jax.Array, statistics: Any, metrics: Any, stopping: Any, data: Any
-) -> tuple[FitResult, dict[str, Any]]:
+def measure_epoch(program: Program, result: FitResult, statistics: Any, data: Any) -> tuple[FitResult, dict[str, Any]]:
     """The result with the best measurement renewed, and a row of the history."""
-    key = keys_of(key, result.epochs_done - 1)[2]
-    values = measure(metrics, result.state, key, result.epochs_done, statistics, data)
-    if stopping is None:
+    key = _keys_of(program, result.epochs_done - 1).metrics
+    values = measure(program.metrics, result.state, key, result.epochs_done, statistics, data)
+    values = lay_out(values, program.placement.replicated)
+    if (stopping := program.early_stopping) is None:
         return result, values
     if stopping.metric not in values:
         raise ValueError(f"early_stopping: no metric {stopping.metric!r}; the history has {sorted(values)}")
     best = stopping.update(result.best, result.params, values)
-    ends = stopping.gave_up(best) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
+    ends = stopping.should_stop(best) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
     outcome = jnp.where(ends, jnp.int32(Outcome.NOT_IMPROVING), result.outcome)
     return result._replace(best=best, outcome=outcome), values
 
 
+def measure_if_due(program: Program, result: FitResult, statistics: Any, data: Any) -> tuple[FitResult, dict[str, Any]]:
+    """`measure_epoch`, or an empty row where the epoch that has just ended is not to be measured."""
+    due = (result.epochs_done % program.metrics_every == 0) & (result.outcome != Outcome.NON_FINITE)
+
+    def skip(result: FitResult, statistics: Any) -> tuple[FitResult, dict[str, Any]]:
+        return result, jax.tree.map(jnp.asarray, program.empty_row)
+
+    def take(result: FitResult, statistics: Any) -> tuple[FitResult, dict[str, Any]]:
+        return measure_epoch(program, result, statistics, data)
+
+    return jax.lax.cond(due, take, skip, result, statistics)
+
+
+def outcome_now(program: Program, result: FitResult) -> jax.Array:
+    """A run goes on, unless it has converged or stopped improving also by the present tolerance and patience."""
+    ended = jnp.array(False)
+    if find_states(result.optimizer_state, ConvergenceState):
+        small = still_converged(program.optimizer, result.optimizer_state)
+        ended = ended | ((result.outcome == Outcome.CONVERGED) & small)
+    if (stopping := program.early_stopping) is not None:
+        ended = ended | ((result.outcome == Outcome.NOT_IMPROVING) & stopping.should_stop(result.best))
+    return jnp.where(ended, jnp.asarray(result.outcome, jnp.int32), jnp.int32(Outcome.EPOCHS_EXHAUSTED))
+
+
+# --- the shapes of a run -----------------------------------------------------------------------------
+
+
 @jax.jit
-def first_row(
-    estimator: Estimator, metrics: Any, stopping: Any, data: Any, key: jax.Array, result: FitResult, batch: Batch
-) -> dict[str, Any]:
-    """A row of the history, for its shapes."""
-    return take_row(result, key, _scalars(estimator, result.state, batch, key), metrics, stopping, data)[1]
+def _first_sums_and_row(program: Program, result: FitResult, batch: Batch, data: Any) -> Any:
+    state = result.state
+    statistics = program.estimator.estimate(state.params, batch, state.estimator_state, program.key)[2]
+    sums = jax.tree.map(jnp.asarray, _sums_of(statistics, batch))
+    return sums, measure_epoch(program, result, scalars_of(statistics), data)[1]
 
 
-def is_due(result: FitResult, every: int) -> jax.Array:
-    """Whether the epoch that has just ended is to be measured."""
-    return (result.epochs_done % every == 0) & (result.outcome != Outcome.NON_FINITE)
+def with_shapes(program: Program, result: FitResult, batch: Batch, data: Any) -> Program:
+    """The program with the zeros and the empty row of a run that starts at this result; nothing is computed."""
+    sums, row = _first_sums_and_row.eval_shape(program, result._replace(history=()), batch, data)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), sums)
+    return program._with(zero_sums=zeros, empty_row=jax.tree.map(lambda x: x[0], empty_rows(row, 1)))
 
 
-@partial(jax.jit, static_argnames=("place", "batch_size", "shuffle", "every", "rows"))
-def run_epochs(
-    optimizer: Any,
-    estimator: Estimator,
-    place: Placement,
-    metrics: Any,
-    stopping: Any,
-    data: Any,
-    key: jax.Array,
-    result: FitResult,
-    stop: Any,
-    *,
-    batch_size: int,
-    shuffle: bool,
-    every: int,
-    rows: int,
-) -> FitResult:
+# --- epochs on data in memory ------------------------------------------------------------------------
+
+
+@jax.jit
+def run_epochs(program: Program, data: Any, result: FitResult, stop: Any) -> FitResult:
     """Epochs up to number `stop`, or to the end of the run, on data in memory.
 
-    The history of the result that comes back has the rows measured meanwhile, at most `rows`; if there is a history
-    already, they are set in it, where they belong in a whole run.
+    The history of the result that comes back has the rows measured meanwhile; if there is a history already, they are
+    set in it, where they belong in a whole run.
     """
-    size = batch_size_of("data", data)
-    each = batch_size // place.shards  # rows that a shard gives to a batch
-    full = size // place.shards // each
-    first_batch = place.take(data, jnp.zeros((place.shards, each), jnp.int32))
-    zeros = no_sums(estimator, result.state, first_batch, key)
+    place, every = program.placement, program.metrics_every
     history, measured = result.history, 0
     result = result._replace(history=())
-
-    def row(result: FitResult, statistics: Any) -> Any:
-        return take_row(result, key, statistics, metrics, stopping, data)
-
     if not history:
-        shapes, measured = jax.eval_shape(row, result, zeros)[1], result.epochs_done // every
-        history = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), shapes)
+        history, measured = _rows(program), result.epochs_done // every
 
     def epoch(carry: Any) -> Any:
         result, _ = carry
-        order_key, steps_key, _ = keys_of(key, result.epochs_done)
-        order = place.order(order_key, size, shuffle)
-
-        def step(carry: Any, i: Any, batch: Batch) -> Any:
-            return numbered_update(optimizer, estimator, place, carry, batch, steps_key, i, result.epochs_done)
-
-        def whole_step(carry: Any, numbered_rows: Any) -> Any:
-            i, chosen = numbered_rows
-            return step(carry, i, place.take(data, chosen)), None
-
-        whole = order[:, : full * each].reshape(place.shards, full, each).swapaxes(0, 1)
-        carry, _ = jax.lax.scan(whole_step, (result.state, zeros), (jnp.arange(full), whole))
-        if size > full * batch_size:
-            carry = step(carry, full, place.take(data, order[:, full * each :], rest=True))
-        state, sums = carry
-        statistics = jax.tree.map(lambda total: total / size, sums)
-        return end_epoch(result, state, statistics), statistics
+        return finish_epoch(program, result, _all_steps(program, data, begin_epoch(program, result)))
 
     def goes_on(result: FitResult, end: Any) -> jax.Array:
         return (result.epochs_done < end) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
@@ -166,38 +198,54 @@ def run_epochs(
         # A loop of its own between measurements: under vmap a condition is a selection, and would measure every epoch.
         result, history = carry
         end = jnp.minimum(stop, (result.epochs_done // every + 1) * every)
+        zeros = jax.tree.map(jnp.asarray, program.zero_sums[0])
         result, statistics = jax.lax.while_loop(lambda c: goes_on(c[0], end), epoch, (result, zeros))
-
-        def record(result: FitResult, history: Any) -> Any:
-            result, values = row(result, statistics)
-            values = lay_out(values, place.whole)
-            number = values["epoch"] // every - 1 - measured
-            return result, jax.tree.map(lambda rows, value: rows.at[number].set(value), history, values)
-
-        return jax.lax.cond(is_due(result, every), record, lambda *carry: carry, result, history)
+        result, row = measure_if_due(program, result, statistics, data)
+        number = jnp.where(row["epoch"] < 0, len(history["epoch"]), row["epoch"] // every - 1 - measured)
+        return result, jax.tree.map(lambda rows, x: rows.at[number].set(x, mode="drop"), history, row)
 
     result, history = jax.lax.while_loop(lambda c: goes_on(c[0], stop), epochs_and_row, (result, history))
-    return place.keep(result)._replace(history=lay_out(history, place.whole))
+    return place.keep_result(result)._replace(history=lay_out(history, place.replicated))
 
 
-numbered_step = jax.jit(numbered_update, static_argnames="place", donate_argnames="carry")
+def _rows(program: Program) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros((program.rows_at_once, *x.shape), x.dtype), program.empty_row)
 
 
-@partial(jax.jit, static_argnames=("place", "every"))
-def end_of_epoch(
-    place: Placement, metrics: Any, stopping: Any, key: jax.Array, result: FitResult, carry: Any, n: Any, *, every: int
-) -> FitResult:
-    """After the steps of an epoch on n rows of an iterable. The history is one row, with a meaning if it is due."""
-    state, sums = carry
-    statistics = jax.tree.map(lambda total: total / n.astype(total.dtype), sums)
-    result = end_epoch(result._replace(history=()), state, statistics)
+def _all_steps(program: Program, data: Any, epoch: Epoch) -> Epoch:
+    """The steps of an epoch, each on its batch."""
+    place, size = program.placement, batch_size_of("data", data)
+    each = program.batch_size // place.shards  # rows that a shard gives to a batch
+    full = size // place.shards // each
+    order = place.order(_keys_of(program, epoch.number).order, size, program.shuffle)
+    whole = order[:, : full * each].reshape(place.shards, full, each).swapaxes(0, 1)
 
-    def row(result: FitResult) -> Any:
-        return take_row(result, key, statistics, metrics, stopping, None)
+    def numbered(epoch: Epoch, numbered_rows: Any) -> tuple[Epoch, None]:
+        i, chosen = numbered_rows
+        return step(program, epoch, place.take(data, chosen), i), None
 
-    def skip(result: FitResult) -> Any:
-        return result, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(row, result)[1])
+    epoch, _ = jax.lax.scan(numbered, epoch, (jnp.arange(full), whole))
+    if size > full * program.batch_size:
+        epoch = step(program, epoch, place.take(data, order[:, full * each :], with_remainder=True), full)
+    return epoch
 
-    result, values = jax.lax.cond(is_due(result, every), row, skip, result)
-    history = lay_out(jax.tree.map(lambda x: x[None], values), place.whole)
-    return place.keep(result)._replace(history=history)
+
+# --- epochs on batches of a loader -------------------------------------------------------------------
+
+
+@jax.jit
+def begin_epoch_of_loader(program: Program, result: FitResult) -> Epoch:
+    """A copy: the steps donate it, and the result stays as it is."""
+    return jax.tree.map(jnp.copy, begin_epoch(program, result))
+
+
+donating_step = jax.jit(step, donate_argnames="epoch")
+
+
+@jax.jit
+def finish_epoch_of_loader(program: Program, result: FitResult, epoch: Epoch) -> FitResult:
+    """After the last step of an epoch. The history is one row, with a meaning if a measurement is due."""
+    result, statistics = finish_epoch(program, result._replace(history=()), epoch)
+    result, row = measure_if_due(program, result, statistics, None)
+    history = lay_out(jax.tree.map(lambda x: x[None], row), program.placement.replicated)
+    return program.placement.keep_result(result)._replace(history=history)

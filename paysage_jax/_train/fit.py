@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_context
 from jax.sharding import NamedSharding
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .._core.batches import batch_size_of, own
-from .._core.devices import is_spread
+from .._core.batches import own
+from .._core.devices import is_partitioned
 from .._core.pytree import check_count
 from .._core.trees import Params
 from .._ebm.estimators import Estimator, check_estimator, entry_of
 from .._optim.transformation import as_transformation
-from .checkpoints import Checkpoints
-from .driver import drive, is_traced, progress_bar, read_epoch
+from .checkpoints import CheckpointManager, Checkpoints
+from .driver import Host, drive, progress_bar
 from .early_stopping import early_stopping as EarlyStopping
-from .epochs import end_of_epoch, first_row, no_sums, numbered_step, outcome_now, run_epochs
+from .epochs import Program, begin_epoch_of_loader, donating_step, outcome_now, with_shapes
 from .history import Metric, check_metrics, empty_rows, rows_before
 from .interrupts import heard
-from .placement import check_not_spread, placement
+from .placement import check_not_partitioned, placement
 from .processes import check_same, together
-from .source import arrays_or_loader, check_leaves
+from .source import Loader, Memory, check_leaves, open_source
 from .step import FitResult
 
-_ROWS = 64  # measurements that one call of the compiled program can hold
-_ELEMENTS = 2**20  # in all of them together
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # jax 0.9
+    from jax.core import get_opaque_trace_state  # type: ignore
 
 
 def fit(
@@ -52,8 +54,6 @@ def fit(
     callback: Callable[[FitResult], Any] | None = None,
     progress: bool = False,
     checkpoints: Any = None,
-    checkpoint_every: int = 1,
-    keep: int = 3,
     resume: FitResult | None = None,
 ) -> FitResult:
     """Train until epoch number `epochs`, or until the run has converged, stopped improving or become non-finite.
@@ -93,10 +93,9 @@ def fit(
         early_stopping: stop when a metric has not improved for a while; `result.best` has the best parameters.
         callback: callback(result) after every measurement, on the host; True stops the run.
         progress: show a tqdm bar with the latest metrics (in a terminal).
-        checkpoints: a local directory. Repeating the call resumes from the latest checkpoint and gives the result of an
-            uninterrupted run, provided that batches depend on nothing but the epoch.
-        checkpoint_every: epochs between checkpoints; writing one takes about a tenth of a second.
-        keep: how many of the last checkpoints are kept.
+        checkpoints: a local directory, or `Checkpoints(directory, every=, keep=)`. Repeating the call resumes from the
+            latest checkpoint and gives the result of an uninterrupted run, provided that batches depend on nothing but
+            the epoch.
         resume: the result of an earlier call, to go on from. With the same key, data and options it ends bit for bit
             as if never cut. Metrics and early stopping may be added, whose rows from before then have no values, or
             removed. A checkpoint goes before it.
@@ -113,103 +112,94 @@ def fit(
     ('EPOCHS_EXHAUSTED', Array(2., dtype=float32))
     """
     with together():
-        for name, value in dict(epochs=epochs, metrics_every=metrics_every, checkpoint_every=checkpoint_every).items():
-            check_count(f"fit: {name}", value)
-        check_count("fit: keep", keep)
         _check_kinds(key, shuffle, early_stopping, callback, resume)
+        for name, number in dict(epochs=epochs, metrics_every=metrics_every).items():
+            check_count(f"fit: {name}", number)
         if resume is None:
             _check_params(params)
         check_estimator("fit: estimator", estimator)
         optimizer = as_transformation(optimizer)
         check_leaves(optimizer=optimizer, estimator=estimator)
+        checkpoints = None if checkpoints is None else Checkpoints.of(checkpoints)
         place = placement(sharding, shards)
-        entry = entry_of(estimator, resume.params if resume else params)
-        data, loader, rows = arrays_or_loader(data, batch_size, jnp.array if sharding is None else np.array, entry)
-        measured = check_metrics({} if metrics is None else metrics, ("state",) if loader else ("state", "data"))
-        batch_size = None if loader else int(batch_size or 0)
-        if loader is None and (batch_size or 0) % place.shards:
-            raise ValueError(f"fit: batch_size must be a multiple of the {place.shards} shards, got {batch_size}")
-        if place.sharding and is_traced():
-            raise ValueError("fit: sharding is for the host: not under jax.jit and jax.vmap")
-    epochs, metrics_every, shuffle = int(epochs), int(metrics_every), bool(shuffle)
-    settings = dict(batch_size=batch_size, shuffle=shuffle, metrics_every=metrics_every, rows=rows)
-    settings["shards"] = None if loader else place.shards
-    check_same(sharding=place.description, **settings, epochs=epochs, checkpoint_every=checkpoint_every)
-    check_same(params=params, data=data, key=key, optimizer=optimizer, estimator=estimator, metrics=measured)
-    check_same(early_stopping=early_stopping, resume=resume, callback=callback is None, checkpoints=str(checkpoints))
-    if loader is None:
-        data = place.data(data)
-    init_key, run_key = place.run("key", tuple(jax.random.split(key)))
+        source = open_source(data, batch_size, place, entry_of(estimator, resume.params if resume else params))
+        measured = check_metrics({} if metrics is None else metrics, data=source.data is not None)
+        order = source.batch_size, bool(shuffle), int(metrics_every)
+        program = Program(optimizer, estimator, measured, early_stopping, key, place, *order)
+        if traced := is_traced():
+            on_host = {"data that is an iterable": None if isinstance(source, Memory) else source}
+            _refuse(callback=callback, progress=progress or None, checkpoints=checkpoints, sharding=sharding, **on_host)
+    check_same(**program.to_agree(), rows=source.rows, data=source.data, params=params, resume=resume)
+    check_same(sharding=place.description, callback=callback is None, checkpoints=str(checkpoints), epochs=epochs)
+    source.put(place)
 
-    with contextlib.ExitStack() as on_exit:
+    with contextlib.ExitStack() as stack:
         disk = None
         if checkpoints is not None:
-            disk = Checkpoints(checkpoints, keep, settings | {"key": f"{key.dtype} {jax.random.key_data(key)}"})
-            on_exit.callback(disk.close)
-            check_same(checkpoints_in_a_folder_that_all_see=-1 if disk.epoch is None else disk.epoch)
-
-        if loader is None:
-            first = place.head(data, batch_size or 0)
-        else:
-            begun = disk.epoch if disk else None
-            begun = begun if begun is not None else 0 if resume is None else int(resume.epochs_done)
-            # Of a run that has ended already, for its shape.
-            first = next(place.batches(loader.first(epoch) for epoch in [min(begun, epochs - 1)]))
-            if (rows := batch_size_of("batch", first)) % place.devices:
-                raise ValueError(f"fit: batches must divide over the {place.devices} devices, got one of {rows} rows")
-            first = place.head(first, rows)
-        if sharding is None:
-            check_not_spread("data", first if loader else data)
-        result = _resumed(resume) if resume else _start(place, params, optimizer, estimator, first, init_key)
-        if early_stopping is not None and result.best == ():
-            result = result._replace(best=early_stopping.start(result.params))
-        if sharding is None:
-            if not any(map(is_spread, jax.tree.leaves(result.params))):
-                check_not_spread("the optimizer's state", result.optimizer_state)
-        else:
-            like = result.params if resume is None or place.holds(result.params) else place.run("params", own(params))
-            result, place = place.begin(result, like, place.run("the optimizer's state", optimizer.init(like)))
-        alone = result._replace(history=())
-        shapes = first_row.eval_shape(estimator, measured, early_stopping, data, run_key, alone, first)
-        result = result._replace(history=rows_before(result.history, shapes, metrics_every))
-        if disk and disk.epoch is not None:
-            result = disk.latest(like=result)
-        result = result._replace(outcome=outcome_now(result, optimizer, early_stopping))
-        zeros = no_sums(estimator, result.state, first, run_key)
-        if jax.process_count() > 1:  # functions and numbers of the program's own
-            carry = result.state, zeros
-            step = (optimizer, estimator, place, carry, first, run_key, np.int32(0), result.epochs_done)
-            check_same(estimator_or_optimizer=numbered_step.lower(*step).as_text())
-        if resume is not None:
-            step = (optimizer, estimator, place, (result.state, zeros), first, run_key, np.int32(0), result.epochs_done)
-            _check_step(result.state, numbered_step.eval_shape(*step)[0])
-
-        run = partial(run_epochs, optimizer, estimator, place, measured, early_stopping, data, run_key)
-        run = partial(run, batch_size=batch_size, shuffle=shuffle, every=metrics_every)
-        if is_traced():
-            on_host = dict(callback=callback, progress=progress or None, checkpoints=checkpoints)
-            for name, value in (on_host | {"data that is an iterable": loader}).items():
-                if value is not None:
-                    raise ValueError(f"fit: {name} is for the host: not under jax.jit and jax.vmap")
-            room = empty_rows(shapes, max(0, max(1, epochs // metrics_every) - len(result.history["epoch"])))
-            history = jax.tree.map(lambda *parts: jnp.concatenate(parts), result.history, room)
-            return run(result._replace(history=history), np.int32(epochs), rows=0)
-
-        capacity = max(1, min(_ROWS, _ELEMENTS // sum(x.size for x in jax.tree.leaves(shapes))))
-        if loader is None:
-            run = partial(run, rows=capacity)
-        else:
-            end = partial(end_of_epoch, place, measured, early_stopping, run_key, every=metrics_every)
-            step = partial(numbered_step, optimizer, estimator, place)
-            run = partial(read_epoch, step, end, place, loader, run_key, zeros)
+            disk = stack.enter_context(CheckpointManager(checkpoints, _settings(program, source)))
+            check_same(checkpoints_in_a_directory_that_all_see=-1 if disk.epoch is None else disk.epoch)
+        program, result = start_or_resume(program, source, params, resume, disk, int(epochs))
+        if traced:
+            return source.advance(program, _with_room(program, result, int(epochs)), np.int32(epochs))
         bar = None
         if progress and jax.process_index() == 0:
-            bar = on_exit.enter_context(progress_bar(epochs, int(result.epochs_done)))
-        on_exit.enter_context(heard())
-        return drive(run, result, epochs, metrics_every, capacity, callback, bar, disk, checkpoint_every)
+            bar = stack.enter_context(progress_bar(int(epochs), int(result.epochs_done)))
+        stack.enter_context(heard())
+        return drive(program, source, Host(result, int(epochs), callback, bar, disk))
+
+
+def is_traced() -> bool:
+    """Whether JAX is tracing the caller, under `jit`, `vmap`, `scan` or `grad`, whatever the traced values hide in."""
+    with eval_context():
+        untraced = get_opaque_trace_state()
+    return get_opaque_trace_state() != untraced
 
 
 # --- how a run starts --------------------------------------------------------------------------------
+
+
+def start_or_resume(
+    program: Program,
+    source: Memory | Loader,
+    params: Params,
+    resume: FitResult | None,
+    disk: CheckpointManager | None,
+    epochs: int,
+) -> tuple[Program, FitResult]:
+    """The program with the shapes of this run, and the result that it goes on from: new, resumed or from disk."""
+    place = program.placement
+    init_key, run_key = place.put_whole("key", tuple(jax.random.split(program.key)))
+    program = program._with(key=run_key)
+    begun = disk.epoch if disk else None
+    if begun is None:
+        begun = 0 if resume is None else resume.epochs_done
+    first = source.first_batch(place, begun, epochs - 1)
+    result = _start(program, params, first, init_key) if resume is None else _resumed(resume)
+    if program.early_stopping is not None and result.best == ():
+        result = result._replace(best=program.early_stopping.start(result.params))
+    if place.sharding is not None:
+        like = result.params if resume is None or place.holds(result.params) else place.put_whole("params", own(params))
+        optimizer_state = place.put_whole("the optimizer's state", program.optimizer.init(like))
+        result, place = place.put_run(result, like, optimizer_state)
+        program = program._with(placement=place)
+    elif not any(map(is_partitioned, jax.tree.leaves(result.params))):
+        check_not_partitioned("the optimizer's state", result.optimizer_state)
+    program = with_shapes(program, result, first, source.data)
+    result = result._replace(history=rows_before(result.history, program.empty_row, program.metrics_every))
+    if disk and disk.epoch is not None:
+        result = disk.latest(like=result)
+    result = result._replace(outcome=outcome_now(program, result))
+    _check_first_step(program, result, first, resumed=resume is not None)
+    return program, result
+
+
+def _start(program: Program, params: Params, first: Any, key: jax.Array) -> FitResult:
+    place = program.placement
+    params = place.put_whole("params", own(params))
+    zero = jnp.zeros((), jnp.int32)
+    optimizer_state = place.put_whole("the optimizer's state", program.optimizer.init(params))
+    states = optimizer_state, place.put_chains(program.estimator.init(params, first, key))
+    return FitResult(params, *states, epochs_done=zero, outcome=zero, best=(), history={})
 
 
 def _resumed(resume: FitResult) -> FitResult:
@@ -219,22 +209,42 @@ def _resumed(resume: FitResult) -> FitResult:
     return own(resume._replace(history=()))._replace(history=resume.history)  # which grows: a copy is compiled
 
 
-def _check_step(state: Any, after: Any) -> None:
-    for (path, x), y in zip(tree_leaves_with_path(state), jax.tree.leaves(after), strict=True):
-        if (x.shape, x.dtype) != (y.shape, y.dtype):
-            expected = f"shape {y.shape} and dtype {y.dtype}, got {x.shape} and {x.dtype}"
-            raise ValueError(f"fit: resume{keystr(path)}: expected {expected}; was it made without jax_enable_x64?")
+def _with_room(program: Program, result: FitResult, epochs: int) -> FitResult:
+    """The result with empty rows for all measurements to come."""
+    rows = max(1, epochs // program.metrics_every) - len(result.history["epoch"])
+    room = empty_rows(program.empty_row, max(0, rows))
+    return result._replace(history=jax.tree.map(lambda *parts: jnp.concatenate(parts), result.history, room))
 
 
-def _start(place: Any, params: Params, optimizer: Any, estimator: Estimator, first: Any, key: jax.Array) -> FitResult:
-    params = place.run("params", own(params))
-    zero = jnp.zeros((), jnp.int32)
-    optimizer_state = place.run("the optimizer's state", optimizer.init(params))
-    states = optimizer_state, place.chains(estimator.init(params, first, key))
-    return FitResult(params, *states, epochs_done=zero, outcome=zero, best=(), history={})
+def _settings(program: Program, source: Memory | Loader) -> dict[str, Any]:
+    """What makes another run, as JSON takes it."""
+    key = f"{program.key.dtype} {jax.random.key_data(program.key)}"
+    settings = dict(shuffle=program.shuffle, metrics_every=program.metrics_every, key=key)
+    return settings | source.settings(program.placement)
 
 
 # --- mistakes ----------------------------------------------------------------------------------------
+
+
+def _refuse(**on_host: Any) -> None:
+    for name, value in on_host.items():
+        if value is not None:
+            raise ValueError(f"fit: {name} is for the host: not under jax.jit and jax.vmap")
+
+
+def _check_first_step(program: Program, result: FitResult, first: Any, resumed: bool) -> None:
+    """Raise ValueError where processes differ in what they compute, or a resumed state is not as a step leaves it."""
+    if jax.process_count() == 1 and not resumed:
+        return
+    epoch = begin_epoch_of_loader.eval_shape(program, result._replace(history=()))
+    if jax.process_count() > 1:  # functions and numbers of the program's own
+        check_same(estimator_or_optimizer=donating_step.lower(program, epoch, first, np.int32(0)).as_text())
+    if resumed:
+        after = donating_step.eval_shape(program, epoch, first, np.int32(0)).state
+        for (path, x), y in zip(tree_leaves_with_path(result.state), jax.tree.leaves(after), strict=True):
+            if (x.shape, x.dtype) != (y.shape, y.dtype):
+                expected = f"shape {y.shape} and dtype {y.dtype}, got {x.shape} and {x.dtype}"
+                raise ValueError(f"fit: resume{keystr(path)}: expected {expected}; was it made without jax_enable_x64?")
 
 
 def _check_params(params: Any) -> None:

@@ -60,12 +60,13 @@ def measure(
     return values
 
 
-def check_metrics(metrics: Any, extra: tuple[str, ...]) -> dict[str, Metric]:
-    """The metrics as callable pytrees, which may take the arguments `extra` too.
+def check_metrics(metrics: Any, data: bool) -> dict[str, Metric]:
+    """The metrics as callable pytrees, which may take `state` too, and `data` where they are in memory.
 
     Raises:
         TypeError, ValueError: naming the metric.
     """
+    extra = ("state", "data") if data else ("state",)
     if not isinstance(metrics, Mapping):
         raise TypeError(f"fit: metrics must be a dict of name -> metric(params, key), got {type(metrics).__name__}")
     for name, metric in metrics.items():

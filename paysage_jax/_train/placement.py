@@ -6,7 +6,7 @@ every batch. So a run depends on the number of shards, not on that of devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from .._core.devices import (
     checked,
     constrain,
     is_explicit,
-    is_spread,
+    is_partitioned,
     lay_out,
     mesh_of,
     pieces_of,
@@ -41,12 +41,19 @@ class Placement:
     """How the leading axis of data, batches and chains lies on devices; hashable.
 
     sharding: over the devices of its mesh; None: no devices are chosen. shards: what the data in memory are cut into.
-    layout: where the leaves of a run began, and stay.
+    state, result: the shardings of the leaves of a run's state and of its result (without the history), which it keeps;
+    None: as the compiler has it.
     """
 
     sharding: NamedSharding | None = None
     shards: int = 1
-    layout: tuple[Any, ...] | None = None
+    state: tuple[Any, ...] | None = None
+    result: tuple[Any, ...] | None = None
+
+    @property
+    def copy(self) -> Callable[[Any], Any]:
+        """What makes a copy of a NumPy array: on the host, where it goes to the devices of a mesh later."""
+        return jnp.array if self.sharding is None else np.array
 
     @property
     def devices(self) -> int:
@@ -63,11 +70,11 @@ class Placement:
 
     # --- on the host: arrays go to their devices ---
 
-    def data(self, data: Batch) -> Batch:
+    def put_data(self, data: Batch) -> Batch:
         """Data in memory, the same in every process: over the devices if they divide, else whole on each of them."""
         return self._rows(data, self.divides(batch_size_of("data", data)))
 
-    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def put_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches of all processes together; one that does not divide is whole on each device."""
         processes = jax.process_count()
         for batch in in_step(batches):
@@ -75,9 +82,9 @@ class Placement:
             if self.sharding is None or (rows * processes) % self.devices == 0:
                 yield jax.tree.map(self._rows_of_all, batch)
             else:
-                yield jax.tree.map(lambda x: put(process_allgather(x, tiled=True), self.whole), batch)
+                yield jax.tree.map(lambda x: put(process_allgather(x, tiled=True), self.replicated), batch)
 
-    def run(self, name: str, tree: Any) -> Any:
+    def put_whole(self, name: str, tree: Any) -> Any:
         """What else a run needs: arrays on the mesh as they are, the others whole on each device.
 
         Raises ValueError for one in pieces on another mesh.
@@ -92,54 +99,58 @@ class Placement:
                 return x
             if other and not x.sharding.is_fully_replicated:
                 raise ValueError(f"fit: {name}{keystr(path)} lies on {other}, but sharding on {mesh}: take one mesh")
-            return put(x, self.whole)
+            return put(x, self.replicated)
 
         return tree_map_with_path(place, tree)
 
-    def chains(self, tree: Any) -> Any:
+    def put_chains(self, tree: Any) -> Any:
         """An estimator's state: the leading axes, where they divide, over the devices."""
         if self.sharding is None:
             return tree
         return jax.tree.map(lambda x: self._rows(x, jnp.ndim(x) > 0 and len(x) % self.devices == 0), tree)
 
-    def begin(self, run: Any, params: Any, optimizer_state: Any) -> tuple[Any, Placement]:
+    def put_run(self, run: Any, params: Any, optimizer_state: Any) -> tuple[Any, Placement]:
         """A run with its parameters and the optimizer's state laid out as these; and the placement that keeps it so."""
 
         def as_of(name: str, tree: Any, like: Any) -> Any:
             check_same_tree(f"fit: resume.{name}", tree, "this run's", like)
             return jax.tree.map(lambda x, y: put(x, y.sharding), tree, like)
 
-        best = run.best if run.best == () else jax.tree.map(lambda x: put(x, self.whole), run.best._replace(params=()))
+        best = (
+            run.best
+            if run.best == ()
+            else jax.tree.map(lambda x: put(x, self.replicated), run.best._replace(params=()))
+        )
         placed = run._replace(
             params=as_of("params", run.params, params),
             optimizer_state=as_of("optimizer_state", run.optimizer_state, optimizer_state),
-            estimator_state=self.chains(run.estimator_state),
-            epochs_done=put(run.epochs_done, self.whole),
-            outcome=put(run.outcome, self.whole),
+            estimator_state=self.put_chains(run.estimator_state),
+            epochs_done=put(run.epochs_done, self.replicated),
+            outcome=put(run.outcome, self.replicated),
             best=best if best == () else best._replace(params=as_of("best.params", run.best.params, params)),
             history=(),
         )
-        layout = tuple(x.sharding for x in jax.tree.leaves(placed))
-        return placed._replace(history=run.history), replace(self, layout=layout)
+        state, result = ([x.sharding for x in jax.tree.leaves(tree)] for tree in (placed.state, placed))
+        return placed._replace(history=run.history), replace(self, state=tuple(state), result=tuple(result))
 
     def holds(self, tree: Any) -> bool:
         """Whether all leaves lie on the mesh."""
         return self.sharding is not None and all(mesh_of(x) == self.sharding.mesh for x in jax.tree.leaves(tree))
 
-    def head(self, data: Batch, size: int) -> Batch:
+    def first_rows(self, data: Batch, size: int) -> Batch:
         """The first rows, whole on each device."""
 
-        return _head(data, size, self.whole) if self.sharding else jax.tree.map(lambda x: x[:size], data)
+        return _first_rows(data, size, self.replicated) if self.sharding else jax.tree.map(lambda x: x[:size], data)
 
     @property
-    def whole(self) -> Any:
+    def replicated(self) -> Any:
         """On every device the same."""
         return self.sharding and NamedSharding(self.sharding.mesh, PartitionSpec())
 
     def _rows(self, tree: Any, divides: bool) -> Any:
         if self.sharding is None:
             return tree
-        return jax.tree.map(lambda x: put(x, self.sharding if divides else self.whole), tree)
+        return jax.tree.map(lambda x: put(x, self.sharding if divides else self.replicated), tree)
 
     def _rows_of_all(self, x: Any) -> jax.Array:
         if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
@@ -167,14 +178,14 @@ class Placement:
             return jax.random.permutation(key, each)[None]
         return jax.vmap(lambda k: jax.random.permutation(k, each))(jax.random.split(key, self.shards))
 
-    def take(self, data: Batch, chosen: jax.Array, rest: bool = False) -> Batch:
-        """Of each shard the rows with the numbers `chosen` (shards, rows); with the `rest` that is in no shard."""
+    def take(self, data: Batch, chosen: jax.Array, with_remainder: bool = False) -> Batch:
+        """Of each shard the rows with the numbers `chosen` (shards, rows); with the remainder that is in no shard."""
         size = batch_size_of("data", data)
         each = size // self.shards
 
         def rows(data: Batch, chosen: jax.Array) -> Batch:
             numbers = (chosen + each * jnp.arange(len(chosen), dtype=chosen.dtype)[:, None]).reshape(-1)
-            if rest and size % self.shards:
+            if with_remainder and size % self.shards:
                 numbers = jnp.concatenate([numbers, jnp.arange(each * self.shards, size, dtype=chosen.dtype)])
             return jax.tree.map(lambda x: x[numbers], data)
 
@@ -189,13 +200,17 @@ class Placement:
         of_shards = {"in_specs": (here, here), "out_specs": here, "axis_names": axes_of(self.sharding)}
         return jax.shard_map(rows, mesh=self.sharding.mesh, **of_shards)(data, chosen)
 
-    def keep(self, tree: Any) -> Any:
-        """A run, or its first leaves, where they began."""
-        return tree if self.layout is None else lay_out(tree, self.layout[: len(jax.tree.leaves(tree))])
+    def keep_state(self, state: Any) -> Any:
+        """The state of a run, where it began."""
+        return lay_out(state, self.state)
+
+    def keep_result(self, result: Any) -> Any:
+        """The result of a run without its history, where it began."""
+        return lay_out(result, self.result)
 
 
 @partial(jax.jit, static_argnames=("size", "whole"))
-def _head(data: Batch, size: int, whole: NamedSharding) -> Batch:
+def _first_rows(data: Batch, size: int, whole: NamedSharding) -> Batch:
     def take(data: Batch) -> Batch:
         return jax.tree.map(lambda x: x[:size], data)
 
@@ -224,9 +239,9 @@ def placement(sharding: Any, shards: Any) -> Placement:
     return Placement(sharding, int(shards))
 
 
-def check_not_spread(name: str, tree: Any) -> None:
+def check_not_partitioned(name: str, tree: Any) -> None:
     """Raise ValueError for arrays over several devices, which without `sharding=` each device would get as a whole."""
     for path, x in tree_flatten_with_path(tree)[0]:
-        if is_spread(x):
+        if is_partitioned(x):
             where, devices = name + keystr(path), len(x.sharding.device_set)
             raise ValueError(f"fit: {where} lies over {devices} devices, {x.sharding}: give sharding= as well")

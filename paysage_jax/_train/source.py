@@ -1,4 +1,4 @@
-"""What `fit` trains on: arrays in memory, or batches that are read anew every epoch."""
+"""What `fit` trains on, and how a run advances on it: arrays in memory, or batches that are read anew every epoch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from .._core.batches import (
     Batch,
     Entry,
     Weighted,
-    _check_dense,
-    _has_values,
-    _is_finite,
     as_arrays,
     as_floats,
     batch_size_of,
+    check_dense,
     check_finite,
     check_weights,
+    has_values,
     in_memory,
+    is_finite,
     is_remote,
 )
 from .._core.pytree import accepted
+from .epochs import Program, begin_epoch_of_loader, donating_step, finish_epoch_of_loader, run_epochs
+from .placement import Placement, check_not_partitioned
+from .step import FitResult
 
 NESTED = "rows in a list become data in memory by numpy.array(data), with batch_size"
 
@@ -67,31 +70,62 @@ def _relative(data: Batch) -> Batch:
     return data._replace(weights=jnp.array(relative) if isinstance(data.weights, jax.Array) else relative)
 
 
-def arrays_or_loader(
-    data: Any, batch_size: Any, own: Callable[[Any], Any] = jnp.array, entry: Entry = _AS_IT_IS
-) -> tuple[Any, Loader | None, int | None]:
-    """Data in memory, None, and the number of rows; or None, what reads the batches, and None.
-
-    `own` makes a copy of a NumPy array, on a device or not.
+def open_source(data: Any, batch_size: Any, placement: Placement, entry: Entry = _AS_IT_IS) -> Memory | Loader:
+    """Data in memory, or a loader.
 
     Raises:
         TypeError, ValueError: for other data, or a batch size that does not go with them.
     """
-    _check_dense("fit: data", data)
+    check_dense("fit: data", data)
     if in_memory(data):
-        data = as_arrays("fit: data", data, _as_it_is)
-        rows = batch_size_of("data", data)
-        if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= rows:
-            raise ValueError(f"fit: batch_size must be from 1 to the {rows} rows of data, got {batch_size!r}")
-        data = _relative(data)
-        if entry.finite:
-            check_finite("fit: data", data, entry.missing)
-        return as_arrays("fit: data", as_floats(data, entry.dtype), own), None, rows
-    loader = Loader(data, own, entry)
+        return Memory(data, batch_size, placement, entry)
+    loader = Loader(data, placement, entry)
     if batch_size is not None:
         hint = f"; {NESTED}" if isinstance(data, list) else ""
         raise ValueError(f"fit: batch_size does not go with an iterable, whose items are the batches{hint}")
-    return None, loader, None
+    return loader
+
+
+class Memory:
+    """Arrays to be cut into batches, by one compiled program for all epochs.
+
+    Args:
+        data: a pytree of arrays (rows, ...).
+        batch_size: rows of a batch; the last one of an epoch may be smaller.
+        placement: where rows lie.
+        entry: how the estimator wants them.
+    """
+
+    def __init__(self, data: Any, batch_size: Any, placement: Placement, entry: Entry) -> None:
+        data = as_arrays("fit: data", data, _as_it_is)
+        self.rows = batch_size_of("data", data)
+        if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= self.rows:
+            raise ValueError(f"fit: batch_size must be from 1 to the {self.rows} rows of data, got {batch_size!r}")
+        if batch_size % placement.shards:
+            raise ValueError(f"fit: batch_size must be a multiple of the {placement.shards} shards, got {batch_size}")
+        data = _relative(data)
+        if entry.finite:
+            check_finite("fit: data", data, entry.missing)
+        self.data = as_arrays("fit: data", as_floats(data, entry.dtype), placement.copy)
+        self.batch_size = int(batch_size)
+
+    def settings(self, placement: Placement) -> dict[str, Any]:
+        """What makes another run of the same data."""
+        return {"batch_size": self.batch_size, "rows": self.rows, "shards": placement.shards}
+
+    def put(self, placement: Placement) -> None:
+        """Bring the data to their devices."""
+        self.data = placement.put_data(self.data)
+        if placement.sharding is None:
+            check_not_partitioned("data", self.data)
+
+    def first_batch(self, placement: Placement, begun: Any, last: int) -> Batch:
+        """A batch as every epoch has one."""
+        return placement.first_rows(self.data, self.batch_size)
+
+    def advance(self, program: Program, result: FitResult, stop: Any) -> FitResult:
+        """Epochs up to number `stop`; the history is that of these epochs."""
+        return run_epochs(program, self.data, result, stop)
 
 
 def _as_it_is(x: Any) -> Any:
@@ -106,34 +140,59 @@ class Loader:
 
     Args:
         data: an iterable of batches, or a function that returns one: `data(epoch)`, or `data()`.
-        own: what makes a copy of a NumPy array, on a device or not.
+        placement: where rows lie.
         entry: how the estimator wants the batches.
 
     Raises:
         TypeError, ValueError: for what cannot be read again and again, yields no batch, or numbers that are not finite.
     """
 
-    def __init__(self, data: Any, own: Callable[[Any], Any] = jnp.array, entry: Entry = _AS_IT_IS) -> None:
+    data, batch_size, rows = None, 0, 0  # known of data in memory only
+
+    def __init__(self, data: Any, placement: Placement, entry: Entry = _AS_IT_IS) -> None:
         if isinstance(data, Iterator):
             raise ValueError("fit: data is an iterator, to be read once; give a list, a loader or a generator function")
         if isinstance(data, type) or not (callable(data) or hasattr(data, "__iter__")):
             kind = type(data).__name__
             raise TypeError(f"fit: data must be arrays with a leading axis or an iterable of batches, got {kind}")
-        self._data, self._own, self._entry = data, own, entry
+        self._data, self._copy, self._entry = data, placement.copy, entry
         self._opened: dict[int, Iterator[Batch]] = {}
 
-    def first(self, epoch: int) -> Batch:
-        """The first batch of an epoch; it is not drawn again when the epoch is read."""
-        batches = self.epoch(epoch)
-        batch = next(batches)
-        self._opened = {epoch: itertools.chain([batch], batches)}
-        return batch
+    def settings(self, placement: Placement) -> dict[str, Any]:
+        """Nothing that is known of the data makes another run."""
+        return dict.fromkeys(("batch_size", "rows", "shards"))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def put(self, placement: Placement) -> None:
+        """Batches are brought to their devices one by one."""
+
+    def first_batch(self, placement: Placement, begun: Any, last: int) -> Batch:
+        """The first batch of epoch `begun`, at most `last`; it is not drawn again when the epoch is read."""
+        batch = next(placement.put_batches(map(self._peek, [min(int(begun), last)])))
+        rows = batch_size_of("batch", batch)
+        if rows % placement.devices:
+            raise ValueError(f"fit: batches must divide over the {placement.devices} devices, got one of {rows} rows")
+        if placement.sharding is None:
+            check_not_partitioned("data", batch)
+        return placement.first_rows(batch, rows)
+
+    def advance(self, program: Program, result: FitResult, stop: Any) -> FitResult:
+        """One epoch; the history is one row."""
+        epoch = begin_epoch_of_loader(program, result)
+        steps = program._with(metrics={}, early_stopping=None, zero_sums=(), empty_row=())
+        # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
+        for i, batch in enumerate(program.placement.put_batches(self._batches(int(result.epochs_done)))):
+            epoch = donating_step(steps, epoch, batch, np.int32(i))
+        return finish_epoch_of_loader(program, result, epoch)
+
+    def _peek(self, epoch: int) -> Batch:
+        batches = self._batches(epoch)
+        first = next(batches)
+        self._opened = {epoch: itertools.chain([first], batches)}
+        return first
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, as arrays."""
-        if epoch in self._opened:
-            return self._opened.pop(epoch)
-        return self._read(epoch)
+        return self._opened.pop(epoch) if epoch in self._opened else self._read(epoch)
 
     def _read(self, epoch: int) -> Iterator[Batch]:
         source: Any = self._data
@@ -156,7 +215,7 @@ class Loader:
 
     def _enter(self, where: str, batch: Any) -> tuple[Batch, list[Any]]:
         """The batch as arrays, checked if it is on the host; and what `check_finite` is to see of it later."""
-        _check_dense("fit: batch", batch)
+        check_dense("fit: batch", batch)
         # A list of arrays is what torch makes of a tuple; a list of numbers is rows.
         if not in_memory(batch) and not (isinstance(batch, list) and all(map(in_memory, batch))):
             hint = f"; {NESTED}" if isinstance(batch, list | int | float | np.number) else ""
@@ -166,15 +225,15 @@ class Loader:
             batch = as_arrays("fit: batch", batch, _as_it_is)
         size = batch_size_of("batch", batch)
         later, missing = [], self._entry.missing
-        numbers = [x for x in jax.tree.leaves(batch) if _has_values(x)] if self._entry.finite else []
+        numbers = [x for x in jax.tree.leaves(batch) if has_values(x)] if self._entry.finite else []
         if any(map(is_remote, numbers)):
-            later = [(where, batch, _is_finite(numbers, missing=missing))]
+            later = [(where, batch, is_finite(numbers, missing=missing))]
         elif numbers:
             check_finite(where, batch, missing)
         if isinstance(batch, Weighted) and batch.weights is not None and not is_remote(batch.weights):
             check_weights(f"{where}.weights", batch.weights, size)
         batch = as_floats(batch, self._entry.dtype)
-        return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else self._own(x), batch), later
+        return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else self._copy(x), batch), later
 
     def _settle(self, where: str, batch: Batch, finite: jax.Array) -> None:
         if not finite:

@@ -67,7 +67,7 @@ class FitResult(NamedTuple):
 # --- a step ------------------------------------------------------------------------------------------
 
 
-def _update(
+def update(
     estimator: Estimator, optimizer: Any, state: TrainState, batch: Batch, key: jax.Array, **extra: Any
 ) -> tuple[TrainState, Any]:
     gradient, estimator_state, statistics = estimator.estimate(state.params, batch, state.estimator_state, key)
@@ -91,7 +91,7 @@ def _what_is_known(
     return known
 
 
-_jitted_update = jax.jit(_update, donate_argnames="state")
+_jitted_update = jax.jit(update, donate_argnames="state")
 
 
 def train_step(estimator: Estimator, optimizer: Any) -> Callable[..., tuple[TrainState, Any]]:
