@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from . import classic
-from ._core.pytree import rate
+from ._core.pytree import as_rate as _as_rate
 from ._core.trees import check_same_tree, zeros_like_moments
 from ._optim.convergence import gradient_magnitude as _gradient_magnitude
 from ._optim.leafwise import Leafwise
@@ -24,7 +24,6 @@ _magnitude = jax.jit(_gradient_magnitude)
 _update_mean = jax.jit(classic.update_mean)
 _update_mean_square = jax.jit(classic.update_mean_square)
 _normalize = jax.jit(classic.normalize)
-_check_stepsize = rate().metadata["check"]
 
 
 # --- schedulers --------------------------------------------------------------------------------------
@@ -157,7 +156,7 @@ class _ClassicOptimizer(Optimizer):
         # paysage's normalising classes rounded the step size to float32 before this product, the others did not.
         normalises = hasattr(self._step.optimizer, "mean_square_weight")
         if self.stepsize is not self._checked:
-            _check_stepsize(f"{type(self).__name__}: stepsize", self.stepsize, np.float32 if normalises else float)
+            _as_rate(f"{type(self).__name__}: stepsize", self.stepsize, np.float32 if normalises else float)
             self._checked = self.stepsize
         stepsize = np.float32(self.stepsize) if normalises else self.stepsize
         return float(self.scheduler.get_lr()) * float(stepsize)

@@ -322,8 +322,8 @@ MUTATIONS = [
 
 def copy_to(folder):
     """What the tests need, without what earlier runs left."""
-    left = shutil.ignore_patterns(".git", ".venv", ".ci", ".*_cache", ".hypothesis", "_build", "_examples", "gallery", "__pycache__", "dist")
-    shutil.copytree(ROOT, folder, ignore=left)
+    left = (".git", ".venv", ".ci", ".*_cache", ".hypothesis", "_build", "_examples", "gallery", "__pycache__", "dist")
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left))
 
 
 def mutate(folder, mutation):

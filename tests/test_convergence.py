@@ -269,8 +269,8 @@ def test_a_while_loop_stops_at_convergence():
         (lambda: track_convergence(-1e-3), ValueError, "tolerance must be in"),
         (lambda: track_convergence(np.nan), ValueError, "tolerance must be in"),
         (lambda: track_convergence("1e-3"), TypeError, "tolerance must be a number"),
-        (lambda: track_convergence(1e-3, patience=0), ValueError, "patience must be a whole number from 1 on"),
-        (lambda: track_convergence(1e-3, patience=1.5), TypeError, "patience must be a whole number"),
+        (lambda: track_convergence(1e-3, patience=0), ValueError, "patience must be a positive integer"),
+        (lambda: track_convergence(1e-3, patience=1.5), TypeError, "patience must be a positive integer"),
         (lambda: track_convergence(1e-3, 5), TypeError, "magnitude must be a function, got 5"),
         (
             lambda: track_convergence(1.0).update({"b": jnp.float32(1)}, track_convergence(1.0).init(None)),

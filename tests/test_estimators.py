@@ -216,17 +216,17 @@ def test_a_transition_that_changes_the_shape_is_an_error(estimator):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: contrastive_divergence(None, None, steps=0), ValueError, "steps must be a whole number"),
-        (lambda: contrastive_divergence(None, None, steps=1.5), TypeError, "steps must be a whole number"),
+        (lambda: contrastive_divergence(None, None, steps=0), ValueError, "steps must be a positive integer"),
+        (lambda: contrastive_divergence(None, None, steps=1.5), TypeError, "steps must be a positive integer"),
         (
             lambda: persistent_contrastive_divergence(None, None, steps=0),
             ValueError,
-            "steps must be a whole number",
+            "steps must be a positive integer",
         ),
         (
             lambda: persistent_contrastive_divergence(None, None, chains=0),
             ValueError,
-            "chains must be a whole number",
+            "chains must be a positive integer",
         ),
         (
             lambda: persistent_contrastive_divergence(None, None, chains=3, start=states(3)),
@@ -235,7 +235,11 @@ def test_a_transition_that_changes_the_shape_is_an_error(estimator):
         ),
         (lambda: persistent_contrastive_divergence(None, None, start=[None, "x"]), TypeError, "start.*got str"),
         (lambda: contrastive_divergence(None, None, energy_penalty=-1), ValueError, "energy_penalty must be in"),
-        (lambda: persistent_contrastive_divergence(None, None, chains=2.0), TypeError, "chains must be a whole number"),
+        (
+            lambda: persistent_contrastive_divergence(None, None, chains=2.0),
+            TypeError,
+            "chains must be a positive integer",
+        ),
     ],
 )
 def test_wrong_numbers_are_named(make, error, message):

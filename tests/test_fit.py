@@ -484,9 +484,9 @@ def test_no_argument_is_modified_or_deleted(kind, array):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(epochs=0), ValueError, "epochs must be a whole number from 1 on"),
-        (dict(epochs=1.5), TypeError, "epochs must be a whole number"),
-        (dict(metrics_every=0), ValueError, "metrics_every must be a whole number from 1 on"),
+        (dict(epochs=0), ValueError, "epochs must be a positive integer"),
+        (dict(epochs=1.5), TypeError, "epochs must be a positive integer"),
+        (dict(metrics_every=0), ValueError, "metrics_every must be a positive integer"),
         (dict(key=3), TypeError, r"key must be a key, jax.random.key\(3\)"),
         (dict(key=np.int64(3)), TypeError, r"key must be a key, jax.random.key\(0\), got .*3"),
         (dict(key=None), TypeError, r"key must be a key, jax.random.key\(0\), got None"),

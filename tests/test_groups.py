@@ -469,8 +469,8 @@ def test_a_plateau_reduces_the_learning_rate():
             "nothing is given for the leaf ['weights'][0]['matrix']",
         ),
         (lambda: partition({"a": sgd}, "a"), TypeError, "got the class sgd: call it"),
-        (lambda: partition([sgd(0.1)], "a"), TypeError, "partition: expected a dict label -> optimizer"),
-        (lambda: partition({}, "a"), TypeError, "partition: expected a dict label -> optimizer"),
+        (lambda: partition([sgd(0.1)], "a"), TypeError, "partition: optimizers: expected a dict label -> optimizer"),
+        (lambda: partition({}, "a"), TypeError, "partition: optimizers: expected a dict label -> optimizer"),
         (
             lambda: partition({"a": sgd(0.1)}, "a").update(PARAMS, sgd(0.1).init(PARAMS), PARAMS),
             TypeError,
@@ -498,8 +498,8 @@ def test_a_plateau_reduces_the_learning_rate():
             ValueError,
             "scale_leaves: expected a scalar, got shape (2,)",
         ),
-        (lambda: accumulate(sgd(0.1), 0), ValueError, "steps must be a whole number from 1 on"),
-        (lambda: accumulate(sgd(0.1), 1.5), TypeError, "steps must be a whole number"),
+        (lambda: accumulate(sgd(0.1), 0), ValueError, "steps must be a positive integer"),
+        (lambda: accumulate(sgd(0.1), 1.5), TypeError, "steps must be a positive integer"),
         (lambda: accumulate(0.1, 2), TypeError, "expected an optimizer or transformation"),
         (
             lambda: accumulate(sgd(0.1), 2).update(PARAMS, sgd(0.1).init(PARAMS)),

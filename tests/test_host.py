@@ -67,7 +67,7 @@ def test_delta_is_minus_the_update_of_the_functional_optimizer(optimizer):
     params = rbm_tree()
     state, updates = optimizer.init(params), []
     for rate, g in zip(RATES, five_gradients(jnp.array), strict=True):
-        update, state, params = step(optimizer._with(stepsize=rate), g, state, params)
+        update, state, params = step(optimizer.replace_unchecked(stepsize=rate), g, state, params)
         updates.append(jax.tree.map(jnp.negative, update))
     for array in (np.array, jnp.array):
         stepper = Stepper(optimizer)

@@ -442,10 +442,10 @@ def test_mistakes_are_named():
         ("log_z", float("nan"), "log_z must be in"),
         ("chains", np.zeros((0, 8), np.float32), "chains: expected states"),
         ("key", 3, r"key must be a key, jax.random.key\(0\), got 3"),
-        ("sweeps", 0, "sweeps must be a whole number from 1 on"),
-        ("every", 0, "every must be a whole number from 1 on"),
+        ("sweeps", 0, "sweeps must be a positive integer"),
+        ("every", 0, "every must be a positive integer"),
         ("resample_below", 1.1, r"resample_below must be in \[0, 1\]"),
-        ("anchor_every", 0, "anchor_every must be a whole number from 1 on"),
+        ("anchor_every", 0, "anchor_every must be a positive integer"),
     ]:
         with pytest.raises((TypeError, ValueError), match=message):
             pj.track_log_partition(*MODEL, **(good | {name: value}))
@@ -497,7 +497,7 @@ def test_mistakes_are_named():
     ):
         with pytest.raises(ValueError, match=r"log_z_start: expected a scalar, got shape \(1,\)"):
             estimate(*MODEL, path, start, jnp.zeros(1), jax.random.key(0))
-    with pytest.raises(ValueError, match="steps must be a whole number from 1 on"):
+    with pytest.raises(ValueError, match="steps must be a positive integer"):
         pj.annealed_importance_sampling(*MODEL, path, start, log_z_start, jax.random.key(0), steps=0)
     with pytest.raises(ValueError, match=r"expected shape \(5,\), one for each state, got \(\)"):
         pj.annealed_importance_sampling(lambda p, v: jnp.sum(v), rbm.gibbs, path, start, log_z_start, jax.random.key(0))

@@ -413,8 +413,8 @@ def test_a_metric_that_cannot_stop_a_run_is_named(metric, error, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (dict(patience=0), ValueError, "early_stopping: patience must be a whole number from 1 on"),
-        (dict(patience=1.5), TypeError, "early_stopping: patience must be a whole number"),
+        (dict(patience=0), ValueError, "early_stopping: patience must be a positive integer"),
+        (dict(patience=1.5), TypeError, "early_stopping: patience must be a positive integer"),
         (dict(min_improvement=-1.0), ValueError, "early_stopping: min_improvement must be in"),
         (dict(min_improvement=np.nan), ValueError, "early_stopping: min_improvement must be in"),
     ],

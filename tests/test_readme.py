@@ -39,11 +39,11 @@ def test_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
 
 
 EXAMPLES = {
-    "_base": ["chain"],
-    "_estimators": ["contrastive_divergence", "persistent_contrastive_divergence", "loss_gradient"],
-    "_fit": ["fit"],
-    "_tempering": ["parallel_tempering"],
-    "_textbook": ["adam"],
+    "_optim.transformation": ["chain"],
+    "_ebm.estimators": ["contrastive_divergence", "persistent_contrastive_divergence", "loss_gradient"],
+    "_train.fit": ["fit"],
+    "_ebm.tempering": ["parallel_tempering"],
+    "_optim.textbook": ["adam"],
     "optimizers": ["StochasticGradientDescent", "Momentum", "RMSProp", "ADAM"],
 }
 

@@ -198,18 +198,18 @@ def test_equal_by_value_and_picklable(schedule, closed_form):
         (
             lambda: power_law_decay(0.1, steps_per_epoch=0),
             ValueError,
-            "steps_per_epoch must be a whole number from 1",
+            "steps_per_epoch must be a positive integer",
         ),
-        (lambda: exponential_decay(0.1, steps_per_epoch=2.5), TypeError, "steps_per_epoch must be a whole number"),
+        (lambda: exponential_decay(0.1, steps_per_epoch=2.5), TypeError, "steps_per_epoch must be a positive integer"),
         (lambda: exponential_decay(0.1, steps_per_epoch=2**31), ValueError, "exponential_decay: steps_per_epoch"),
         (lambda: per_epoch(0.1), TypeError, "per_epoch: schedule must be a callable"),
         (
             lambda: per_epoch(constant(0.1), -1),
             ValueError,
-            "steps_per_epoch must be a whole number from 1",
+            "steps_per_epoch must be a positive integer",
         ),
         (lambda: per_epoch(constant(0.1))(3), ValueError, "per_epoch: give steps_per_epoch"),
-        (lambda: warmup(0.1, 0), ValueError, "warmup: steps must be a whole number from 1"),
+        (lambda: warmup(0.1, 0), ValueError, "warmup: steps must be a positive integer"),
         (lambda: warmup(None, 5), TypeError, "warmup: schedule must be a number"),
     ],
 )

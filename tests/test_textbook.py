@@ -169,7 +169,7 @@ def test_the_conjugate_of_what_jax_grad_gives_descends():
             _, state, params = step(faster, direction(jax.grad(loss)(params)), state, params)
             return (params, state), None
 
-        faster = replace(optimizer, **{optimizer._rate: 0.05})
+        faster = replace(optimizer, **{optimizer.rate_name: 0.05})
         start = jnp.zeros(3, jnp.complex64), faster.init(target)
         down, as_it_is = (
             jax.lax.scan(partial(scanned, direction), start, length=300)[0][0] for direction in (jnp.conj, lambda g: g)
@@ -435,7 +435,7 @@ def test_a_sweep_of_learning_rates_is_as_many_runs():
     """16 learning rates in one vmap."""
 
     def at(rate):
-        return {name: replace(optimizer, **{optimizer._rate: rate}) for name, optimizer in OPTIMIZERS.items()}
+        return {name: replace(optimizer, **{optimizer.rate_name: rate}) for name, optimizer in OPTIMIZERS.items()}
 
     rates = np.geomspace(1e-4, 1.0, 16, dtype=np.float32)
     sweep = jax.jit(jax.vmap(lambda rate: run_all(at(rate), START, SIX)))(rates)
@@ -513,7 +513,7 @@ def test_an_element_without_gradient_spoils_no_derivative(optimizer):
     @jax.jit
     @jax.grad
     def derivative(rate, inputs):
-        trained, params = replace(optimizer, **{optimizer._rate: rate}), jnp.array([1.0, 2.0])
+        trained, params = replace(optimizer, **{optimizer.rate_name: rate}), jnp.array([1.0, 2.0])
         state = trained.init(params)
         for _ in range(2):
             _, state, params = step(trained, (jnp.sum(inputs * params) - 3) * inputs, state, params)
@@ -552,7 +552,7 @@ def test_the_state_has_its_documented_fields(optimizer):
 
 @each(SCHEDULED)
 def test_the_state_holds_the_learning_rate_that_was_applied(optimizer):
-    schedule = getattr(optimizer, optimizer._rate)
+    schedule = getattr(optimizer, optimizer.rate_name)
     state = optimizer.init(PARAMS)
     assert state.learning_rate == schedule(0)
     for t in range(25):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from abc import ABCMeta
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, ClassVar, cast, dataclass_transform
@@ -17,6 +16,7 @@ from jax.tree_util import GetAttrKey
 
 Number = float | jax.Array
 Count = int | jax.Array
+Converter = Callable[..., Any]  # convert(where, value)
 Schedule = Any  # a callable step -> value. Any, because the rule of an optimizer finds the value itself in its field.
 
 
@@ -26,6 +26,11 @@ Schedule = Any  # a callable step -> value. Any, because the rule of an optimize
 # The default is given by name, for type checkers see it only so (PEP 681).
 
 
+def converted(convert: Converter, *, default: Any = dataclasses.MISSING, static: bool = False) -> Any:
+    """A field that holds `convert(where, value)` of the value given; `where` names the field in messages."""
+    return dataclasses.field(default=default, metadata={"convert": convert, "static": static})
+
+
 def number(interval: str = "[0, inf)", *, default: Any = dataclasses.MISSING) -> Any:
     """A field for a number or a scalar array in an interval, a leaf of the pytree.
 
@@ -33,20 +38,18 @@ def number(interval: str = "[0, inf)", *, default: Any = dataclasses.MISSING) ->
         interval: such as "[0, 1)".
         default: the value if none is given; None where the term that it scales may be absent.
     """
-    check = _Number(_Interval.of(interval), optional=default is None)
-    return dataclasses.field(default=default, metadata={"check": check})
+    return converted(_Number(_Interval.of(interval), optional=default is None), default=default)
 
 
 def rate(interval: str = "[0, inf)", *, default: Any = dataclasses.MISSING) -> Any:
     """A field for a learning rate: a `number`, or a schedule `step -> value`, whose numbers are leaves."""
-    check = _Rate(_Interval.of(interval))
-    return dataclasses.field(default=default, metadata={"check": check, "rate": True})
+    convert = _Rate(_Number(_Interval.of(interval)))
+    return dataclasses.field(default=default, metadata={"convert": convert, "rate": True})
 
 
 def count(*, default: Any = dataclasses.MISSING, static: bool = False) -> Any:
-    """A field for a whole number from 1 on (or None, if that is the default), a leaf of the pytree unless `static`."""
-    metadata = {"check": _Count(optional=default is None)} | ({"static": True} if static else {})
-    return dataclasses.field(default=default, metadata=metadata)
+    """A field for a positive integer (or None, if that is the default), a leaf of the pytree unless `static`."""
+    return converted(_Count(optional=default is None), default=default, static=static)
 
 
 def static(*, default: Any = dataclasses.MISSING) -> Any:
@@ -56,7 +59,7 @@ def static(*, default: Any = dataclasses.MISSING) -> Any:
 
 def function(*, default: Any = dataclasses.MISSING) -> Any:
     """A `static` field for a function (or None, if that is the default)."""
-    return dataclasses.field(default=default, metadata={"static": True, "check": _Callable(optional=default is None)})
+    return converted(_Callable(optional=default is None), default=default, static=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +84,13 @@ class _Number:
     interval: _Interval
     optional: bool = False
 
-    def __call__(self, where: str, value: Any, dtype: Any) -> Any:
+    def __call__(self, where: str, value: Any, dtype: Any = None) -> Any:
         """`value`, as a float if it is a scalar of Python or NumPy; what is not yet known (a tracer) passes."""
         if isinstance(value, Tracer) or (self.optional and value is None):
             return value
         if not _is_of(value, np.floating, np.integer):
             raise TypeError(f"{where} must be a number in {self.interval.text}, got {value!r}")
+        dtype = jnp.result_type(float) if dtype is None else dtype
         with np.errstate(over="ignore"):
             used = np.asarray(value).astype(dtype)
         if not self.interval.contains(used):
@@ -98,27 +102,25 @@ class _Number:
 
 @dataclasses.dataclass(frozen=True)
 class _Rate:
-    interval: _Interval
+    number: _Number
 
-    def __call__(self, where: str, value: Any, dtype: Any) -> Any:
+    def __call__(self, where: str, value: Any, dtype: Any = None) -> Any:
         if isinstance(value, type):
             raise TypeError(f"{where} must be a number or a schedule, got the class {value.__name__}: call it")
-        if not callable(value):
-            return _Number(self.interval)(where, value, dtype)
-        return as_pytree(value)
+        return as_pytree(value) if callable(value) else self.number(where, value, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Count:
     optional: bool = False
 
-    def __call__(self, where: str, value: Any, dtype: Any) -> Any:
+    def __call__(self, where: str, value: Any) -> Any:
         if isinstance(value, Tracer) or (self.optional and value is None):
             return value
         if not _is_of(value, np.integer):
-            raise TypeError(f"{where} must be a whole number, got {value!r}")
+            raise TypeError(f"{where} must be a positive integer, got {value!r}")
         if not np.all((np.asarray(value) >= 1) & (np.asarray(value) <= np.iinfo(np.int32).max)):
-            raise ValueError(f"{where} must be a whole number from 1 on, got {value}")
+            raise ValueError(f"{where} must be a positive integer, got {value}")
         return jnp.array(value) if isinstance(value, np.ndarray) else _python(int, value)
 
 
@@ -126,7 +128,7 @@ class _Count:
 class _Callable:
     optional: bool = False
 
-    def __call__(self, where: str, value: Any, dtype: Any) -> Any:
+    def __call__(self, where: str, value: Any) -> Any:
         if not callable(value) and not (self.optional and value is None):
             raise TypeError(f"{where} must be a function, got {value!r}")
         return value
@@ -146,23 +148,29 @@ def _python(kind: type, value: Any) -> Any:
     return value if isinstance(value, jax.Array) else kind(value)
 
 
+def as_number(where: str, value: Any) -> Any:
+    """A nonnegative number as a field holds it. Raises TypeError or ValueError for anything else."""
+    return _NONNEGATIVE(where, value)
+
+
+def as_rate(where: str, value: Any, dtype: Any = None) -> Any:
+    """A learning rate as a field holds it, checked as used in `dtype`. Raises TypeError or ValueError otherwise."""
+    return _Rate(_NONNEGATIVE)(where, value, dtype)
+
+
 def check_count(where: str, value: Any) -> None:
-    """Raise TypeError or ValueError unless `value` is a whole number from 1 on."""
-    _Count()(where, value, None)
+    """Raise TypeError or ValueError unless `value` is a positive integer."""
+    _Count()(where, value)
+
+
+_NONNEGATIVE = _Number(_Interval.of("[0, inf)"))
 
 
 # --- the dataclass -----------------------------------------------------------------------------------
 
 
-class _Documented(ABCMeta):
-    def __dir__(cls) -> list[str]:
-        """What `help` shows of a class: not what `dataclass` generates."""
-        shown = ("__call__", "__iter__")
-        return [name for name in super().__dir__() if name in shown or not name.startswith("__")]
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(number, rate, count, static, function))
-class Pytree(metaclass=_Documented):
+@dataclass_transform(frozen_default=True, field_specifiers=(converted, number, rate, count, static, function))
+class Pytree:
     """Base of the objects of this package: every subclass is a frozen dataclass and a pytree.
 
     A field declared by `static` belongs to the structure, every other field is a child. So an object can be closed
@@ -174,15 +182,15 @@ class Pytree(metaclass=_Documented):
         TypeError, ValueError: if a field does not hold what it should; the message names it.
     """
 
-    _checks: ClassVar[dict[str, Callable[..., Any]]] = {}
+    _converters: ClassVar[dict[str, Converter]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
         fields = dataclasses.fields(cast(Any, cls))
-        cls._checks = {field.name: field.metadata["check"] for field in fields if "check" in field.metadata}
-        children = [field.name for field in fields if "static" not in field.metadata]
-        fixed = [field.name for field in fields if "static" in field.metadata]
+        cls._converters = {field.name: field.metadata["convert"] for field in fields if "convert" in field.metadata}
+        fixed = [field.name for field in fields if field.metadata.get("static")]
+        children = [field.name for field in fields if field.name not in fixed]
         get_children, get_fixed = _getter(children), _getter(fixed)
         keys = [GetAttrKey(name) for name in children]
 
@@ -201,14 +209,16 @@ class Pytree(metaclass=_Documented):
         jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
     def __post_init__(self) -> None:
-        self._check(jnp.result_type(float))
+        for name, convert in self._converters.items():
+            vars(self)[name] = convert(f"{type(self).__name__}: {name}", getattr(self, name))
 
-    def _check(self, dtype: Any) -> None:
-        """Check every declared field, as it is when used in `dtype`."""
-        for name, check in self._checks.items():
-            vars(self)[name] = check(f"{type(self).__name__}: {name}", getattr(self, name), dtype)
+    def check_in(self, dtype: Any) -> None:
+        """Check every number again, as it is when used in `dtype`: 1 - 1e-9 is 1 in float32."""
+        for name, convert in self._converters.items():
+            if isinstance(convert, _Number | _Rate):
+                convert(f"{type(self).__name__}: {name}", getattr(self, name), dtype)
 
-    def _with(self, **values: Any) -> Any:
+    def replace_unchecked(self, **values: Any) -> Any:
         """A copy with other values in some fields, unchecked: they may be tracers."""
         twin = object.__new__(type(self))
         vars(twin).update(vars(self), **values)

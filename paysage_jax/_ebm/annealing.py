@@ -153,7 +153,7 @@ def annealed_importance_sampling(
         start: samples of the model path(0), one for each chain.
         log_z_start: log Z of the model path(0).
         key: a PRNG key.
-        steps: the number of temperatures, a whole number from 1 on.
+        steps: the number of temperatures, a positive integer.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
@@ -233,7 +233,7 @@ def raise_bound(
         transition: transition(params, v, key) -> v, reversible (detailed balance holds), as block Gibbs sampling of a
             restricted Boltzmann machine is.
         v: the data, states of the model; the weights of `Weighted` data change no row.
-        chains: for each row, a whole number from 1 on; with more the estimate rises, on average. All rows × chains are
+        chains: for each row, a positive integer; with more the estimate rises, on average. All rows × chains are
             annealed at once.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._core.pytree import Number, number, static
+from .._core.pytree import Number, converted, number, static
 from .._core.trees import Params, Updates, by_path, moment_dtype, zeros_like_moments
 from .._optim.transformation import BEFORE, State, Transformation, check_state, next_step
 
@@ -26,6 +26,10 @@ class CenterState(NamedTuple):
 
     step: jax.Array
     offsets: dict[str, jax.Array]
+
+
+def _as_joins(_: str, joins: Any) -> tuple[Join, ...] | None:
+    return None if joins is None else tuple(Join(*join) for join in joins)
 
 
 class center(Transformation):
@@ -58,15 +62,10 @@ class center(Transformation):
     _stage = BEFORE
     decay: Number = number("[0, 1)", default=0.99)
     enhanced: bool = static(default=False)
-    joins: Sequence[Join] | None = static(default=None)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.joins is not None:
-            vars(self)["joins"] = tuple(Join(*join) for join in self.joins)
+    joins: Sequence[Join] | None = converted(_as_joins, default=None, static=True)
 
     def init(self, params: Params) -> State:
-        self._check_for(params)
+        self.check_for(params)
         leaves = by_path(params)
         biases = sorted({bias for join in self._joins(leaves) for bias in (join.left, join.right)})
         return CenterState(jnp.zeros((), jnp.int32), zeros_like_moments({bias: leaves[bias] for bias in biases}))

@@ -117,7 +117,7 @@ class contrastive_divergence(Estimator):
     Args:
         energy: energy(params, v) -> (batch,).
         transition: transition(params, v, key) -> v.
-        steps: a whole number from 1 on.
+        steps: a positive integer.
         complete: complete(params, v, key) -> states, if the data leave units hidden; samples start from these states.
         energy_penalty: a nonnegative number, which keeps the energies small (Du & Mordatch, 2019).
         integer_states: whether states are counts or categories, of an integer or bool dtype, and data stay as they are.
@@ -168,7 +168,7 @@ class persistent_contrastive_divergence(Estimator):
     Args:
         energy: energy(params, v) -> (batch,).
         transition: transition(params, v, key) -> v.
-        steps: a whole number from 1 on.
+        steps: a positive integer.
         chains: their number; None takes as many as the batch has states.
         start: the states they start from, in the place of data; their number is that of the chains.
         complete: complete(params, v, key) -> states, if the data leave units hidden; chains start from these states.

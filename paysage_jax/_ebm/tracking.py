@@ -80,13 +80,13 @@ class track_log_partition(Transformation):
         log_z: log Z of the parameters that the run starts from.
         chains: samples of that model, as `annealed_importance_sampling` returns them with log Z.
         key: a PRNG key.
-        sweeps: annealing steps from p to q, each with a transition, a whole number from 1 on.
-        every: updates from p to q, a whole number from 1 on. More are cheaper and follow less closely. It should divide
+        sweeps: annealing steps from p to q, each with a transition, a positive integer.
+        every: updates from p to q, a positive integer. More are cheaper and follow less closely. It should divide
             the updates of an epoch: else log Z and the energies measured at its end are of different parameters.
         resample_below: a share of the number of chains, in [0, 1].
-        anchor_every: updates, a whole number from 1 on; the updates of an epoch, or a multiple, so that what is
+        anchor_every: updates, a positive integer; the updates of an epoch, or a multiple, so that what is
             measured then is fresh. None: never.
-        anchor_steps: annealing steps of an anchor, a whole number from 1 on.
+        anchor_steps: annealing steps of an anchor, a positive integer.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, when traced.

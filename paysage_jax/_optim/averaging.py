@@ -34,7 +34,7 @@ class average_parameters(Transformation):
     decay: Number = number("[0, 1)", default=0.999)
 
     def init(self, params: Params) -> State:
-        self._check_for(params)
+        self.check_for(params)
         return AverageState(jnp.zeros((), float), zeros_like_moments(params))
 
     def update(

@@ -71,7 +71,7 @@ class track_convergence(Transformation):
     Args:
         tolerance: a number from 0 on.
         magnitude: updates -> scalar.
-        patience: a whole number from 1 on.
+        patience: a positive integer.
     """
 
     _stage = LAST

@@ -46,16 +46,16 @@ class Leafwise(Transformation):
     _stage = OPTIMIZER
     state_type: ClassVar[type[Any]]
     real_moments: ClassVar[tuple[str, ...]] = ("mean_square",)  # of these names: real where the gradient is complex
-    _rate: ClassVar[str]
-    _moments: ClassVar[tuple[str, ...]]
+    rate_name: ClassVar[str]
+    moment_names: ClassVar[tuple[str, ...]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         rates = [field.name for field in dataclasses.fields(cast(Any, cls)) if "rate" in field.metadata]
         if len(rates) != 1 or not hasattr(cls, "state_type"):
             raise TypeError(f"{cls.__name__}: expected one field declared by `rate` and a `state_type`, got {rates}")
-        cls._rate = rates[0]
-        cls._moments = tuple(name for name in cls.state_type._fields if name not in ("step", "learning_rate"))
+        cls.rate_name = rates[0]
+        cls.moment_names = tuple(name for name in cls.state_type._fields if name not in ("step", "learning_rate"))
 
     # Of a method with `*moments: Any, **_: Any` type checkers allow an override that names its moments.
     @abstractmethod
@@ -74,9 +74,9 @@ class Leafwise(Transformation):
 
     def init(self, params: Params) -> State:
         check_floating("params", params)
-        self._check_for(params)
+        self.check_for(params)
         step = jnp.zeros((), jnp.int32)
-        moments = {name: zeros_like_moments(params, real=name in self.real_moments) for name in self._moments}
+        moments = {name: zeros_like_moments(params, real=name in self.real_moments) for name in self.moment_names}
         return self.state_type(step=step, learning_rate=self._rate_at(step, {"epoch": step}), **moments)
 
     def update(
@@ -84,17 +84,17 @@ class Leafwise(Transformation):
     ) -> tuple[Updates, State]:
         check_state(self, state, self.state_type)
         rate, t = self._rate_at(state.step, extra), next_step(state.step)
-        now = self._with(**{self._rate: rate})
-        before = [getattr(state, name) for name in self._moments]
+        now = self.replace_unchecked(**{self.rate_name: rate})
+        before = [getattr(state, name) for name in self.moment_names]
         new, *moments = update_leaves(type(self).rule, now, t, updates, params, *before)
-        for name, moment in zip(self._moments, before, strict=True):
+        for name, moment in zip(self.moment_names, before, strict=True):
             if name not in self.real_moments:
                 check_addable("updates", updates, "the state", moment)
-        return new, self.state_type(step=t, learning_rate=rate, **dict(zip(self._moments, moments, strict=True)))
+        return new, self.state_type(step=t, learning_rate=rate, **dict(zip(self.moment_names, moments, strict=True)))
 
     def _rate_at(self, step: jax.Array, extra: dict[str, Any]) -> jax.Array:
-        name = f"{type(self).__name__}: {self._rate}"
-        return as_scalar(name, at_step(name, getattr(self, self._rate), step, extra))
+        name = f"{type(self).__name__}: {self.rate_name}"
+        return as_scalar(name, at_step(name, getattr(self, self.rate_name), step, extra))
 
 
 def update_leaves(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import all_leaves, tree_flatten_with_path
 
-from .._core.pytree import Function, Pytree, as_pytree, static
+from .._core.pytree import Function, Pytree, as_pytree, converted, static
 from .._core.trees import Params, Updates, at_leaves, check_same_tree, leaf_paths, without
 from .packing import pack_all_like, unpack_all
 from .transformation import State, Transformation, as_transformation, check_state
@@ -26,6 +26,21 @@ class _ByPath(Pytree):
     """A tree of labels as pairs (path, label), which hash."""
 
     pairs: tuple[tuple[Any, Any], ...] = static()
+
+
+def _members(where: str, optimizers: Any) -> dict[Any, Transformation]:
+    """In the order that their states have in a pytree."""
+    if not isinstance(optimizers, Mapping) or not optimizers:
+        raise TypeError(f"{where}: expected a dict label -> optimizer, got {optimizers!r}")
+    return {name: as_transformation(optimizers[name]) for name in sorted(optimizers)}
+
+
+def _as_labels(_: str, labels: Any) -> Any:
+    if callable(labels) and all_leaves([labels]):
+        return as_pytree(labels)
+    if isinstance(labels, Function | _ByPath):  # which `dataclasses.replace` hands on
+        return labels
+    return _ByPath(tuple(tree_flatten_with_path(labels)[0]))
 
 
 class partition(Transformation):
@@ -51,20 +66,8 @@ class partition(Transformation):
         ValueError: for a leaf without label or with an unknown one, a label without leaves.
     """
 
-    optimizers: Mapping[Any, Any]
-    labels: Any
-
-    def __post_init__(self) -> None:
-        optimizers, labels = self.optimizers, self.labels
-        if not isinstance(optimizers, Mapping) or not optimizers:
-            raise TypeError(f"partition: expected a dict label -> optimizer, got {optimizers!r}")
-        if callable(labels) and all_leaves([labels]):
-            labels = as_pytree(labels)
-        elif not isinstance(labels, Function | _ByPath):  # which `dataclasses.replace` hands on
-            labels = _ByPath(tuple(tree_flatten_with_path(labels)[0]))
-        # In the order that the states have in a pytree.
-        members = {name: as_transformation(optimizers[name]) for name in sorted(optimizers)}
-        vars(self).update(optimizers=members, labels=labels)
+    optimizers: Mapping[Any, Any] = converted(_members)
+    labels: Any = converted(_as_labels)
 
     def __hash__(self) -> int:
         return hash((tuple(self.optimizers.items()), self.labels))

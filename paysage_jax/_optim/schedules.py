@@ -44,7 +44,7 @@ class power_law_decay(Pytree):
     Args:
         init_value: the value in epoch 0, a finite number.
         decay_rate: a finite number.
-        steps_per_epoch: a whole number from 1 on.
+        steps_per_epoch: a positive integer.
     """
 
     init_value: Number = number(_FINITE)
@@ -65,7 +65,7 @@ class exponential_decay(Pytree):
     Args:
         init_value: the value in epoch 0, a finite number.
         decay_rate: a finite number.
-        steps_per_epoch: a whole number from 1 on.
+        steps_per_epoch: a positive integer.
     """
 
     init_value: Number = number(_FINITE)
@@ -115,7 +115,7 @@ class warmup(Pytree):
 
     Args:
         schedule: a callable step -> value, or a finite number.
-        steps: a whole number from 1 on.
+        steps: a positive integer.
     """
 
     schedule: Schedule | Number = rate(_FINITE)

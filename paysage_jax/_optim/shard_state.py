@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_map_with_path
 
 from .._core.devices import axes_of, checked, constrain, is_explicit, lay_out, mesh_of, pieces_of, put
-from .._core.pytree import static
+from .._core.pytree import converted
 from .._core.trees import Params, Updates
 from .packing import Packed, padded
 from .transformation import State, Wrapper
@@ -39,11 +39,7 @@ class shard_state(Wrapper):
     (2020).
     """
 
-    sharding: NamedSharding = static()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        vars(self)["sharding"] = checked("shard_state", self.sharding)
+    sharding: NamedSharding = converted(lambda _, sharding: checked("shard_state", sharding), static=True)
 
     def init(self, params: Params) -> State:
         state = self.optimizer.init(params)

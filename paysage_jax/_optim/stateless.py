@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
-from .._core.pytree import Number, function, number
+from .._core.pytree import Number, as_number, converted, function, number
 from .._core.trees import (
     Params,
     Updates,
@@ -42,7 +42,7 @@ class _Stateless(Transformation):
     _whole_leaves: ClassVar[bool] = False  # not even without a predicate may leaves be packed
 
     def init(self, params: Params) -> State:
-        self._check_for(params)
+        self.check_for(params)
         if self._where is not None:
             selected(type(self).__name__, self._where, unpack_all(params))
         return ()
@@ -210,6 +210,10 @@ def unit_column_norm(params: Params) -> Params:
 # --- a learning rate for each leaf -------------------------------------------------------------------
 
 
+def _as_numbers(where: str, tree: Any) -> Any:
+    return tree_map_with_path(lambda path, x: as_number(f"{where}{keystr(path)}", x), tree)
+
+
 class scale_leaves(Transformation):
     """Multiply the update of each leaf by a number of its own: learning rates leaf by leaf, after an optimizer.
 
@@ -223,16 +227,7 @@ class scale_leaves(Transformation):
         TypeError, ValueError: for what is no such number, naming it; for a leaf without one.
     """
 
-    factors: Any
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check = number().metadata["check"]
-
-        def checked(path: Any, factor: Any) -> Any:
-            return check(f"scale_leaves: factors{keystr(path)}", factor, jnp.result_type(float))
-
-        vars(self)["factors"] = tree_map_with_path(checked, self.factors)
+    factors: Any = converted(_as_numbers)
 
     def init(self, params: Params) -> State:
         self._factors_of(unpack_all(params))

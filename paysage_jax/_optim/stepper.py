@@ -55,7 +55,7 @@ class Stepper:
         if not self._in_numpy:
             return self.state
         state = self.state
-        moments = {name: _cut(getattr(state, name), self._delta) for name in self.optimizer._moments}
+        moments = {name: _cut(getattr(state, name), self._delta) for name in self.optimizer.moment_names}
         return state._replace(step=np.int32(state.step), learning_rate=np.float32(state.learning_rate), **moments)
 
     def __copy__(self) -> Stepper:
@@ -78,7 +78,7 @@ def as_given(given: Any, computed: Any) -> Any:
 
 @partial(jax.jit, donate_argnames="state")
 def _step(optimizer, stepsize, gradient, state):
-    updates, state = optimizer._with(**{optimizer._rate: stepsize}).update(gradient, state)
+    updates, state = optimizer.replace_unchecked(**{optimizer.rate_name: stepsize}).update(gradient, state)
     return jax.tree.map(jnp.negative, updates), state
 
 
@@ -91,7 +91,7 @@ def _is_small(tree):
 def _step_in_numpy(optimizer, stepsize, gradient, state):
     """`_step` in NumPy, on all leaves in one array: so are the moments in the state."""
     g = np.concatenate([x.ravel() for x in jax.tree.leaves(gradient)])
-    names = optimizer._moments
+    names = optimizer.moment_names
     if state is None or not names:
         dtype = moment_dtype(jax.dtypes.canonicalize_dtype(g.dtype))
         moments = [np.zeros(g.shape, dtype) for _ in names]
@@ -99,9 +99,9 @@ def _step_in_numpy(optimizer, stepsize, gradient, state):
         moments = [getattr(state, name) for name in names]
         dtype = moments[0].dtype
     t = 1 if state is None else min(state.step + 1, np.iinfo(np.int32).max)
-    numbers = {name: dtype.type(value) for name, value in (vars(optimizer) | {optimizer._rate: stepsize}).items()}
+    numbers = {name: dtype.type(value) for name, value in (vars(optimizer) | {optimizer.rate_name: stepsize}).items()}
     with np.errstate(all="ignore"):
-        u, *moments = optimizer._with(**numbers).rule(dtype.type(t), g.astype(dtype), None, *moments)
+        u, *moments = optimizer.replace_unchecked(**numbers).rule(dtype.type(t), g.astype(dtype), None, *moments)
         delta = jax.tree.map(lambda d, x: d.astype(x.dtype), _cut(-u, gradient), gradient)
     return delta, optimizer.state_type(t, stepsize, **dict(zip(names, moments, strict=True)))
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from .._core.pytree import Pytree, accepted, static
+from .._core.pytree import Pytree, accepted, converted, static
 from .._core.trees import Params, Updates, check_addable, check_same_tree, is_inexact, moment_dtype, real_dtype
 
 State = Any
@@ -20,7 +20,7 @@ BEFORE, OPTIMIZER, PROJECTION, LAST = range(4)
 _PLACES = {PROJECTION: "after all that changes the updates", LAST: "last"}
 
 
-class Transformation(Pytree):
+class Transformation(Pytree, ABC):
     """A pure pair that turns gradients into updates; `init, update = transformation` unpacks it.
 
     Updates are added to the parameters (`apply_updates`): an optimizer returns minus its step. A subclass declares
@@ -62,10 +62,10 @@ class Transformation(Pytree):
     def __iter__(self) -> Iterator[Callable[..., Any]]:
         return iter((self.init, self.update))
 
-    def _check_for(self, params: Params) -> None:
+    def check_for(self, params: Params) -> None:
         """Check every number as it is when used on these parameters: 1 - 1e-9 is 1 in float32."""
         for dtype in {moment_dtype(jnp.result_type(p)) for p in jax.tree.leaves(params) if is_inexact(p)}:
-            self._check(real_dtype(dtype))
+            self.check_in(real_dtype(dtype))
 
     def _in_order(self) -> list[Transformation]:
         """What is applied one after the other."""
@@ -142,11 +142,7 @@ def as_transformation(pair: Any) -> Transformation:
 class Wrapper(Transformation):
     """Base of what goes round one `optimizer`, ours or another library's."""
 
-    optimizer: Transformation
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        vars(self)["optimizer"] = as_transformation(self.optimizer)
+    optimizer: Transformation = converted(lambda _, pair: as_transformation(pair))
 
     def _in_order(self) -> list[Transformation]:
         return self.optimizer._in_order()
@@ -173,7 +169,7 @@ class chain(Transformation):
     members: tuple[Transformation, ...]
 
     def __init__(self, *args: Any, members: Iterable[Any] = ()) -> None:
-        vars(self)["members"] = tuple(as_transformation(member) for member in (*args, *members))
+        object.__setattr__(self, "members", tuple(map(as_transformation, (*args, *members))))
         _check_order(self._in_order())
 
     def _in_order(self) -> list[Transformation]:

@@ -106,7 +106,7 @@ class accumulate(Wrapper):
 
     Args:
         optimizer: an optimizer or transformation.
-        steps: a whole number from 1 on.
+        steps: a positive integer.
     """
 
     steps: Count = count()

@@ -29,7 +29,7 @@ class early_stopping(Pytree):
 
     Args:
         metric: the name of a scalar in the history.
-        patience: measurements without improvement after which the run stops, a whole number from 1 on.
+        patience: measurements without improvement after which the run stops, a positive integer.
         min_improvement: what counts as improvement is more than this, a number from 0 on.
         maximize: whether larger is better, as for a likelihood; otherwise smaller is, as for a loss.
     """

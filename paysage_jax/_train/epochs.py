@@ -168,7 +168,7 @@ def with_shapes(program: Program, result: FitResult, batch: Batch, data: Any) ->
     """The program with the zeros and the empty row of a run that starts at this result; nothing is computed."""
     sums, row = _first_sums_and_row.eval_shape(program, result._replace(history=()), batch, data)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), sums)
-    return program._with(zero_sums=zeros, empty_row=jax.tree.map(lambda x: x[0], empty_rows(row, 1)))
+    return program.replace_unchecked(zero_sums=zeros, empty_row=jax.tree.map(lambda x: x[0], empty_rows(row, 1)))
 
 
 # --- epochs on data in memory ------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def start_or_resume(
     """The program with the shapes of this run, and the result that it goes on from: new, resumed or from disk."""
     place = program.placement
     init_key, run_key = place.put_whole("key", tuple(jax.random.split(program.key)))
-    program = program._with(key=run_key)
+    program = program.replace_unchecked(key=run_key)
     begun = disk.epoch if disk else None
     if begun is None:
         begun = 0 if resume is None else resume.epochs_done
@@ -181,7 +181,7 @@ def start_or_resume(
         like = result.params if resume is None or place.holds(result.params) else place.put_whole("params", own(params))
         optimizer_state = place.put_whole("the optimizer's state", program.optimizer.init(like))
         result, place = place.put_run(result, like, optimizer_state)
-        program = program._with(placement=place)
+        program = program.replace_unchecked(placement=place)
     elif not any(map(is_partitioned, jax.tree.leaves(result.params))):
         check_not_partitioned("the optimizer's state", result.optimizer_state)
     program = with_shapes(program, result, first, source.data)

@@ -178,7 +178,7 @@ class Loader:
     def advance(self, program: Program, result: FitResult, stop: Any) -> FitResult:
         """One epoch; the history is one row."""
         epoch = begin_epoch_of_loader(program, result)
-        steps = program._with(metrics={}, early_stopping=None, zero_sums=(), empty_row=())
+        steps = program.replace_unchecked(metrics={}, early_stopping=None, zero_sums=(), empty_row=())
         # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
         for i, batch in enumerate(program.placement.put_batches(self._batches(int(result.epochs_done)))):
             epoch = donating_step(steps, epoch, batch, np.int32(i))

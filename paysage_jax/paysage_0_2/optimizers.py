@@ -86,7 +86,7 @@ class _LiveMemory(GradientMemory):
         return as_given(self._delta, jax.tree.map(lambda x: x.copy(), getattr(state, name)))
 
     def _step(self, stepsize: float, grad: Any) -> Any:
-        if self._delta is not None and self._rule._moments:
+        if self._delta is not None and self._rule.moment_names:
             check_same_tree("gradient", grad, "the last update (reset() forgets it)", self._delta)
         self._delta = self._stepper(stepsize, grad)
         return self._delta
