@@ -143,8 +143,8 @@ MUTATIONS = [
     Mutation(
         "swapped: the gap of free energies",
         "_metrics",
-        "jnp.mean(self.energy(params, self.validation)) - jnp.mean(self.energy(params, self.train))",
-        "jnp.mean(self.energy(params, self.train)) - jnp.mean(self.energy(params, self.validation))",
+        "return mean(self.validation) - mean(self.train)",
+        "return mean(self.train) - mean(self.validation)",
         "metrics",
     ),
     # --- runs ---
