@@ -24,10 +24,10 @@ from jax.nn import sigmoid, softplus
 from jax.scipy.special import logit, logsumexp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._core.batches import Weighted, as_floats, check_finite
+from ._core.batches import Weighted, as_arrays, as_floats
 from ._core.trees import Params, Updates, floating_dtype, moment_dtype
 from ._ebm.annealing import linear_path
-from ._ebm.domain import check_unit_interval, mean_and_deviation, mean_over_rows, measured
+from ._ebm.domain import check_real, check_unit_interval, matrix, mean_and_deviation, mean_over_rows
 from ._ebm.phases import weighted
 
 States = Array | np.ndarray  # (batch, units)
@@ -46,16 +46,25 @@ def _wide(tree):
     return jax.tree.map(widen, tree)
 
 
-def _each_row(equation):
-    """The function of states (batch, units) that computes the equation of one state for every row, in floats."""
-    rows = jax.vmap(equation, in_axes=(None, 0))
+def _each_row(layer):
+    """Makes an equation of one state of a layer a function of states (batch, units), for every row, in floats."""
 
-    @wraps(equation)
-    def of_rows(params, states):
-        params = _wide(params)
-        return rows(params, _wide(as_floats(states, floating_dtype(params))))
+    def decorate(equation):
+        rows = jax.vmap(equation, in_axes=(None, 0))
 
-    return of_rows
+        @wraps(equation)
+        def of_rows(params, states):
+            units, shape = jnp.shape(params["layers"][layer]["loc"]), getattr(states, "shape", None)
+            if shape is None or len(shape) != 2 or shape[1:] != units:  # which might broadcast
+                got = f"a {type(states).__name__}" if shape is None else f"shape {shape}"
+                name = equation.__name__.lstrip("_")
+                raise ValueError(f"{name}: expected states (rows, {units[0]}) as in params, got {got}")
+            params = _wide(params)
+            return rows(params, _wide(as_floats(states, floating_dtype(params))))
+
+        return of_rows
+
+    return decorate
 
 
 # --- parameters to start from ------------------------------------------------------------------------
@@ -75,7 +84,7 @@ def init_bernoulli(data: Data, hidden: int, key: Array) -> Params:
     Raises:
         TypeError, ValueError: for a number outside [0, 1], naming row and column, and data that are no such array.
     """
-    data = _matrix("init_bernoulli", data, check_unit_interval)
+    data = matrix("init_bernoulli: data", data, check_unit_interval)
     return _start(data, _bernoulli(data), 1.0, hidden, key)
 
 
@@ -97,7 +106,7 @@ def init_gaussian(data: Data, hidden: int, key: Array) -> Params:
         TypeError, ValueError: for NaN and infinities, naming row and column, for a constant column, and data that are
             no such array.
     """
-    data = _matrix("init_gaussian", data, check_finite)
+    data = matrix("init_gaussian: data", data, check_real)
     mean, deviation = mean_and_deviation("init_gaussian", data)
     return _start(data, _gaussian(mean, deviation), deviation[:, None], hidden, key)
 
@@ -113,11 +122,17 @@ class Standardization(NamedTuple):
 
     def apply(self, v: States) -> Array:
         """(v - mean) / deviation for rows v in the original units."""
-        return (as_floats(jnp.asarray(v), float) - self.mean[None]) / self.deviation[None]
+        return (self._rows(v) - self.mean[None]) / self.deviation[None]
 
     def inverse(self, v: States) -> Array:
         """mean + deviation v for rows v of standardized data, or samples of a machine that was trained on them."""
-        return self.mean[None] + self.deviation[None] * jnp.asarray(v)
+        return self.mean[None] + self.deviation[None] * self._rows(v)
+
+    def _rows(self, v):
+        v = as_floats(as_arrays("v", v if hasattr(v, "__array__") else np.asarray(v), np.asarray), float)
+        if v.shape[-1:] != self.mean.shape:
+            raise ValueError(f"v: expected shape (rows, {len(self.mean)}), as of the data, got {v.shape}")
+        return jnp.asarray(v)
 
 
 def standardize(data: Data) -> Standardization:
@@ -136,16 +151,7 @@ def standardize(data: Data) -> Standardization:
     Raises:
         TypeError, ValueError: as `init_gaussian`.
     """
-    return Standardization(*mean_and_deviation("standardize", _matrix("standardize", data, check_finite)))
-
-
-def _matrix(where, data, check):
-    data = measured(f"{where}: data", data, check)
-    if not isinstance(data.v, Array) or data.v.ndim != 2:
-        shapes = [jnp.shape(x) for x in jax.tree.leaves(data.v)]
-        hint = "; flatten each row: data.reshape(len(data), -1)" if len(shapes) == 1 and len(shapes[0]) > 2 else ""
-        raise ValueError(f"{where}: data: expected one array (rows, visible), got shapes {shapes}{hint}")
-    return data
+    return Standardization(*mean_and_deviation("standardize", matrix("standardize: data", data, check_real)))
 
 
 def _bernoulli(data):
@@ -185,7 +191,7 @@ def _visible_input(params, h):
     return params["layers"][0]["loc"] + params["weights"][0]["matrix"] @ h
 
 
-@_each_row
+@_each_row(0)
 def free_energy(params: Params, v: States) -> Array:
     """F(v) of every row of v."""
     visible = params["layers"][0]
@@ -196,7 +202,7 @@ def free_energy(params: Params, v: States) -> Array:
     return energy - jnp.sum(softplus(_hidden_input(params, v)))
 
 
-@_each_row
+@_each_row(1)
 def hidden_free_energy(params: Params, h: States) -> Array:
     """-log Σ_v exp(-E(v, h)) of every row of h; an integral over v if the visible units are Gaussian."""
     visible, hidden = params["layers"]
@@ -222,12 +228,12 @@ def _mean_energy(params, data):
 # --- sampling ----------------------------------------------------------------------------------------
 
 
-@_each_row
+@_each_row(0)
 def _hidden_mean(params, v):
     return sigmoid(_hidden_input(params, v))
 
 
-@_each_row
+@_each_row(1)
 def _visible_mean(params, h):
     x = _visible_input(params, h)
     return x if "log_var" in params["layers"][0] else sigmoid(x)
@@ -301,9 +307,8 @@ def log_likelihood(params: Params, v: Data, log_z: Array | float) -> Array:
     Raises:
         ValueError: where values are known for NaN and infinities, and for binary units a number outside [0, 1].
     """
-    rows = weighted(v).v
-    (check_finite if "log_var" in params["layers"][0] else check_unit_interval)("log_likelihood: v", rows)
-    return -_mean_energy(params, v) - log_z
+    check = check_real if "log_var" in params["layers"][0] else check_unit_interval
+    return -_mean_energy(params, matrix("log_likelihood: v", v, check)) - log_z
 
 
 def log_partition(params: Params) -> Array:
@@ -355,7 +360,7 @@ def annealing(params: Params, data: Data | None, chains: int, key: Array) -> Ann
     visible, hidden = params["layers"]
     gaussian = "log_var" in visible
     if data is not None:
-        data = measured("annealing: data", data, check_finite if gaussian else check_unit_interval)
+        data = matrix("annealing: data", data, check_real if gaussian else check_unit_interval)
         if jnp.shape(data.v)[1:] != (units := jnp.shape(visible["loc"])):
             raise ValueError(
                 f"annealing: data: expected shape (rows, {units[0]}) as in params, got {jnp.shape(data.v)}"

@@ -297,7 +297,7 @@ def test_wrong_weights_are_named_where_a_run_starts(estimator):
     for weights, message in (
         (np.array([1, 1, -1]), "weights: expected nonnegative numbers, got -1 in row 2"),
         (np.zeros(3), "weights: expected some positive weight, all are 0"),
-        (np.ones((3, 1)), r"weights: expected shape \(3,\) as in v_data, got \(3, 1\)"),
+        (np.ones((3, 1)), r"weights: expected shape \(3,\), one for each row, got \(3, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(PARAMS, sgd(0.1), estimator, Weighted(states(3), weights), batch_size=3, epochs=1, key=KEY)

@@ -485,7 +485,7 @@ def test_mistakes_are_named():
         "v": lambda: pj.raise_bound(*MODEL, path, narrow, 0.0, jax.random.key(0)),
         "chains": lambda: pj.track_log_partition(*MODEL, **(good | {"chains": narrow})).init(machine(0)),
     }.items():
-        with pytest.raises(TypeError) as caught:
+        with pytest.raises(ValueError, match=r"expected states \(rows, 8\)") as caught:
             call()
         assert f"These states are the argument {name}." in caught.value.__notes__
     with pytest.raises(ValueError, match=r"annealing: data: expected shape \(rows, 8\) as in params, got \(5, 7\)"):

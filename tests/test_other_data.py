@@ -288,7 +288,7 @@ def test_what_to_do_is_said_and_nothing_else(make, data, hint):
 def test_where_nothing_is_known_nothing_is_said():
     """Rows of another width."""
     for make in (contrastive_divergence, persistent_contrastive_divergence):
-        with pytest.raises(TypeError) as caught:
+        with pytest.raises(ValueError, match=r"expected states \(rows, \d\) as in params, got shape") as caught:
             run(make(rbm.free_energy, rbm.gibbs), FLOATS[:, :3], RBM)
         notes = "".join(note for note in caught.value.__notes__ if "JAX" not in note)
         assert notes == ""

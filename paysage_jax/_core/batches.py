@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
-from .trees import all_finite
+from .trees import all_finite, scale_of
 
 Batch = Any  # a pytree of arrays with one leading batch axis
 
@@ -64,10 +64,12 @@ def in_memory(data: Any) -> bool:
 
 
 def as_arrays(name: str, tree: Any, own: Callable[[Any], Any] = jnp.array) -> Any:
-    """The tree with JAX arrays as leaves; those that are already are not copied. `own` makes one of a NumPy array.
+    """The tree with JAX arrays as leaves; those that are already are not copied. `own` makes one of a NumPy array, and
+    with `np.asarray` these stay what they are.
 
     Raises:
         TypeError: for a leaf that is no array of numbers, or masked, or sparse, naming it: name['w'].
+        ValueError: for an integer that does not fit in the dtype that JAX gives it.
     """
     return tree_map_with_path(lambda path, x: _as_array(f"{name}{keystr(path)}", x, own), tree, is_leaf=_is_sparse)
 
@@ -95,9 +97,28 @@ def _as_array(where: str, x: Any, own: Callable[[Any], Any]) -> Any:
     if not hasattr(x, "__array__"):
         raise TypeError(f"{where}: expected an array, got {type(x).__name__}")
     array = np.asarray(x)  # of torch or pandas, say
-    if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
+    if array.dtype.kind == "m" or not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise TypeError(f"{where}: expected numbers, got dtype {array.dtype}")
+    dtype = _JAX_HAS.get(array.dtype.char) or array.dtype.newbyteorder("=")  # FITS, netCDF and IDX are big-endian
+    array = array.astype(dtype, copy=False)
+    if own is not np.asarray:
+        _check_range(where, array)
     return own(array)
+
+
+_JAX_HAS = {"g": np.float64, "G": np.complex128}  # in the place of long doubles  # in the place of long doubles
+
+
+def _check_range(where: str, x: np.ndarray) -> None:
+    """Raise ValueError for an integer that JAX would wrap around."""
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    if x.dtype.kind not in "iu" or dtype == x.dtype or x.size == 0:
+        return
+    low, high = jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
+    if x.min() < low or x.max() > high:
+        index = np.unravel_index(np.argmax((x < low) | (x > high)), x.shape)
+        advice = "give floats, or set jax_enable_x64"
+        raise ValueError(f"{where}: {x[index]} in {place(index)} does not fit in {dtype}: {advice}")
 
 
 def own(tree: Any) -> Any:
@@ -117,6 +138,12 @@ def as_floats(tree: Any, dtype: Any) -> Any:
     return tree if dtype is None else jax.tree.map(convert, tree)
 
 
+def states_as_floats(batch: Batch, dtype: Any) -> Batch:
+    """`as_floats`, but for weights, which need not be numbers of half precision."""
+    is_weighted = isinstance(batch, Weighted)
+    return batch._replace(v=as_floats(batch.v, dtype)) if is_weighted else as_floats(batch, dtype)
+
+
 def check_finite(name: str, tree: Any, missing: bool = False) -> None:
     """Raise ValueError for a number that is not finite, naming leaf, row and column, where the values are known.
 
@@ -125,28 +152,33 @@ def check_finite(name: str, tree: Any, missing: bool = False) -> None:
     for path, x in tree_flatten_with_path(tree)[0]:
         if not has_values(x) or (is_remote(x) and _is_finite_there(x, missing)):
             continue
-        if found := _first_not_finite(np.asarray(x), missing):
+        x = np.asarray(x)
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        with np.errstate(over="ignore"):
+            used = x.astype(dtype, copy=False)
+        if found := _first_not_finite(used, missing):
             index, value = found
             fill = "" if missing else ": fill in missing values, or leave these rows out"
+            if np.isfinite(x[index]):
+                value, fill = x[index], f", which is infinite in {dtype}: rescale the data"
             raise ValueError(f"{name}{keystr(path)}: expected finite numbers, got {value} in {place(index)}{fill}")
 
 
-def place(index: tuple[int, ...]) -> str:
+def place(index: Any) -> str:
     """An index as errors name it: row 3, column 5."""
-    row, *column = index
+    row, *column = map(int, index)
     return f"row {row}" + (f", column {column[0] if len(column) == 1 else tuple(column)}" if column else "")
 
 
 def _is_inexact(x: Any) -> bool:
     dtype = getattr(x, "dtype", None)  # the letter is found faster than the kind, which half precision needs
-    return dtype is not None and (dtype.kind in "fc" or jnp.issubdtype(dtype, np.inexact))
+    # A key has none; a loss may take keys.
+    return dtype is not None and (getattr(dtype, "kind", "V") in "fc" or jnp.issubdtype(dtype, np.inexact))
 
 
 def has_values(x: Any) -> bool:
     """Whether these are floating numbers, known to this process."""
-    if isinstance(x, Tracer) or not _is_inexact(x) or x.ndim == 0:
-        return False
-    return not isinstance(x, jax.Array) or x.is_fully_addressable
+    return not isinstance(x, Tracer) and _is_inexact(x) and x.ndim > 0 and _is_known(x)
 
 
 def is_remote(x: Any) -> bool:
@@ -163,8 +195,8 @@ def _first_not_finite(x: np.ndarray, missing: bool) -> tuple[tuple[int, ...], An
     for start in range(0, len(x), each):
         block = x[start : start + each]
         if not (finite := np.isfinite(block) | (np.isnan(block) if missing else False)).all():
-            index = tuple(map(int, np.unravel_index(np.argmin(finite), finite.shape)))
-            return (start + index[0], *index[1:]), block[index]
+            row, *column = map(int, np.unravel_index(np.argmin(finite), finite.shape))
+            return (start + row, *column), block[row, *column]
     return None
 
 
@@ -179,15 +211,38 @@ def is_finite(arrays: list[Any], missing: bool) -> jax.Array:
 
 
 def check_weights(name: str, weights: Any, size: int) -> None:
-    """Raise ValueError for weights not of shape (size,), and where their values are known for a negative one or NaN."""
-    if jnp.shape(weights) != (size,):
-        raise ValueError(f"{name}: expected shape ({size},) as in v_data, got {jnp.shape(weights)}")
-    if isinstance(weights, Tracer) or not getattr(weights, "is_fully_addressable", True):
-        return
-    wrong = ~(np.isfinite(known := np.asarray(weights)) & (known >= 0))
-    if wrong.any():
+    """Raise TypeError or ValueError for weights that are no real numbers of shape (size,), below 0, or NaN."""
+    if np.shape(weights) != (size,):
+        raise ValueError(f"{name}: expected shape ({size},), one for each row, got {np.shape(weights)}")
+    dtype = weights.dtype if isinstance(weights, jax.Array) else np.asarray(weights).dtype
+    if not any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+        raise TypeError(f"{name}: expected nonnegative numbers, got dtype {dtype}")
+    if _is_known(weights) and (wrong := ~(np.isfinite(known := np.asarray(weights)) & (known >= 0))).any():
         row = int(np.argmax(wrong))
         raise ValueError(f"{name}: expected nonnegative numbers, got {known[row]} in row {row}")
+
+
+def _is_known(x: Any) -> bool:
+    """Whether its values are known to this process."""
+    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
+
+
+def relative(name: str, weights: Any, size: int) -> Any:
+    """The weights in units of their mean, which may be so large or small that it is no number of the dtype in use.
+
+    Raises TypeError or ValueError as `check_weights`, and if all are known to be 0.
+    """
+    check_weights(name, weights, size)
+    if not _is_known(weights):
+        weights = jnp.asarray(weights, float)
+        weights = weights / scale_of(weights)
+        return weights / jnp.mean(weights)
+    known = np.asarray(weights, np.float64)
+    if not known.any():
+        raise ValueError(f"{name}: expected some positive weight, all are 0")
+    known = known / known.max()
+    known = (known / known.mean()).astype(jnp.result_type(float))
+    return jnp.array(known) if isinstance(weights, jax.Array) else known
 
 
 def weight_of(batch: Batch) -> Any:

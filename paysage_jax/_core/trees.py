@@ -175,11 +175,11 @@ def norm(x: jax.Array) -> jax.Array:
 
 
 def _scaled_norm(x: jax.Array) -> jax.Array:
-    scale = _scale(x)
+    scale = scale_of(x)
     return scale * root(jnp.sum((x / scale) ** 2))
 
 
-def _scale(x: jax.Array) -> jax.Array:
+def scale_of(x: jax.Array) -> jax.Array:
     """A power of two near the largest element of x, so that x / scale is exact and its squares do not overflow."""
     largest = jnp.max(jnp.abs(x), initial=0)
     _, exponent = jnp.frexp(jnp.where((largest >= jnp.finfo(x.dtype).tiny) & (largest < np.inf), largest, 1))
@@ -190,7 +190,7 @@ def _scale(x: jax.Array) -> jax.Array:
 def direction(x: jax.Array) -> jax.Array:
     """x / ‖x‖, accurate even where ‖x‖ overflows; zeros stay as they are."""
     parts = jnp.stack([x.real, x.imag]) if jnp.iscomplexobj(x) else x
-    scaled = x / _scale(parts).astype(x.dtype)
+    scaled = x / scale_of(parts).astype(x.dtype)
     length = norm(scaled)
     return jnp.where(length == 0, x, scaled / divisor(length).astype(x.dtype))
 

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from .._core.batches import Batch, check_finite
+from .._core.batches import Batch, Weighted, as_arrays, as_floats, check_finite
 from .._core.devices import take_rows, whole
 from .._core.pytree import Pytree, as_pytree, check_count
-from .._core.trees import Params, as_scalar, check_same_tree, moment_dtype
+from .._core.trees import Params, as_scalar, check_same_tree, floating_dtype, moment_dtype
 from .estimators import Transition, as_states, run_chains
-from .phases import Energy, energies_of, rows, weighted
+from .phases import Energy, energies_of, hints, rows
 
 Path = Callable[[jax.Array], Params]
 
@@ -131,6 +131,7 @@ def annealed_importance_sampling(
     log_z_start: Any,
     key: jax.Array,
     steps: int = 1000,
+    integer_states: bool = False,
 ) -> AnnealedEstimate:
     """log Z at the end of a path, by annealed importance sampling (AIS; Neal, 2001; Salakhutdinov & Murray, 2008).
 
@@ -154,20 +155,31 @@ def annealed_importance_sampling(
         log_z_start: log Z of the model path(0).
         key: a PRNG key.
         steps: the number of temperatures, a positive integer.
+        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
     """
-    return _estimate("start", (energy, transition, path), start, log_z_start, key, steps)
+    return _estimate("start", (energy, transition, path), start, log_z_start, key, steps, integer_states)
 
 
-def _estimate(name: str, model: Any, start: Batch, log_z_start: Any, key: jax.Array, steps: int) -> AnnealedEstimate:
+def finite_states(name: str, v: Batch, params: Params, integer_states: bool) -> Batch:
+    """States as arrays; integers and bools as floats of the dtype of the parameters, unless they are to stay."""
+    v = as_arrays(name, v, np.asarray)
+    rows(name, v)
+    check_finite(name, v)
+    return as_arrays(name, as_floats(v, None if integer_states else floating_dtype(params)))
+
+
+def _estimate(
+    name: str, model: Any, start: Batch, log_z_start: Any, key: jax.Array, steps: int, integer_states: bool
+) -> AnnealedEstimate:
     check_count("annealed_importance_sampling: steps", steps)
-    rows(name, start)
-    check_finite(name, start)
+    start = finite_states(name, start, jax.eval_shape(model[-1], jnp.zeros(())), integer_states)
     log_z_start = as_scalar("log_z_start", log_z_start)
     anneal_key, draw_key = jax.random.split(key)
-    v, log_weights = _jitted_anneal(*map(as_pytree, model), start, anneal_key, steps, name=name)
+    with hints(start, integer_states):
+        v, log_weights = _jitted_anneal(*map(as_pytree, model), start, anneal_key, steps, name=name)
     log_ratio = log_mean(log_weights)
     error = jnp.std(jnp.exp(log_weights - log_ratio), ddof=1) / np.sqrt(len(log_weights)).astype(log_weights.dtype)
     return AnnealedEstimate(
@@ -187,6 +199,7 @@ def reverse_annealed_importance_sampling(
     log_z_start: Any,
     key: jax.Array,
     steps: int = 1000,
+    integer_states: bool = False,
 ) -> AnnealedEstimate:
     """log Z at the end of a path, from samples of the model there that are annealed back to its start.
 
@@ -196,7 +209,7 @@ def reverse_annealed_importance_sampling(
     that is learned from them (Burda, Grosse & Salakhutdinov, 2015, on annealing in reverse).
 
     Args:
-        energy, transition, path, log_z_start, key, steps: as in `annealed_importance_sampling`.
+        energy, transition, path, log_z_start, key, steps, integer_states: as in `annealed_importance_sampling`.
         samples: of the model path(1), independent, one for each chain: persistent chains after many more transitions,
             say.
 
@@ -205,7 +218,7 @@ def reverse_annealed_importance_sampling(
     """
     log_z_start = as_scalar("log_z_start", log_z_start)
     back = _backwards(as_pytree(path))
-    estimate = _estimate("samples", (energy, transition, back), samples, 0.0, key, steps)
+    estimate = _estimate("samples", (energy, transition, back), samples, 0.0, key, steps, integer_states)
     return estimate._replace(log_z=log_z_start - estimate.log_z, bound=log_z_start - estimate.bound)
 
 
@@ -218,6 +231,7 @@ def raise_bound(
     key: jax.Array,
     steps: int = 1000,
     chains: int = 1,
+    integer_states: bool = False,
 ) -> jax.Array:
     """An estimate of log p(v) for each row of v, cautious for samples of the model; (rows,).
 
@@ -229,7 +243,7 @@ def raise_bound(
     more likely under p′. (RAISE; Burda, Grosse & Salakhutdinov, 2015.)
 
     Args:
-        energy, path, log_z_start, key, steps: as in `annealed_importance_sampling`.
+        energy, path, log_z_start, key, steps, integer_states: as in `annealed_importance_sampling`.
         transition: transition(params, v, key) -> v, reversible (detailed balance holds), as block Gibbs sampling of a
             restricted Boltzmann machine is.
         v: the data, states of the model; the weights of `Weighted` data change no row.
@@ -243,10 +257,11 @@ def raise_bound(
     check_count("raise_bound: chains", chains)
     log_z_start = as_scalar("log_z_start", log_z_start)
     first_key, key = jax.random.split(key)
-    v = weighted(v).v
-    model, size = path(jnp.ones(())), rows("v", v)
-    check_finite("v", v)
-    v = as_states(transition, model, v, first_key, "These states are the argument v.")
+    model = path(jnp.ones(()))
+    v = finite_states("v", v.v if isinstance(v, Weighted) else v, model, integer_states)
+    size = rows("v", v)
+    with hints(v, integer_states):
+        v = as_states(transition, model, v, first_key, "These states are the argument v.")
     repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), chains, axis=0), v)
     energy, transition, back = as_pytree(energy), as_pytree(transition), _backwards(as_pytree(path))
     start = _jitted_chains(transition, 1, model, repeated, first_key)

@@ -9,13 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.tree_util import keystr, tree_flatten_with_path
+from jax.tree_util import all_leaves, keystr, tree_flatten_with_path
 
-from .._core.batches import Batch, Weighted, as_arrays, as_floats, check_finite, check_weights, is_remote, place
-from .._core.trees import moment_dtype
+from .._core.batches import Batch, Weighted, as_arrays, as_floats, check_finite, is_remote, place, relative
+from .._core.trees import moment_dtype, scale_of
 from .phases import rows
 
 _BLOCK = 2**18  # numbers that stay in the cache while they are looked at
+
+
+def check_real(name: str, tree: Any) -> None:
+    """Raise TypeError for complex numbers, and ValueError for those that are not finite, where the values are known."""
+    for path, x in tree_flatten_with_path(tree)[0]:
+        if jnp.issubdtype(x.dtype, np.complexfloating):
+            raise TypeError(f"{name}{keystr(path)}: expected real numbers, got dtype {x.dtype}")
+    check_finite(name, tree)
 
 
 def check_unit_interval(name: str, tree: Any) -> None:
@@ -41,6 +49,8 @@ def check_binary(name: str, tree: Any) -> None:
 
 def _check(name: str, tree: Any, fine: Callable[[Any], Any], each: Callable[[Any], Any], expected: str) -> None:
     for path, x in tree_flatten_with_path(tree)[0]:
+        if jnp.issubdtype(x.dtype, np.complexfloating):
+            raise TypeError(f"{name}{keystr(path)}: expected {expected}, got dtype {x.dtype}")
         if isinstance(x, Tracer) or x.size == 0 or x.dtype == bool or not getattr(x, "is_fully_addressable", True):
             continue
         if is_remote(x):
@@ -84,17 +94,26 @@ def measured(name: str, data: Batch, check: Callable[[str, Any], None] = check_f
             values that `check` refuses.
     """
     v, weights = data if isinstance(data, Weighted) else (data, None)
-    v = as_arrays(name, v)
+    v = as_arrays(name, v, np.asarray)  # checked before JAX makes it narrower
     size = rows(name, v)
     check(name, v)
-    if weights is None:
-        return Weighted(v, None)
-    weights = as_arrays(f"{name}.weights", weights)
-    check_weights(f"{name}.weights", weights, size)
-    known = not isinstance(weights, Tracer) and getattr(weights, "is_fully_addressable", True)
-    if known and not np.asarray(weights).any():
-        raise ValueError(f"{name}.weights: expected some positive weight, all are 0")
-    return Weighted(v, weights)
+    if weights is not None:
+        of_rows = as_arrays(f"{name}.weights", weights, np.asarray)
+        weights = jnp.asarray(relative(f"{name}.weights", of_rows, size))
+    return Weighted(as_arrays(name, v), weights)
+
+
+def matrix(name: str, data: Batch, check: Callable[[str, Any], None]) -> Weighted:
+    """`measured` rows of one array (rows, visible)."""
+
+    def check_matrix(name: str, v: Any) -> None:
+        shapes = [x.shape for x in jax.tree.leaves(v)]
+        if not all_leaves([v]) or v.ndim != 2:
+            hint = "; flatten each row: data.reshape(len(data), -1)" if len(shapes) == 1 and len(shapes[0]) > 2 else ""
+            raise ValueError(f"{name}: expected one array (rows, visible), got shapes {shapes}{hint}")
+        check(name, v)
+
+    return measured(name, data, check_matrix)
 
 
 def mean_over_rows(x: jax.Array, weights: Any) -> jax.Array:
@@ -103,7 +122,7 @@ def mean_over_rows(x: jax.Array, weights: Any) -> jax.Array:
     if weights is None:
         return jnp.mean(x, axis=0)
     w = jnp.asarray(weights, x.dtype)
-    w = w / jnp.max(w)  # so that sums do not overflow
+    w = w / scale_of(w)  # so that sums do not overflow
     return jnp.tensordot(w, x, axes=1, precision="highest") / jnp.sum(w)
 
 

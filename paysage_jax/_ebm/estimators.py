@@ -69,7 +69,7 @@ def states_of(
     """The states of the data, which are not differentiated, and their weights."""
     data, entry = weighted(batch), entry_of(estimator, params)
     check_finite("batch", data.v, entry.missing)
-    data = data._replace(v=as_floats(data.v, entry.dtype))
+    data = data._replace(v=as_arrays("batch", as_floats(data.v, entry.dtype)))
     if estimator.complete is None:
         return data
     states = estimator.complete(params, data.v, jax.random.fold_in(key, _COMPLETING))
@@ -205,7 +205,9 @@ class persistent_contrastive_divergence(Estimator):
         if self.chains is not None:
             raise ValueError("persistent_contrastive_divergence: give chains, a number, or start, their states")
         # A copy: these may be the chains of a state that a step donates.
-        vars(self)["start"] = own(as_arrays("persistent_contrastive_divergence: start", self.start))
+        start = as_arrays(name := "persistent_contrastive_divergence: start", self.start, np.asarray)
+        check_finite(name, start)
+        vars(self)["start"] = own(as_arrays(name, start))
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         v = states_of(self, params, batch, key).v

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from .._core.batches import Batch, Weighted, as_floats
 from .._core.pytree import Pytree, static
-from .._core.trees import Params, floating_dtype, moment_dtype
+from .._core.trees import Params, check_same_tree, floating_dtype, moment_dtype
 from .domain import check_binary, mean_over_rows, measured
+from .phases import energies_of
 
 # --- ready metrics -----------------------------------------------------------------------------------
 
@@ -36,20 +37,23 @@ class pseudo_log_likelihood(Pytree):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name = "pseudo_log_likelihood: v"
-        vars(self)["v"] = measured(name, self.v, check_binary)
-        if not isinstance(v := self.v.v, jax.Array) or v.ndim != 2:
-            shapes = [x.shape for x in jax.tree.leaves(v)]
-            raise ValueError(f"{name}: expected one array of binary states (rows, n), got arrays of shapes {shapes}")
+        vars(self)["v"] = measured("pseudo_log_likelihood: v", self.v, _check_binary_vectors)
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         v = as_floats(self.v.v, floating_dtype(params))
         rows, units = v.shape
         drawn = jax.random.randint(key, (rows,), 0, units)
         flipped = jnp.where(jnp.arange(units)[None] == drawn[:, None], 1 - v, v)
-        gain = self.energy(params, flipped) - self.energy(params, v)
+        gain = energies_of(self.energy, params, "v", flipped) - energies_of(self.energy, params, "v", v)
         log_odds = gain.astype(moment_dtype(gain.dtype))
         return units * mean_over_rows(jax.nn.log_sigmoid(log_odds), self.v.weights)
+
+
+def _check_binary_vectors(name: str, v: Any) -> None:
+    shapes = [x.shape for x in jax.tree.leaves(v)]
+    if not jax.tree_util.all_leaves([v]) or len(shapes[0]) != 2:
+        raise ValueError(f"{name}: expected one array of binary states (rows, n), got arrays of shapes {shapes}")
+    check_binary(name, v)
 
 
 class reconstruction_error(Pytree):
@@ -82,7 +86,9 @@ class reconstruction_error(Pytree):
             x, y = (z.astype(moment_dtype(z.dtype)) for z in (x, y))
             return jnp.sum(jnp.square(x - y).reshape(len(x), -1), axis=1)
 
-        of_rows: Any = sum(jax.tree.leaves(jax.tree.map(squares, v, self.transition(params, v, key))))
+        moved = self.transition(params, v, key)
+        check_same_tree("transition(params, v, key)", moved, "v", v)
+        of_rows: Any = sum(jax.tree.leaves(jax.tree.map(squares, v, moved)))
         return mean_over_rows(of_rows, self.v.weights) / sum(x[0].size for x in jax.tree.leaves(v))
 
 
@@ -110,7 +116,7 @@ class free_energy_gap(Pytree):
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         def mean(data: Weighted) -> jax.Array:
-            return mean_over_rows(self.energy(params, _states(self, params, data)), data.weights)
+            return mean_over_rows(energies_of(self.energy, params, "v", _states(self, params, data)), data.weights)
 
         return mean(self.validation) - mean(self.train)
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
+import numpy as np
 
-from .._core.batches import Batch, Weighted, as_floats, batch_size_of, check_finite, check_weights
+from .._core.batches import Batch, Weighted, as_arrays, as_floats, batch_size_of, check_finite, check_weights, relative
 from .._core.trees import Params, floating_dtype, moment_dtype
 
 Energy = Callable[[Params, Any], jax.Array]
@@ -88,6 +88,7 @@ def weighted(batch: Batch) -> Weighted:
 
     Raises ValueError for weights of another shape, and while their values are known for those that cannot be weights.
     """
+    batch = as_arrays("batch", batch, np.asarray)
     if not isinstance(batch, Weighted):
         return Weighted(batch, None)
     if batch.weights is not None:
@@ -133,7 +134,9 @@ def two_phases(
         return _mean(energies(params, name), phases[name].weights)
 
     def squares(params: Params) -> jax.Array:
-        means = [_mean(energies(params, name) ** 2, x.weights) for name, x in phases.items()]
+        wide = {name: energies(params, name) for name in phases}  # squares of half precision would overflow
+        wide = {name: e.astype(moment_dtype(e.dtype)) for name, e in wide.items()}
+        means = [_mean(e**2, phases[name].weights) for name, e in wide.items()]
         return jnp.asarray(penalty, means[0].dtype) * sum(means)
 
     data_energy, data_gradient = value_and_gradient(lambda p: mean_energy(p, "v_data"), params)
@@ -163,14 +166,17 @@ def phase_gradient(energy: Energy, integer_states: bool = False) -> Callable[...
     """
 
     def gradient(params: Params, v_data: Batch, v_model: Batch, weights: Any = None) -> Params:
-        v_data, v_model = as_floats((v_data, v_model), None if integer_states else floating_dtype(params))
+        if isinstance(v_data, Weighted):
+            raise TypeError("v_data: got Weighted: give the rows, and weights=")
+        dtype = None if integer_states else floating_dtype(params)
+        v_data, v_model = (
+            as_floats(as_arrays(name, v, np.asarray), dtype) for name, v in (("v_data", v_data), ("v_model", v_model))
+        )
         check_finite("v_data", v_data)
-        data = weighted(Weighted(v_data, weights))
+        data = Weighted(v_data, None)
         if weights is not None:
-            total = jnp.mean(weights := jnp.asarray(weights, float))
-            if not isinstance(total, Tracer) and total == 0:
-                raise ValueError("weights: expected some positive weight, all are 0")
-            data = data._replace(weights=weights / total)
+            weights = as_arrays("weights", weights, np.asarray)
+            data = data._replace(weights=relative("weights", weights, rows("v_data", v_data)))
         with hints(v_data, integer_states):
             return two_phases(energy, params, data, Weighted(v_model, None))[0]
 

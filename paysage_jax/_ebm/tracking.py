@@ -14,10 +14,10 @@ from .._core.batches import Batch, as_arrays, as_floats, check_finite, own
 from .._core.pytree import Count, Number, Pytree, count, function, number, static
 from .._core.trees import Params, Updates, as_scalar, check_params, floating_dtype, moment_dtype
 from .._optim.transformation import LAST, State, Transformation, apply_updates, check_state, find_states, next_step
-from .annealing import anneal, effective_size, linear_path, log_mean, resample
+from .annealing import anneal, effective_size, finite_states, linear_path, log_mean, resample
 from .domain import mean_over_rows, measured
 from .estimators import Transition, as_states
-from .phases import Energy, energies_of, rows
+from .phases import Energy, energies_of, hints, rows
 
 _CHAINS = "These states are the argument chains."
 _RESAMPLING = 2**32 - 1  # folded into a key; transitions are numbered from 0
@@ -87,6 +87,7 @@ class track_log_partition(Transformation):
         anchor_every: updates, a positive integer; the updates of an epoch, or a multiple, so that what is
             measured then is fresh. None: never.
         anchor_steps: annealing steps of an anchor, a positive integer.
+        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, when traced.
@@ -103,14 +104,16 @@ class track_log_partition(Transformation):
     resample_below: Number = number("[0, 1]", default=0.5)
     anchor_every: Count | None = count(default=None)
     anchor_steps: Count = count(default=1000)
+    integer_states: bool = static(default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.key, jax.Array | np.ndarray):
             raise TypeError(f"track_log_partition: key must be a key, jax.random.key(0), got {self.key!r}")
-        vars(self)["chains"] = own(as_arrays("track_log_partition: chains", self.chains))
-        rows("chains", self.chains)
-        check_finite("track_log_partition: chains", self.chains)
+        chains = as_arrays(name := "track_log_partition: chains", self.chains, np.asarray)
+        rows("chains", chains)
+        check_finite(name, chains)
+        vars(self)["chains"] = own(as_arrays(name, chains))
 
     def init(self, params: Params) -> State:
         # Copies: a step gives the memory of the state away.
@@ -118,7 +121,9 @@ class track_log_partition(Transformation):
         return self._at_start(jax.tree.map(jnp.array, params), start, jnp.zeros((), jnp.int32))
 
     def _at_start(self, params: Params, start: Params, step: jax.Array) -> LogPartitionState:
-        chains = as_states(self.transition, params, jax.tree.map(jnp.array, self.chains), self.key, _CHAINS)
+        chains = jax.tree.map(jnp.array, finite_states("chains", self.chains, params, self.integer_states))
+        with hints(chains, self.integer_states):
+            chains = as_states(self.transition, params, chains, self.key, _CHAINS)
         weights, log_z = jnp.zeros(rows("chains", chains)), as_scalar("log_z", self.log_z)
         return LogPartitionState(chains, weights, log_z, jnp.zeros(()), params, start, step, jnp.zeros((), jnp.int32))
 

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from .._core.batches import (
@@ -19,7 +17,6 @@ from .._core.batches import (
     Entry,
     Weighted,
     as_arrays,
-    as_floats,
     batch_size_of,
     check_dense,
     check_finite,
@@ -28,6 +25,8 @@ from .._core.batches import (
     in_memory,
     is_finite,
     is_remote,
+    relative,
+    states_as_floats,
 )
 from .._core.pytree import accepted
 from .epochs import Program, begin_epoch_of_loader, donating_step, finish_epoch_of_loader, run_epochs
@@ -53,21 +52,6 @@ _AS_IT_IS = Entry()
 
 
 _STEPS_LATER = 8  # by then a batch has been computed, and to ask for it costs no wait
-
-
-def _relative(data: Batch) -> Batch:
-    """Data in memory whose weights, if they have any, have the mean 1."""
-    if not isinstance(data, Weighted) or data.weights is None:
-        return data
-    check_weights("fit: data.weights", data.weights, batch_size_of("data.v", data.v))
-    if isinstance(data.weights, Tracer) or not getattr(data.weights, "is_fully_addressable", True):
-        weights = jnp.asarray(data.weights, float)
-        return data._replace(weights=weights / jnp.mean(weights))
-    weights = np.asarray(data.weights, np.float64)
-    if not weights.any():
-        raise ValueError("fit: data.weights: expected some positive weight, all are 0")
-    relative = (weights / np.mean(weights)).astype(jnp.result_type(float))
-    return data._replace(weights=jnp.array(relative) if isinstance(data.weights, jax.Array) else relative)
 
 
 def open_source(data: Any, batch_size: Any, placement: Placement, entry: Entry = _AS_IT_IS) -> Memory | Loader:
@@ -97,16 +81,17 @@ class Memory:
     """
 
     def __init__(self, data: Any, batch_size: Any, placement: Placement, entry: Entry) -> None:
-        data = as_arrays("fit: data", data, _as_it_is)
+        data = as_arrays("fit: data", data, np.asarray)
         self.rows = batch_size_of("data", data)
         if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= self.rows:
             raise ValueError(f"fit: batch_size must be from 1 to the {self.rows} rows of data, got {batch_size!r}")
         if batch_size % placement.shards:
             raise ValueError(f"fit: batch_size must be a multiple of the {placement.shards} shards, got {batch_size}")
-        data = _relative(data)
+        if isinstance(data, Weighted) and data.weights is not None:
+            data = data._replace(weights=relative("fit: data.weights", data.weights, self.rows))
         if entry.finite:
             check_finite("fit: data", data, entry.missing)
-        self.data = as_arrays("fit: data", as_floats(data, entry.dtype), placement.copy)
+        self.data = as_arrays("fit: data", states_as_floats(data, entry.dtype), placement.copy)
         self.batch_size = int(batch_size)
 
     def settings(self, placement: Placement) -> dict[str, Any]:
@@ -126,10 +111,6 @@ class Memory:
     def advance(self, program: Program, result: FitResult, stop: Any) -> FitResult:
         """Epochs up to number `stop`; the history is that of these epochs."""
         return run_epochs(program, self.data, result, stop)
-
-
-def _as_it_is(x: Any) -> Any:
-    return x
 
 
 # --- batch by batch ----------------------------------------------------------------------------------
@@ -198,7 +179,7 @@ class Loader:
         source: Any = self._data
         if not hasattr(source, "__iter__"):
             source = _call(source, epoch)
-            if isinstance(source, dict) or hasattr(source, "__array__") or not hasattr(source, "__iter__"):
+            if isinstance(source, dict | Weighted) or hasattr(source, "__array__") or not hasattr(source, "__iter__"):
                 raise TypeError(f"fit: data() must return an iterable of batches, got a {type(source).__name__}")
         number, waiting = 0, deque()
         for number, batch in enumerate(source, 1):
@@ -222,8 +203,9 @@ class Loader:
             raise TypeError(f"fit: data: expected batches of arrays, got a {type(batch).__name__}{hint}")
         usual = isinstance(batch, jax.Array) or (type(batch) is np.ndarray and batch.dtype == np.float32)
         if not usual:  # such a batch needs no look at its leaves, which takes longer than some steps
-            batch = as_arrays("fit: batch", batch, _as_it_is)
-        size = batch_size_of("batch", batch)
+            batch = as_arrays("fit: batch", batch, np.asarray)
+        if (size := batch_size_of("batch", batch)) == 0:
+            raise ValueError(f"{where}: expected rows, got 0")
         later, missing = [], self._entry.missing
         numbers = [x for x in jax.tree.leaves(batch) if has_values(x)] if self._entry.finite else []
         if any(map(is_remote, numbers)):
@@ -232,8 +214,10 @@ class Loader:
             check_finite(where, batch, missing)
         if isinstance(batch, Weighted) and batch.weights is not None and not is_remote(batch.weights):
             check_weights(f"{where}.weights", batch.weights, size)
-        batch = as_floats(batch, self._entry.dtype)
-        return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else self._copy(x), batch), later
+        batch = states_as_floats(batch, self._entry.dtype)
+        if usual:
+            return (batch if isinstance(batch, jax.Array) else self._copy(batch)), later
+        return as_arrays(where, batch, self._copy), later
 
     def _settle(self, where: str, batch: Batch, finite: jax.Array) -> None:
         if not finite:
