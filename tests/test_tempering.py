@@ -171,5 +171,5 @@ def test_a_run_learns_how_likely_each_mode_is():
 
 @pytest.mark.parametrize("betas", [(1.0,), (0.0, 0.5), (0.5, 0.2, 1.0), (-0.1, 1.0), (0.0, 0.0, 1.0), (np.nan, 1.0)])
 def test_wrong_ladders_are_named(betas):
-    with pytest.raises(ValueError, match="parallel_tempering: betas must increase from 0 on to 1, got"):
+    with pytest.raises(ValueError, match="parallel_tempering: betas must increase from a nonnegative number to 1, got"):
         pj.parallel_tempering(energy, gibbs, betas=betas)

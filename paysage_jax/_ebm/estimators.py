@@ -6,7 +6,7 @@ that of complete states and the data leave units of them hidden, `complete(param
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
 from .._core.batches import Batch, Entry, Weighted, as_arrays, as_floats, check_finite, own
-from .._core.pytree import Number, Pytree, accepted, count, number, static
+from .._core.pytree import Number, Pytree, accepted, converted, count, number, static
 from .._core.trees import Params, check_same_tree, floating_dtype
 from .phases import Energy, PhaseStatistics, hints, rows, two_phases, value_and_gradient, weighted
 
@@ -26,7 +26,7 @@ EstimatorState = Any
 _COMPLETING = 2**32 - 1  # folded into a key; transitions are numbered from 0
 
 
-class Estimator(Pytree):
+class Estimator(Pytree, ABC):
     """A pure pair that estimates a gradient from a batch; `init, estimate = estimator` unpacks it."""
 
     @abstractmethod
@@ -105,6 +105,18 @@ def _cast(path: Any, x: Any, like: Any) -> jax.Array:
             f"v{keystr(path)}: {dtype} loses its values as {like.dtype}, which transition(params, v, key) returns"
         )
     return jnp.asarray(x, like.dtype)
+
+
+def as_chains(where: str, v: Batch) -> Batch:
+    """States to start from, as arrays. A copy: these may be the chains of a state that a step donates."""
+    v = as_arrays(where, v, np.asarray)
+    rows(where, v)
+    check_finite(where, v)
+    return own(as_arrays(where, v))
+
+
+def _as_start(where: str, v: Batch | None) -> Batch | None:
+    return None if v is None else as_chains(where, v)
 
 
 class contrastive_divergence(Estimator):
@@ -193,21 +205,15 @@ class persistent_contrastive_divergence(Estimator):
     transition: Transition = static()
     steps: int = count(default=1, static=True)
     chains: int | None = count(default=None, static=True)
-    start: Batch | None = None
+    start: Batch | None = converted(_as_start, default=None)
     complete: Transition | None = static(default=None)
     energy_penalty: Number | None = number(default=None)
     integer_states: bool = static(default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start is None:
-            return
-        if self.chains is not None:
+        if self.start is not None and self.chains is not None:
             raise ValueError("persistent_contrastive_divergence: give chains, a number, or start, their states")
-        # A copy: these may be the chains of a state that a step donates.
-        start = as_arrays(name := "persistent_contrastive_divergence: start", self.start, np.asarray)
-        check_finite(name, start)
-        vars(self)["start"] = own(as_arrays(name, start))
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         v = states_of(self, params, batch, key).v

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .._core.batches import Batch, Weighted, as_floats
-from .._core.pytree import Pytree, static
+from .._core.pytree import Pytree, converted, static
 from .._core.trees import Params, check_same_tree, floating_dtype, moment_dtype
 from .domain import check_binary, mean_over_rows, measured
 from .phases import energies_of
 
 # --- ready metrics -----------------------------------------------------------------------------------
+
+
+def _check_binary_vectors(name: str, v: Any) -> None:
+    shapes = [x.shape for x in jax.tree.leaves(v)]
+    if not jax.tree_util.all_leaves([v]) or len(shapes[0]) != 2:
+        raise ValueError(f"{name}: expected one array of binary states (rows, n), got arrays of shapes {shapes}")
+    check_binary(name, v)
 
 
 class pseudo_log_likelihood(Pytree):
@@ -33,11 +41,7 @@ class pseudo_log_likelihood(Pytree):
     """
 
     energy: Callable[..., jax.Array] = static()
-    v: Batch
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        vars(self)["v"] = measured("pseudo_log_likelihood: v", self.v, _check_binary_vectors)
+    v: Batch = converted(partial(measured, check=_check_binary_vectors))
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         v = as_floats(self.v.v, floating_dtype(params))
@@ -47,13 +51,6 @@ class pseudo_log_likelihood(Pytree):
         gain = energies_of(self.energy, params, "v", flipped) - energies_of(self.energy, params, "v", v)
         log_odds = gain.astype(moment_dtype(gain.dtype))
         return units * mean_over_rows(jax.nn.log_sigmoid(log_odds), self.v.weights)
-
-
-def _check_binary_vectors(name: str, v: Any) -> None:
-    shapes = [x.shape for x in jax.tree.leaves(v)]
-    if not jax.tree_util.all_leaves([v]) or len(shapes[0]) != 2:
-        raise ValueError(f"{name}: expected one array of binary states (rows, n), got arrays of shapes {shapes}")
-    check_binary(name, v)
 
 
 class reconstruction_error(Pytree):
@@ -71,12 +68,8 @@ class reconstruction_error(Pytree):
     """
 
     transition: Callable[..., Batch] = static()
-    v: Batch
+    v: Batch = converted(measured)
     integer_states: bool = static(default=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        vars(self)["v"] = measured("reconstruction_error: v", self.v)
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         v = _states(self, params, self.v)
@@ -105,14 +98,9 @@ class free_energy_gap(Pytree):
     """
 
     energy: Callable[..., jax.Array] = static()
-    train: Batch
-    validation: Batch
+    train: Batch = converted(measured)
+    validation: Batch = converted(measured)
     integer_states: bool = static(default=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("train", "validation"):
-            vars(self)[name] = measured(f"free_energy_gap: {name}", getattr(self, name))
 
     def __call__(self, params: Params, key: jax.Array) -> jax.Array:
         def mean(data: Weighted) -> jax.Array:

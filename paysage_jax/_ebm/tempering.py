@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.batches import Batch, Weighted
+from .._core.pytree import converted
 from .._core.trees import Params
 from .estimators import EstimatorState, persistent_contrastive_divergence, states_of
 from .phases import Energy, hints, two_phases
@@ -25,6 +26,13 @@ class TemperedStatistics(NamedTuple):
     energy_penalty: jax.Array | None
     swap_rates: jax.Array
     lowest_swap_rate: jax.Array
+
+
+def _as_betas(where: str, betas: Any) -> tuple[float, ...]:
+    betas = tuple(map(float, betas))
+    if len(betas) < 2 or betas[0] < 0 or betas[-1] != 1 or not np.all(np.diff(betas) > 0):
+        raise ValueError(f"{where} must increase from a nonnegative number to 1, got {betas}")
+    return betas
 
 
 class parallel_tempering(persistent_contrastive_divergence):
@@ -55,14 +63,7 @@ class parallel_tempering(persistent_contrastive_divergence):
     (10, 3, 4)
     """
 
-    betas: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        betas = tuple(map(float, self.betas))
-        if len(betas) < 2 or betas[0] < 0 or betas[-1] != 1 or not np.all(np.diff(betas) > 0):
-            raise ValueError(f"parallel_tempering: betas must increase from 0 on to 1, got {betas}")
-        vars(self)["betas"] = betas
+    betas: Sequence[float] = converted(_as_betas, default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0))
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         chains = super().init(params, batch, key)

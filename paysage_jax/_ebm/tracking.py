@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from .._core.batches import Batch, as_arrays, as_floats, check_finite, own
-from .._core.pytree import Count, Number, Pytree, count, function, number, static
+from .._core.batches import Batch, as_floats
+from .._core.pytree import Count, Number, Pytree, converted, count, function, number, static
 from .._core.trees import Params, Updates, as_scalar, check_params, floating_dtype, moment_dtype
 from .._optim.transformation import LAST, State, Transformation, apply_updates, check_state, find_states, next_step
 from .annealing import anneal, effective_size, finite_states, linear_path, log_mean, resample
 from .domain import mean_over_rows, measured
-from .estimators import Transition, as_states
+from .estimators import Transition, as_chains, as_states
 from .phases import Energy, energies_of, hints, rows
 
 _CHAINS = "These states are the argument chains."
@@ -58,6 +58,12 @@ class TrackedEstimate(NamedTuple):
     resamplings: jax.Array
 
 
+def _as_key(where: str, key: Any) -> Any:
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(f"{where} must be a key, jax.random.key(0), got {key!r}")
+    return key
+
+
 class track_log_partition(Transformation):
     """Last in a chain: follows log Z of the model while it is trained, by annealing along the run itself.
 
@@ -97,23 +103,14 @@ class track_log_partition(Transformation):
     energy: Energy = function()
     transition: Transition = function()
     log_z: Number = number("(-inf, inf)")
-    chains: Batch
-    key: jax.Array
+    chains: Batch = converted(as_chains)
+    key: jax.Array = converted(_as_key)
     sweeps: Count = count(default=1)
     every: Count = count(default=1)
     resample_below: Number = number("[0, 1]", default=0.5)
     anchor_every: Count | None = count(default=None)
     anchor_steps: Count = count(default=1000)
     integer_states: bool = static(default=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.key, jax.Array | np.ndarray):
-            raise TypeError(f"track_log_partition: key must be a key, jax.random.key(0), got {self.key!r}")
-        chains = as_arrays(name := "track_log_partition: chains", self.chains, np.asarray)
-        rows("chains", chains)
-        check_finite(name, chains)
-        vars(self)["chains"] = own(as_arrays(name, chains))
 
     def init(self, params: Params) -> State:
         # Copies: a step gives the memory of the state away.
@@ -219,14 +216,10 @@ class log_likelihood(Pytree):
     """
 
     energy: Energy = function()
-    v: Batch
+    v: Batch = converted(measured)
     at_least: Callable[[Params, jax.Array], jax.Array] | None = function(default=None)
     discrete: bool = static(default=True)
     integer_states: bool = static(default=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        vars(self)["v"] = measured("log_likelihood: v", self.v)
 
     def __call__(self, params: Params, key: jax.Array, state: State) -> jax.Array:
         log_z = jnp.maximum(log_partition(state).log_z, self.guard(params, key))
