@@ -10,9 +10,10 @@ from ._core.batches import Weighted
 from ._core.pytree import Number, Pytree, Schedule, count, number, rate, static
 from ._ebm.annealing import (
     AnnealedEstimate,
+    Annealing,
     annealed_importance_sampling,
     linear_path,
-    raise_bound,
+    reverse_ais_log_prob,
     reverse_annealed_importance_sampling,
 )
 from ._ebm.centering import Join, center
@@ -24,9 +25,16 @@ from ._ebm.estimators import (
     persistent_contrastive_divergence,
 )
 from ._ebm.metrics import free_energy_gap, pseudo_log_likelihood, reconstruction_error
+from ._ebm.model import Model
 from ._ebm.phases import PhaseStatistics, phase_gradient
 from ._ebm.tempering import TemperedStatistics, parallel_tempering
-from ._ebm.tracking import LogPartitionState, TrackedEstimate, log_likelihood, log_partition, track_log_partition
+from ._ebm.tracking import (
+    LogPartitionState,
+    TrackedEstimate,
+    track_log_partition,
+    tracked_log_likelihood,
+    tracked_log_partition,
+)
 from ._optim.averaging import AverageState, average_parameters, averaged_parameters
 from ._optim.convergence import ConvergenceState, converged, gradient_magnitude, track_convergence
 from ._optim.leafwise import Leafwise
@@ -119,7 +127,8 @@ __all__ = [  # noqa: RUF022 (by room)
     "pack_moments",
     "unpack",
     "unpack_all",
-    # gradients
+    # models and gradients
+    "Model",
     "Estimator",
     "LossStatistics",
     "PhaseStatistics",
@@ -132,15 +141,16 @@ __all__ = [  # noqa: RUF022 (by room)
     "phase_gradient",
     # likelihood
     "AnnealedEstimate",
+    "Annealing",
     "annealed_importance_sampling",
     "linear_path",
-    "raise_bound",
+    "reverse_ais_log_prob",
     "reverse_annealed_importance_sampling",
     "LogPartitionState",
     "TrackedEstimate",
-    "log_likelihood",
-    "log_partition",
     "track_log_partition",
+    "tracked_log_likelihood",
+    "tracked_log_partition",
     # training
     "Checkpoints",
     "FitResult",

@@ -14,7 +14,7 @@ float32; states and means have the dtype of the states given.
 from __future__ import annotations
 
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,9 @@ from jax.scipy.special import logit, logsumexp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ._core.batches import Weighted, as_arrays, as_floats
+from ._core.pytree import Pytree
 from ._core.trees import Params, Updates, floating_dtype, moment_dtype
-from ._ebm.annealing import linear_path
+from ._ebm.annealing import Annealing, linear_path
 from ._ebm.domain import check_real, check_unit_interval, matrix, mean_and_deviation, mean_over_rows
 from ._ebm.phases import weighted
 
@@ -331,15 +332,7 @@ def _log_sum_over_hidden(params):
     return logsumexp(jax.lax.map(log_sum, jnp.arange(2**hidden).reshape(-1, 2 ** min(hidden, 12))))
 
 
-class Annealing(NamedTuple):
-    """What annealing needs, in the order of `annealed_importance_sampling`'s arguments."""
-
-    path: linear_path
-    start: Array
-    log_z_start: Array
-
-
-def annealing(params: Params, data: Data | None, chains: int, key: Array) -> Annealing:
+def annealing(params: Params, data: Data | None, num_chains: int, key: Array) -> Annealing:
     """The path from independent visible units, with the means (and variances) of the data, to the machine itself.
 
         visible parameters (1 - β) those of the data + β its own,   c and W: β its own
@@ -351,7 +344,7 @@ def annealing(params: Params, data: Data | None, chains: int, key: Array) -> Ann
         data: (rows, visible) or `Weighted`, as `init_bernoulli` and `init_gaussian` take them; None: from fair coins
             instead (Gaussian units: from the machine's own loc and log_var), a path that needs more steps, but finds
             modes far from the data.
-        chains: how many states to draw.
+        num_chains: the number of states to draw.
         key: a PRNG key.
 
     Raises:
@@ -372,6 +365,31 @@ def annealing(params: Params, data: Data | None, chains: int, key: Array) -> Ann
         first = _gaussian(*mean_and_deviation("annealing", data)) if gaussian else _bernoulli(data)
         first = jax.tree.map(lambda x, like: x.astype(jnp.result_type(like)), first, dict(visible))
     independent = zeros | {"layers": [first, zeros["layers"][1]]}
-    units = jnp.zeros((chains, len(hidden["loc"])), jnp.result_type(visible["loc"]))
+    units = jnp.zeros((num_chains, len(hidden["loc"])), jnp.result_type(visible["loc"]))
     log_z_start = len(hidden["loc"]) * jnp.log(2.0) - hidden_free_energy(independent, units[:1])[0]
     return Annealing(linear_path(independent, params), sample_visible(independent, units, key), log_z_start)
+
+
+# --- the machine as a model --------------------------------------------------------------------------
+
+
+class RBM(Pytree):
+    """The machine as a model for estimators, metrics, annealing and tracking. Binary or Gaussian: the parameters say.
+
+    >>> import paysage_jax as pj
+    >>> v, key = jnp.eye(4), jax.random.key(0)
+    >>> params = init_bernoulli(v, 2, key)
+    >>> estimator = pj.persistent_contrastive_divergence(RBM(), num_chains=10)
+    >>> result = pj.fit(params, pj.sgd(0.1), estimator, v, epochs=2, batch_size=4, key=key)
+    """
+
+    sample_hidden: ClassVar[None] = None
+    integer_states: ClassVar[bool] = False
+
+    def energy(self, params: Params, v: States) -> Array:
+        """The free energy: hidden units are summed out."""
+        return free_energy(params, v)
+
+    def transition(self, params: Params, v: States, key: Array) -> Array:
+        """Block Gibbs sampling of hidden, then visible units."""
+        return gibbs(params, v, key)

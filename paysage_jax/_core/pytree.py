@@ -148,22 +148,19 @@ def _python(kind: type, value: Any) -> Any:
     return value if isinstance(value, jax.Array) else kind(value)
 
 
-def as_number(where: str, value: Any) -> Any:
-    """A nonnegative number as a field holds it. Raises TypeError or ValueError for anything else."""
-    return _NONNEGATIVE(where, value)
+def as_number(where: str, value: Any, interval: str = "[0, inf)") -> Any:
+    """A number as a field holds it. Raises TypeError or ValueError for anything else."""
+    return _Number(_Interval.of(interval))(where, value)
 
 
 def as_rate(where: str, value: Any, dtype: Any = None) -> Any:
     """A learning rate as a field holds it, checked as used in `dtype`. Raises TypeError or ValueError otherwise."""
-    return _Rate(_NONNEGATIVE)(where, value, dtype)
+    return _Rate(_Number(_Interval.of("[0, inf)")))(where, value, dtype)
 
 
 def check_count(where: str, value: Any) -> None:
     """Raise TypeError or ValueError unless `value` is a positive integer."""
     _Count()(where, value)
-
-
-_NONNEGATIVE = _Number(_Interval.of("[0, inf)"))
 
 
 # --- the dataclass -----------------------------------------------------------------------------------

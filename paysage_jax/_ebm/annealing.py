@@ -22,8 +22,9 @@ from .._core.batches import Batch, Weighted, as_arrays, as_floats, check_finite
 from .._core.devices import take_rows, whole
 from .._core.pytree import Pytree, as_pytree, check_count
 from .._core.trees import Params, as_scalar, check_same_tree, floating_dtype, moment_dtype
-from .estimators import Transition, as_states, run_chains
-from .phases import Energy, energies_of, hints, rows
+from .estimators import as_states, run_chains
+from .model import EnergyModel, as_model
+from .phases import energies_of, hints, rows
 
 Path = Callable[[jax.Array], Params]
 
@@ -35,7 +36,7 @@ def log_mean(log_weights: jax.Array) -> jax.Array:
     return logsumexp(log_weights, axis=0) - np.log(len(log_weights)).astype(log_weights.dtype)
 
 
-def effective_size(log_weights: jax.Array) -> jax.Array:
+def effective_sample_size(log_weights: jax.Array) -> jax.Array:
     """(Σ weights)² / Σ weights²: so many chains of equal weight would be as good."""
     return jnp.exp(2 * logsumexp(log_weights) - logsumexp(2 * log_weights))
 
@@ -87,16 +88,16 @@ class _backwards(Pytree):
 
 
 def anneal(
-    energy: Energy, transition: Transition, path: Path, v: Batch, key: jax.Array, steps: Any, name: str = "chains"
+    model: EnergyModel, path: Path, v: Batch, key: jax.Array, steps: Any, name: str = "chains"
 ) -> tuple[Batch, jax.Array]:
     """The states at the end of the path, and what has come to the log weight of each chain. `name`: of v, in errors."""
-    v = as_states(transition, path(jnp.zeros(())), v, key, f"These states are the argument {name}.")
+    v = as_states(model.transition, path(jnp.zeros(())), v, key, f"These states are the argument {name}.")
 
     def step(k: Any, carry: Any) -> Any:
         old, v, log_weights = carry
         new = path((k + 1).astype(float) / jnp.asarray(steps, float))
-        moved = energies_of(energy, old, "chains", v) - energies_of(energy, new, "chains", v)
-        return new, transition(new, v, jax.random.fold_in(key, k)), log_weights + moved.astype(log_weights.dtype)
+        moved = energies_of(model.energy, old, "chains", v) - energies_of(model.energy, new, "chains", v)
+        return new, model.transition(new, v, jax.random.fold_in(key, k)), log_weights + moved.astype(log_weights.dtype)
 
     start = path(jnp.zeros(())), v, jnp.zeros(rows("chains", v))
     return jax.lax.fori_loop(0, steps, step, start)[1:]
@@ -106,32 +107,39 @@ _jitted_anneal = jax.jit(anneal, static_argnames="name")
 _jitted_chains = jax.jit(run_chains, static_argnums=1)
 
 
-class AnnealedEstimate(NamedTuple):
-    """log Z, its standard error, what the chains are worth, and a bound.
+class Annealing(NamedTuple):
+    """A path for annealing to `path(1)`, with states and log Z of the model where it starts.
 
-    log_z, error: scalars in nats; the error is too small while few chains carry most of the weight.
-    effective_size: (Σ weights)² / Σ weights², from 1 to the number of chains.
-    bound: a scalar in nats: log_z with the mean of w for log mean exp(w); on average below log Z, in reverse above it.
-    chains: states where the annealing ended (in reverse: at the start of the path), drawn by their weights: samples of
-        that model, as good as effective_size says.
+    path: path(beta) -> params, beta from 0 to 1. If it is a pytree, such as `linear_path(start, end)` or
+        `jax.tree_util.Partial(function, params)`, other parameters do not recompile.
+    start: samples of the model path(0), one for each chain.
+    log_z_start: log Z of the model path(0).
     """
 
-    log_z: jax.Array
-    error: jax.Array
-    effective_size: jax.Array
-    bound: jax.Array
+    path: Path
+    start: Batch
+    log_z_start: Any
+
+
+class AnnealedEstimate(NamedTuple):
+    """log Z of a model and samples of it, by annealing. Where both are known exactly, the rest may be left out.
+
+    log_z, error: scalars in nats; the error is too small while few chains carry most of the weight.
+    chains: states where the annealing ended (in reverse: at the start of the path), drawn by their weights: samples of
+        that model, as good as `effective_sample_size` says.
+    effective_sample_size: (Σ weights)² / Σ weights², from 1 to the number of chains.
+    bound: a scalar in nats: log_z with the mean of w for log mean exp(w); on average below log Z, in reverse above it.
+    """
+
+    log_z: Any
     chains: Batch
+    error: Any = 0.0
+    effective_sample_size: Any = np.nan
+    bound: Any = np.nan
 
 
 def annealed_importance_sampling(
-    energy: Energy,
-    transition: Transition,
-    path: Path,
-    start: Batch,
-    log_z_start: Any,
-    key: jax.Array,
-    steps: int = 1000,
-    integer_states: bool = False,
+    model: EnergyModel, annealing: Annealing, key: jax.Array, steps: int = 1000
 ) -> AnnealedEstimate:
     """log Z at the end of a path, by annealed importance sampling (AIS; Neal, 2001; Salakhutdinov & Murray, 2008).
 
@@ -147,20 +155,15 @@ def annealed_importance_sampling(
     closer ones are noise, too, and the estimates with their errors say all there is.
 
     Args:
-        energy: energy(params, v) -> (rows,), hidden units summed out.
-        transition: transition(params, v, key) -> v.
-        path: path(beta) -> params, beta from 0 to 1. If it is a pytree, such as `linear_path(start, end)` or
-            `jax.tree_util.Partial(function, params)`, other parameters do not recompile.
-        start: samples of the model path(0), one for each chain.
-        log_z_start: log Z of the model path(0).
+        model: a `Model`, or `rbm.RBM()`.
+        annealing: the path, and states and log Z at its start, one state for each chain.
         key: a PRNG key.
         steps: the number of temperatures, a positive integer.
-        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
     """
-    return _estimate("start", (energy, transition, path), start, log_z_start, key, steps, integer_states)
+    return _estimate("annealing.start", model, annealing.path, annealing.start, annealing.log_z_start, key, steps)
 
 
 def finite_states(name: str, v: Batch, params: Params, integer_states: bool) -> Batch:
@@ -172,34 +175,28 @@ def finite_states(name: str, v: Batch, params: Params, integer_states: bool) -> 
 
 
 def _estimate(
-    name: str, model: Any, start: Batch, log_z_start: Any, key: jax.Array, steps: int, integer_states: bool
+    name: str, model: EnergyModel, path: Path, v: Batch, log_z_start: Any, key: jax.Array, steps: int
 ) -> AnnealedEstimate:
     check_count("annealed_importance_sampling: steps", steps)
-    start = finite_states(name, start, jax.eval_shape(model[-1], jnp.zeros(())), integer_states)
+    model = as_model("annealed_importance_sampling: model", model)
+    v = finite_states(name, v, jax.eval_shape(path, jnp.zeros(())), model.integer_states)
     log_z_start = as_scalar("log_z_start", log_z_start)
     anneal_key, draw_key = jax.random.split(key)
-    with hints(start, integer_states):
-        v, log_weights = _jitted_anneal(*map(as_pytree, model), start, anneal_key, steps, name=name)
+    with hints(v, model.integer_states):
+        v, log_weights = _jitted_anneal(as_pytree(model), as_pytree(path), v, anneal_key, steps, name=name)
     log_ratio = log_mean(log_weights)
     error = jnp.std(jnp.exp(log_weights - log_ratio), ddof=1) / np.sqrt(len(log_weights)).astype(log_weights.dtype)
     return AnnealedEstimate(
         log_z=log_z_start + log_ratio,
-        error=error,
-        effective_size=effective_size(log_weights),
-        bound=log_z_start + jnp.mean(log_weights),
         chains=resample(v, log_weights, draw_key),
+        error=error,
+        effective_sample_size=effective_sample_size(log_weights),
+        bound=log_z_start + jnp.mean(log_weights),
     )
 
 
 def reverse_annealed_importance_sampling(
-    energy: Energy,
-    transition: Transition,
-    path: Path,
-    samples: Batch,
-    log_z_start: Any,
-    key: jax.Array,
-    steps: int = 1000,
-    integer_states: bool = False,
+    model: EnergyModel, annealing: Annealing, samples: Batch, key: jax.Array, steps: int = 1000
 ) -> AnnealedEstimate:
     """log Z at the end of a path, from samples of the model there that are annealed back to its start.
 
@@ -209,29 +206,20 @@ def reverse_annealed_importance_sampling(
     that is learned from them (Burda, Grosse & Salakhutdinov, 2015, on annealing in reverse).
 
     Args:
-        energy, transition, path, log_z_start, key, steps, integer_states: as in `annealed_importance_sampling`.
-        samples: of the model path(1), independent, one for each chain: persistent chains after many more transitions,
+        model, annealing, key, steps: as in `annealed_importance_sampling`; the states at the start are not used.
+        samples: of the model at the end of the path, independent, one for each chain: persistent chains after many more transitions,
             say.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
     """
-    log_z_start = as_scalar("log_z_start", log_z_start)
-    back = _backwards(as_pytree(path))
-    estimate = _estimate("samples", (energy, transition, back), samples, 0.0, key, steps, integer_states)
+    log_z_start = as_scalar("log_z_start", annealing.log_z_start)
+    estimate = _estimate("samples", model, _backwards(as_pytree(annealing.path)), samples, 0.0, key, steps)
     return estimate._replace(log_z=log_z_start - estimate.log_z, bound=log_z_start - estimate.bound)
 
 
-def raise_bound(
-    energy: Energy,
-    transition: Transition,
-    path: Path,
-    v: Batch,
-    log_z_start: Any,
-    key: jax.Array,
-    steps: int = 1000,
-    chains: int = 1,
-    integer_states: bool = False,
+def reverse_ais_log_prob(
+    model: EnergyModel, annealing: Annealing, v: Batch, key: jax.Array, steps: int = 1000, num_chains: int = 1
 ) -> jax.Array:
     """An estimate of log p(v) for each row of v, cautious for samples of the model; (rows,).
 
@@ -243,28 +231,28 @@ def raise_bound(
     more likely under p′. (RAISE; Burda, Grosse & Salakhutdinov, 2015.)
 
     Args:
-        energy, path, log_z_start, key, steps, integer_states: as in `annealed_importance_sampling`.
-        transition: transition(params, v, key) -> v, reversible (detailed balance holds), as block Gibbs sampling of a
-            restricted Boltzmann machine is.
+        model: a `Model` whose transition is reversible (detailed balance holds), as block Gibbs sampling of a restricted
+            Boltzmann machine is.
+        annealing, key, steps: as in `annealed_importance_sampling`; the states at the start are not used.
         v: the data, states of the model; the weights of `Weighted` data change no row.
-        chains: for each row, a positive integer; with more the estimate rises, on average. All rows × chains are
+        num_chains: for each row, a positive integer; with more the estimate rises, on average. All rows × num_chains are
             annealed at once.
 
     Raises:
-        TypeError, ValueError: for energies or states that do not fit, or steps or chains below 1.
+        TypeError, ValueError: for energies or states that do not fit, or steps or num_chains below 1.
     """
-    check_count("raise_bound: steps", steps)
-    check_count("raise_bound: chains", chains)
-    log_z_start = as_scalar("log_z_start", log_z_start)
+    check_count("reverse_ais_log_prob: steps", steps)
+    check_count("reverse_ais_log_prob: num_chains", num_chains)
+    model, path = as_model("reverse_ais_log_prob: model", model), as_pytree(annealing.path)
+    log_z_start = as_scalar("log_z_start", annealing.log_z_start)
     first_key, key = jax.random.split(key)
-    model = path(jnp.ones(()))
-    v = finite_states("v", v.v if isinstance(v, Weighted) else v, model, integer_states)
+    params = path(jnp.ones(()))
+    v = finite_states("v", v.v if isinstance(v, Weighted) else v, params, model.integer_states)
     size = rows("v", v)
-    with hints(v, integer_states):
-        v = as_states(transition, model, v, first_key, "These states are the argument v.")
-    repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), chains, axis=0), v)
-    energy, transition, back = as_pytree(energy), as_pytree(transition), _backwards(as_pytree(path))
-    start = _jitted_chains(transition, 1, model, repeated, first_key)
-    _, log_weights = _jitted_anneal(energy, transition, back, start, key, steps)
-    log_mean_weight = log_mean(log_weights.reshape(size, chains).T)
-    return -energies_of(energy, model, "v", v) - log_z_start + log_mean_weight
+    with hints(v, model.integer_states):
+        v = as_states(model.transition, params, v, first_key, "These states are the argument v.")
+    repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), num_chains, axis=0), v)
+    start = _jitted_chains(as_pytree(model.transition), 1, params, repeated, first_key)
+    _, log_weights = _jitted_anneal(as_pytree(model), _backwards(path), start, key, steps)
+    log_mean_weight = log_mean(log_weights.reshape(size, num_chains).T)
+    return -energies_of(model.energy, params, "v", v) - log_z_start + log_mean_weight

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +19,12 @@ from jax.tree_util import keystr, tree_map_with_path
 from .._core.batches import Batch, Entry, Weighted, as_arrays, as_floats, check_finite, own
 from .._core.pytree import Number, Pytree, accepted, converted, count, number, static
 from .._core.trees import Params, check_same_tree, floating_dtype
-from .phases import Energy, PhaseStatistics, hints, rows, two_phases, value_and_gradient, weighted
+from .model import EnergyModel, Transition, as_model
+from .phases import PhaseStatistics, hints, rows, two_phases, value_and_gradient, weighted
 
-Transition = Callable[[Params, Any, jax.Array], Any]
 EstimatorState = Any
 
-_COMPLETING = 2**32 - 1  # folded into a key; transitions are numbered from 0
+_HIDDEN = 2**32 - 1  # folded into a key; transitions are numbered from 0
 
 
 class Estimator(Pytree, ABC):
@@ -54,13 +55,13 @@ def check_estimator(name: str, estimator: Any) -> None:
 def entry_of(estimator: Any, params: Params) -> Entry:
     """How data enter: for two phases integers and bools as floats, unless states are integers; others as they are.
 
-    An ordinary loss may use integers as labels and NaN as a mask. In two phases NaN is allowed where `complete` fills
-    it in.
+    An ordinary loss may use integers as labels and NaN as a mask. In two phases NaN is allowed where `sample_hidden`
+    fills it in.
     """
     if not isinstance(estimator, contrastive_divergence | persistent_contrastive_divergence):
         return Entry()
-    dtype = None if estimator.integer_states else floating_dtype(params)
-    return Entry(dtype, missing=estimator.complete is not None, finite=True)
+    dtype = None if estimator.model.integer_states else floating_dtype(params)
+    return Entry(dtype, missing=estimator.model.sample_hidden is not None, finite=True)
 
 
 def states_of(
@@ -70,9 +71,9 @@ def states_of(
     data, entry = weighted(batch), entry_of(estimator, params)
     check_finite("batch", data.v, entry.missing)
     data = data._replace(v=as_arrays("batch", as_floats(data.v, entry.dtype)))
-    if estimator.complete is None:
+    if estimator.model.sample_hidden is None:
         return data
-    states = estimator.complete(params, data.v, jax.random.fold_in(key, _COMPLETING))
+    states = estimator.model.sample_hidden(params, data.v, jax.random.fold_in(key, _HIDDEN))
     return data._replace(v=jax.lax.stop_gradient(states))
 
 
@@ -115,8 +116,12 @@ def as_chains(where: str, v: Batch) -> Batch:
     return own(as_arrays(where, v))
 
 
-def _as_start(where: str, v: Batch | None) -> Batch | None:
+def _as_chains_or_none(where: str, v: Batch | None) -> Batch | None:
     return None if v is None else as_chains(where, v)
+
+
+def hints_for(model: EnergyModel, v: Batch) -> AbstractContextManager[None]:
+    return hints(v, model.integer_states, whole=model.sample_hidden is not None)
 
 
 class contrastive_divergence(Estimator):
@@ -127,13 +132,9 @@ class contrastive_divergence(Estimator):
     The means of a `Weighted` batch are weighted; a sample has the weight of the row it started from.
 
     Args:
-        energy: energy(params, v) -> (batch,).
-        transition: transition(params, v, key) -> v.
-        steps: a positive integer.
-        complete: complete(params, v, key) -> states, if the data leave units hidden; samples start from these states.
+        model: a `Model`, or `rbm.RBM()`.
+        steps: transitions, a positive integer.
         energy_penalty: a nonnegative number, which keeps the energies small (Du & Mordatch, 2019).
-        integer_states: whether states are counts or categories, of an integer or bool dtype, and data stay as they are.
-            Otherwise integers and bools become floats, of the dtype of the parameters.
 
     Raises:
         TypeError, ValueError: for energies, states or weights that do not fit, when traced.
@@ -141,30 +142,27 @@ class contrastive_divergence(Estimator):
     >>> from paysage_jax import rbm
     >>> v, key = jnp.eye(4), jax.random.key(0)
     >>> params = rbm.init_bernoulli(v, 2, key)
-    >>> estimator = contrastive_divergence(rbm.free_energy, rbm.gibbs, steps=3)
+    >>> estimator = contrastive_divergence(rbm.RBM(), steps=3)
     >>> gradient, _, statistics = estimator.estimate(params, v, estimator.init(params, v, key), key)
     >>> gradient["weights"][0]["matrix"].shape
     (4, 2)
     """
 
-    energy: Energy = static()
-    transition: Transition = static()
+    model: EnergyModel = converted(as_model)
     steps: int = count(default=1, static=True)
-    complete: Transition | None = static(default=None)
     energy_penalty: Number | None = number(default=None)
-    integer_states: bool = static(default=False)
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
-        check_finite("batch", weighted(batch).v, missing=self.complete is not None)
+        check_finite("batch", weighted(batch).v, missing=self.model.sample_hidden is not None)
         return ()
 
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, PhaseStatistics]:
         data = states_of(self, params, batch, key)
-        with hints(data.v, self.integer_states, complete=self.complete is not None):
-            samples = data._replace(v=run_chains(self.transition, self.steps, params, data.v, key))
-            gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
+        with hints_for(self.model, data.v):
+            samples = data._replace(v=run_chains(self.model.transition, self.steps, params, data.v, key))
+            gradient, statistics = two_phases(self.model.energy, params, data, samples, self.energy_penalty)
         return gradient, estimator_state, statistics
 
 
@@ -173,20 +171,16 @@ class persistent_contrastive_divergence(Estimator):
 
         mean E(data) - mean E(chains) + energy_penalty (mean E(data)² + mean E(chains)²)
 
-    They start from the first batch: from its first `chains` states, repeated if there are fewer; or from `start`. The
+    They start from the first `num_chains` states of the first batch, repeated if there are fewer; or from `chains`. The
     estimator's state is the chains. In a `Weighted` batch each chain has the mean weight of the batch. Statistics:
     PhaseStatistics.
 
     Args:
-        energy: energy(params, v) -> (batch,).
-        transition: transition(params, v, key) -> v.
-        steps: a positive integer.
-        chains: their number; None takes as many as the batch has states.
-        start: the states they start from, in the place of data; their number is that of the chains.
-        complete: complete(params, v, key) -> states, if the data leave units hidden; chains start from these states.
+        model: a `Model`, or `rbm.RBM()`.
+        num_chains: None takes as many as the batch has rows.
+        steps: transitions for each update, a positive integer.
+        chains: the states to start from, in the place of data and `num_chains`.
         energy_penalty: a nonnegative number, which keeps the energies small (Du & Mordatch, 2019).
-        integer_states: whether states are counts or categories, of an integer or bool dtype, and data stay as they are.
-            Otherwise integers and bools become floats, of the dtype of the parameters.
 
     Raises:
         TypeError, ValueError: for energies, states or weights that do not fit, when traced.
@@ -194,49 +188,48 @@ class persistent_contrastive_divergence(Estimator):
     >>> from paysage_jax import rbm
     >>> v, key = jnp.eye(4), jax.random.key(0)
     >>> params = rbm.init_bernoulli(v, 2, key)
-    >>> estimator = persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, chains=10)
+    >>> estimator = persistent_contrastive_divergence(rbm.RBM(), num_chains=10)
     >>> chains = estimator.init(params, v, key)
     >>> gradient, chains, statistics = estimator.estimate(params, v, chains, key)
     >>> chains.shape
     (10, 4)
     """
 
-    energy: Energy = static()
-    transition: Transition = static()
+    model: EnergyModel = converted(as_model)
+    num_chains: int | None = count(default=None, static=True)
     steps: int = count(default=1, static=True)
-    chains: int | None = count(default=None, static=True)
-    start: Batch | None = converted(_as_start, default=None)
-    complete: Transition | None = static(default=None)
+    chains: Batch | None = converted(_as_chains_or_none, default=None)
     energy_penalty: Number | None = number(default=None)
-    integer_states: bool = static(default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start is not None and self.chains is not None:
-            raise ValueError("persistent_contrastive_divergence: give chains, a number, or start, their states")
+        if self.chains is not None and self.num_chains is not None:
+            raise ValueError("persistent_contrastive_divergence: give num_chains, or chains, the states to start from")
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         v = states_of(self, params, batch, key).v
         size = rows("batch", v)
-        if self.start is None:
-            chosen = jnp.arange(self.chains or size) % size
-            with hints(v, self.integer_states, complete=self.complete is not None):
-                return as_states(self.transition, params, jax.tree.map(lambda x: jnp.asarray(x)[chosen], v), key)
-        number_of_chains = rows("start", self.start)
-        start = as_floats(self.start, entry_of(self, params).dtype)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((number_of_chains, *jnp.shape(x)[1:]), jnp.float32), v)
-        hint = "" if self.complete else " (if these leave units hidden, give complete=)"
-        check_same_tree("start", self.start, f"the data{hint}", like)
+        if self.chains is None:
+            chosen = jnp.arange(self.num_chains or size) % size
+            with hints_for(self.model, v):
+                return as_states(self.model.transition, params, jax.tree.map(lambda x: jnp.asarray(x)[chosen], v), key)
+        num_chains = rows("chains", self.chains)
+        chains = as_floats(self.chains, entry_of(self, params).dtype)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_chains, *jnp.shape(x)[1:]), jnp.float32), v)
+        hint = "" if self.model.sample_hidden else " (if these leave units hidden, give the model sample_hidden=)"
+        check_same_tree("chains", self.chains, f"the data{hint}", like)
         # A copy: a step donates the chains.
-        return as_states(self.transition, params, jax.tree.map(jnp.array, start), key)
+        return as_states(self.model.transition, params, jax.tree.map(jnp.array, chains), key)
 
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, PhaseStatistics]:
         data = states_of(self, params, batch, key)
-        with hints(data.v, self.integer_states, complete=self.complete is not None):
-            chains = run_chains(self.transition, self.steps, params, estimator_state, key)
-            gradient, statistics = two_phases(self.energy, params, data, Weighted(chains, None), self.energy_penalty)
+        with hints_for(self.model, data.v):
+            chains = run_chains(self.model.transition, self.steps, params, estimator_state, key)
+            gradient, statistics = two_phases(
+                self.model.energy, params, data, Weighted(chains, None), self.energy_penalty
+            )
         return gradient, chains, statistics
 
 

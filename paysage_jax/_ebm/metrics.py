@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from .._core.batches import Batch, Weighted, as_floats
-from .._core.pytree import Pytree, converted, static
+from .._core.pytree import Pytree, converted
 from .._core.trees import Params, check_same_tree, floating_dtype, moment_dtype
 from .domain import check_binary, mean_over_rows, measured
+from .model import EnergyModel, HasParams, as_model
 from .phases import energies_of
 
 # --- ready metrics -----------------------------------------------------------------------------------
@@ -33,22 +33,23 @@ class pseudo_log_likelihood(Pytree):
     Its mean over the draws is the mean of Σᵢ log p(vᵢ | the other units).
 
     Args:
-        energy: energy(params, v) -> (rows,), of states of zeros and ones, hidden units summed out.
+        model: a model of zeros and ones.
         v: (rows, n), zeros and ones, or `Weighted`; then the mean is weighted.
 
     Raises:
         TypeError, ValueError: for states that are not binary, naming row and column.
     """
 
-    energy: Callable[..., jax.Array] = static()
+    model: EnergyModel = converted(as_model)
     v: Batch = converted(partial(measured, check=_check_binary_vectors))
 
-    def __call__(self, params: Params, key: jax.Array) -> jax.Array:
+    def __call__(self, state: HasParams, key: jax.Array) -> jax.Array:
+        params = state.params
         v = as_floats(self.v.v, floating_dtype(params))
         rows, units = v.shape
         drawn = jax.random.randint(key, (rows,), 0, units)
         flipped = jnp.where(jnp.arange(units)[None] == drawn[:, None], 1 - v, v)
-        gain = energies_of(self.energy, params, "v", flipped) - energies_of(self.energy, params, "v", v)
+        gain = energies_of(self.model.energy, params, "v", flipped) - energies_of(self.model.energy, params, "v", v)
         log_odds = gain.astype(moment_dtype(gain.dtype))
         return units * mean_over_rows(jax.nn.log_sigmoid(log_odds), self.v.weights)
 
@@ -56,30 +57,29 @@ class pseudo_log_likelihood(Pytree):
 class reconstruction_error(Pytree):
     """Mean squared difference between states and what one transition makes of them.
 
-        mean of (v - transition(params, v, key))² over rows and units
+        mean of (v - model.transition(params, v, key))² over rows and units
 
     Args:
-        transition: transition(params, v, key) -> v.
+        model: a `Model`, or `rbm.RBM()`.
         v: a pytree of finite arrays (rows, ...), or `Weighted`; then the mean over rows is weighted.
-        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
 
     Raises:
         TypeError, ValueError: for NaN and infinities, naming row and column, and weights that do not fit.
     """
 
-    transition: Callable[..., Batch] = static()
+    model: EnergyModel = converted(as_model)
     v: Batch = converted(measured)
-    integer_states: bool = static(default=False)
 
-    def __call__(self, params: Params, key: jax.Array) -> jax.Array:
-        v = _states(self, params, self.v)
+    def __call__(self, state: HasParams, key: jax.Array) -> jax.Array:
+        params = state.params
+        v = _states(self.model, params, self.v)
 
         def squares(x: jax.Array, y: jax.Array) -> jax.Array:
             x, y = (as_floats(z, float) for z in (x, y))
             x, y = (z.astype(moment_dtype(z.dtype)) for z in (x, y))
             return jnp.sum(jnp.square(x - y).reshape(len(x), -1), axis=1)
 
-        moved = self.transition(params, v, key)
+        moved = self.model.transition(params, v, key)
         check_same_tree("transition(params, v, key)", moved, "v", v)
         of_rows: Any = sum(jax.tree.leaves(jax.tree.map(squares, v, moved)))
         return mean_over_rows(of_rows, self.v.weights) / sum(x[0].size for x in jax.tree.leaves(v))
@@ -89,25 +89,27 @@ class free_energy_gap(Pytree):
     """Mean free energy of validation data minus that of training data: it grows when a model overfits (Hinton, 2010).
 
     Args:
-        energy: energy(params, v) -> (rows,), hidden units summed out.
+        model: a `Model`, or `rbm.RBM()`.
         train, validation: pytrees of finite arrays (rows, ...), or `Weighted`; then the mean is weighted.
-        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
 
     Raises:
         TypeError, ValueError: for NaN and infinities, naming row and column, and weights that do not fit.
     """
 
-    energy: Callable[..., jax.Array] = static()
+    model: EnergyModel = converted(as_model)
     train: Batch = converted(measured)
     validation: Batch = converted(measured)
-    integer_states: bool = static(default=False)
 
-    def __call__(self, params: Params, key: jax.Array) -> jax.Array:
+    def __call__(self, state: HasParams, key: jax.Array) -> jax.Array:
+        params = state.params
+
         def mean(data: Weighted) -> jax.Array:
-            return mean_over_rows(energies_of(self.energy, params, "v", _states(self, params, data)), data.weights)
+            return mean_over_rows(
+                energies_of(self.model.energy, params, "v", _states(self.model, params, data)), data.weights
+            )
 
         return mean(self.validation) - mean(self.train)
 
 
-def _states(metric: Any, params: Params, data: Weighted) -> Batch:
-    return as_floats(data.v, None if metric.integer_states else floating_dtype(params))
+def _states(model: EnergyModel, params: Params, data: Weighted) -> Batch:
+    return as_floats(data.v, None if model.integer_states else floating_dtype(params))

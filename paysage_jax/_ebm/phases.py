@@ -18,8 +18,7 @@ import numpy as np
 
 from .._core.batches import Batch, Weighted, as_arrays, as_floats, batch_size_of, check_finite, check_weights, relative
 from .._core.trees import Params, floating_dtype, moment_dtype
-
-Energy = Callable[[Params, Any], jax.Array]
+from .model import Energy
 
 
 class PhaseStatistics(NamedTuple):
@@ -33,28 +32,28 @@ class PhaseStatistics(NamedTuple):
 
 
 @contextmanager
-def hints(v: Batch, integer_states: bool, complete: bool = True) -> Iterator[None]:
+def hints(v: Batch, integer_states: bool, whole: bool = True) -> Iterator[None]:
     """Adds to an error what to do about states that energy or transition do not take, if v or the error shows it."""
     try:
         yield
     except Exception as error:
-        for hint in _hints(str(error), v, integer_states, complete):
+        for hint in _hints(str(error), v, integer_states, whole):
             error.add_note(hint)
         raise
 
 
-def _hints(error: str, v: Batch, integer_states: bool, complete: bool) -> Iterator[str]:
+def _hints(error: str, v: Batch, integer_states: bool, whole: bool) -> Iterator[str]:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(v)]
     if not integer_states and re.search(r"integer|accept dtype float|loses its values", error):
-        yield "Integers and bools of data become floats; for counts or categories give integer_states=True."
+        yield "Integers and bools of data become floats; for counts or categories give the model integer_states=True."
     if isinstance(v, list | tuple) and len(v) == 1:
         yield f"The data are a {type(v).__name__} of one array: give the array alone."
     elif isinstance(v, list | tuple):
         yield f"The data are a {type(v).__name__} of arrays of shapes {shapes}: of rows and labels give the rows alone."
     elif jax.tree_util.all_leaves([v]) and len(shapes[0]) > 2:
         yield f"A row has the shape {shapes[0][1:]}: if a state is a vector, give data.reshape(len(data), -1)."
-    elif not complete and _OTHER_STATES.search(error):
-        yield "If the data leave units of the transition's states hidden, give the estimator complete=."
+    elif not whole and _OTHER_STATES.search(error):
+        yield "If the data leave units of the transition's states hidden, give the model sample_hidden=."
 
 
 _OTHER_STATES = re.compile(

@@ -12,8 +12,9 @@ import numpy as np
 from .._core.batches import Batch, Weighted
 from .._core.pytree import converted
 from .._core.trees import Params
-from .estimators import EstimatorState, persistent_contrastive_divergence, states_of
-from .phases import Energy, hints, two_phases
+from .estimators import EstimatorState, hints_for, persistent_contrastive_divergence, states_of
+from .model import Energy
+from .phases import two_phases
 
 
 class TemperedStatistics(NamedTuple):
@@ -48,8 +49,7 @@ class parallel_tempering(persistent_contrastive_divergence):
     put a temperature between. The estimator's state has leaves (chains, temperatures, ...).
 
     Args:
-        energy, transition, steps, chains, start, complete, energy_penalty, integer_states: as in
-            `persistent_contrastive_divergence`.
+        model, num_chains, steps, chains, energy_penalty: as in `persistent_contrastive_divergence`.
         betas: inverse temperatures, increasing from 0 on, the last of them 1.
 
     Raises:
@@ -58,7 +58,7 @@ class parallel_tempering(persistent_contrastive_divergence):
     >>> from paysage_jax import rbm
     >>> v, key = jnp.eye(4), jax.random.key(0)
     >>> params = rbm.init_bernoulli(v, 2, key)
-    >>> estimator = parallel_tempering(rbm.free_energy, rbm.gibbs, chains=10, betas=(0.0, 0.5, 1.0))
+    >>> estimator = parallel_tempering(rbm.RBM(), num_chains=10, betas=(0.0, 0.5, 1.0))
     >>> estimator.init(params, v, key).shape
     (10, 3, 4)
     """
@@ -75,20 +75,20 @@ class parallel_tempering(persistent_contrastive_divergence):
         data = states_of(self, params, batch, key)
         betas = jnp.stack([jnp.asarray(beta, float) for beta in self.betas])
         tempered = jax.vmap(lambda beta: jax.tree.map(lambda p: beta.astype(p.dtype) * p, params))(betas)
-        transition = jax.vmap(self.transition, in_axes=(0, 1, 0), out_axes=1)
+        transition = jax.vmap(self.model.transition, in_axes=(0, 1, 0), out_axes=1)
 
         def step(i: Any, carry: Any) -> Any:
             ladders, rates = carry
             move_key, swap_key = jax.random.split(jax.random.fold_in(key, i))
             ladders = transition(tempered, ladders, jax.random.split(move_key, len(self.betas)))
-            ladders, rate = _swap(self.energy, tempered, ladders, swap_key)
+            ladders, rate = _swap(self.model.energy, tempered, ladders, swap_key)
             return ladders, rates + rate / self.steps
 
         no_rates = jnp.zeros(len(self.betas) - 1)
-        with hints(data.v, self.integer_states, complete=self.complete is not None):
+        with hints_for(self.model, data.v):
             ladders, rates = jax.lax.fori_loop(0, self.steps, step, (estimator_state, no_rates))
             samples = Weighted(jax.tree.map(lambda x: x[:, -1], ladders), None)
-            gradient, statistics = two_phases(self.energy, params, data, samples, self.energy_penalty)
+            gradient, statistics = two_phases(self.model.energy, params, data, samples, self.energy_penalty)
         return gradient, ladders, TemperedStatistics(*statistics, rates, jnp.min(rates))
 
 

@@ -11,15 +11,16 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from .._core.batches import Batch, as_floats
-from .._core.pytree import Count, Number, Pytree, converted, count, function, number, static
+from .._core.pytree import Count, Number, Pytree, as_number, converted, count, function, number, static
 from .._core.trees import Params, Updates, as_scalar, check_params, floating_dtype, moment_dtype
 from .._optim.transformation import LAST, State, Transformation, apply_updates, check_state, find_states, next_step
-from .annealing import anneal, effective_size, finite_states, linear_path, log_mean, resample
+from .annealing import AnnealedEstimate, anneal, effective_sample_size, finite_states, linear_path, log_mean, resample
 from .domain import mean_over_rows, measured
-from .estimators import Transition, as_chains, as_states
-from .phases import Energy, energies_of, hints, rows
+from .estimators import as_chains, as_states
+from .model import EnergyModel, HasParams, as_model
+from .phases import energies_of, hints, rows
 
-_CHAINS = "These states are the argument chains."
+_CHAINS = "These states are estimate.chains."
 _RESAMPLING = 2**32 - 1  # folded into a key; transitions are numbered from 0
 
 
@@ -42,19 +43,19 @@ class LogPartitionState(NamedTuple):
 
 
 class TrackedEstimate(NamedTuple):
-    """What `log_partition` says of a run.
+    """What `tracked_log_partition` says of a run.
 
     From an error of about 0.5 on few chains have carried the weight, and log_z may be off by far more. If the chains
     have lost a mode, nothing here shows it.
 
     log_z, error: in nats, with the standard error since the start or the last anchor, if the chains mix.
-    effective_size: of the chains, from 1 to their number.
+    effective_sample_size: of the chains, from 1 to their number.
     resamplings: since the start or the last anchor (int32).
     """
 
     log_z: jax.Array
     error: jax.Array
-    effective_size: jax.Array
+    effective_sample_size: jax.Array
     resamplings: jax.Array
 
 
@@ -62,6 +63,14 @@ def _as_key(where: str, key: Any) -> Any:
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(f"{where} must be a key, jax.random.key(0), got {key!r}")
     return key
+
+
+def _as_start(where: str, estimate: Any) -> AnnealedEstimate:
+    """Of an estimate what a run starts from."""
+    if not (hasattr(estimate, "log_z") and hasattr(estimate, "chains")):
+        raise TypeError(f"{where} must be an AnnealedEstimate(log_z, chains), got {type(estimate).__name__}")
+    log_z = as_number(f"{where}.log_z", estimate.log_z, "(-inf, inf)")
+    return AnnealedEstimate(log_z, as_chains(f"{where}.chains", estimate.chains))
 
 
 class track_log_partition(Transformation):
@@ -73,26 +82,25 @@ class track_log_partition(Transformation):
     The updates pass unchanged. The chains v are not those of the estimator, on which the gradient depends. When their
     effective size falls below the share `resample_below`, they are drawn anew by their weights, and the mean weight
     goes into log Z. Errors add up, mostly to too small a log Z, and `error` does not see modes that the chains have
-    lost: where a run is fast or its model has many modes, anchor it. Then the chains start again from `chains`, and
+    lost: where a run is fast or its model has many modes, anchor it. Then the chains start again from those of `estimate`, and
     come to the present along the straight line from the first parameters.
 
-    Read it by `log_partition(state)`; `log_likelihood` is the metric for `fit`. Chain it outside `freeze` and
+    Read it by `tracked_log_partition(state)`; `tracked_log_likelihood` is the metric for `fit`. Chain it outside `freeze` and
     `partition`, which hide parameters from their members, and outside `shard_state`: its chains lie whole on every
     device.
 
     Args:
-        energy: energy(params, v) -> (rows,), hidden units summed out.
-        transition: transition(params, v, key) -> v.
-        log_z: log Z of the parameters that the run starts from.
-        chains: samples of that model, as `annealed_importance_sampling` returns them with log Z.
+        model: a `Model`, or `rbm.RBM()`.
+        estimate: log Z of the parameters that the run starts from and samples of that model, as
+            `annealed_importance_sampling` returns them; AnnealedEstimate(log_z, chains) where both are known.
         key: a PRNG key.
-        sweeps: annealing steps from p to q, each with a transition, a positive integer.
+        steps_per_update: annealing steps from p to q, each with a transition, a positive integer.
         every: updates from p to q, a positive integer. More are cheaper and follow less closely. It should divide
             the updates of an epoch: else log Z and the energies measured at its end are of different parameters.
         resample_below: a share of the number of chains, in [0, 1].
-        anchor_every: updates, a positive integer; the updates of an epoch, or a multiple, so that what is
+        reanneal_every: updates, a positive integer; the updates of an epoch, or a multiple, so that what is
             measured then is fresh. None: never.
-        anchor_steps: annealing steps of an anchor, a positive integer.
+        reanneal_steps: annealing steps of an anchor, a positive integer.
         integer_states: whether states are counts or categories; otherwise integers and bools become floats.
 
     Raises:
@@ -100,28 +108,27 @@ class track_log_partition(Transformation):
     """
 
     _stage = LAST
-    energy: Energy = function()
-    transition: Transition = function()
-    log_z: Number = number("(-inf, inf)")
-    chains: Batch = converted(as_chains)
+    model: EnergyModel = converted(as_model)
+    estimate: AnnealedEstimate = converted(_as_start)
     key: jax.Array = converted(_as_key)
-    sweeps: Count = count(default=1)
+    steps_per_update: Count = count(default=1)
     every: Count = count(default=1)
     resample_below: Number = number("[0, 1]", default=0.5)
-    anchor_every: Count | None = count(default=None)
-    anchor_steps: Count = count(default=1000)
-    integer_states: bool = static(default=False)
+    reanneal_every: Count | None = count(default=None)
+    reanneal_steps: Count = count(default=1000)
 
     def init(self, params: Params) -> State:
         # Copies: a step gives the memory of the state away.
-        start = None if self.anchor_every is None else jax.tree.map(jnp.array, params)
+        start = None if self.reanneal_every is None else jax.tree.map(jnp.array, params)
         return self._at_start(jax.tree.map(jnp.array, params), start, jnp.zeros((), jnp.int32))
 
     def _at_start(self, params: Params, start: Params, step: jax.Array) -> LogPartitionState:
-        chains = jax.tree.map(jnp.array, finite_states("chains", self.chains, params, self.integer_states))
-        with hints(chains, self.integer_states):
-            chains = as_states(self.transition, params, chains, self.key, _CHAINS)
-        weights, log_z = jnp.zeros(rows("chains", chains)), as_scalar("log_z", self.log_z)
+        chains = jax.tree.map(
+            jnp.array, finite_states("estimate.chains", self.estimate.chains, params, self.model.integer_states)
+        )
+        with hints(chains, self.model.integer_states):
+            chains = as_states(self.model.transition, params, chains, self.key, _CHAINS)
+        weights, log_z = jnp.zeros(rows("chains", chains)), as_scalar("estimate.log_z", self.estimate.log_z)
         return LogPartitionState(chains, weights, log_z, jnp.zeros(()), params, start, step, jnp.zeros((), jnp.int32))
 
     def update(
@@ -132,17 +139,17 @@ class track_log_partition(Transformation):
         new, state = apply_updates(params, updates), state._replace(step=next_step(state.step))
         # Chosen, and not a branch: under vmap all branches would run at every update.
         due = self._due(state.step, self.every)
-        steps = jnp.where(due, jnp.asarray(self.sweeps), 0)
-        if self.anchor_every is not None:
-            again = self._due(state.step, self.anchor_every)
+        steps = jnp.where(due, jnp.asarray(self.steps_per_update), 0)
+        if self.reanneal_every is not None:
+            again = self._due(state.step, self.reanneal_every)
             state = _choose(again, self._at_start(state.start, state.start, state.step), state)
-            due, steps = due | again, jnp.where(again, jnp.asarray(self.anchor_steps), steps)
+            due, steps = due | again, jnp.where(again, jnp.asarray(self.reanneal_steps), steps)
         key = jax.random.fold_in(self.key, state.step)
         path = linear_path(state.params, new)
-        chains, moved = anneal(self.energy, self.transition, path, state.chains, key, steps)
+        chains, moved = anneal(self.model, path, state.chains, key, steps)
         state = state._replace(chains=chains, log_weights=state.log_weights + moved)
         state = state._replace(params=_choose(due, new, state.params))
-        poor = effective_size(state.log_weights) < self.resample_below * jnp.asarray(len(moved), float)
+        poor = effective_sample_size(state.log_weights) < self.resample_below * jnp.asarray(len(moved), float)
         return updates, jax.lax.cond(poor, lambda: _resampled(state, key), lambda: state)
 
     @staticmethod
@@ -156,7 +163,7 @@ def _choose(first: jax.Array, a: Any, b: Any) -> Any:
 
 def _log_ratio(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The logarithm of the mean weight, and its variance."""
-    return log_mean(log_weights), 1 / effective_size(log_weights) - 1 / len(log_weights)
+    return log_mean(log_weights), 1 / effective_sample_size(log_weights) - 1 / len(log_weights)
 
 
 def _resampled(state: LogPartitionState, key: jax.Array) -> LogPartitionState:
@@ -170,7 +177,7 @@ def _resampled(state: LogPartitionState, key: jax.Array) -> LogPartitionState:
     )
 
 
-def log_partition(state: State) -> TrackedEstimate:
+def tracked_log_partition(state: State) -> TrackedEstimate:
     """log Z as `track_log_partition` has it anywhere in `state`, and how far it can be trusted.
 
     Raises:
@@ -179,18 +186,18 @@ def log_partition(state: State) -> TrackedEstimate:
     found = find_states(state, LogPartitionState)
     if len(found) != 1:
         raise ValueError(
-            f"log_partition: expected one track_log_partition in the state, found {len(found)}; "
+            f"tracked_log_partition: expected one track_log_partition in the state, found {len(found)}; "
             "chain it last: chain(optimizer, track_log_partition(...))"
         )
     (state,) = found
     if jnp.ndim(state.log_weights) != 1:
-        raise ValueError("log_partition: the state of many runs; use jax.vmap(log_partition)")
+        raise ValueError("tracked_log_partition: the state of many runs; use jax.vmap(tracked_log_partition)")
     log_ratio, variance = _log_ratio(state.log_weights)
     error = jnp.sqrt(jnp.maximum(state.variance + variance, 0))
-    return TrackedEstimate(state.log_z + log_ratio, error, effective_size(state.log_weights), state.resamplings)
+    return TrackedEstimate(state.log_z + log_ratio, error, effective_sample_size(state.log_weights), state.resamplings)
 
 
-class log_likelihood(Pytree):
+class tracked_log_likelihood(Pytree):
     """A metric for `fit`: the mean of log p(v) over rows, in nats, by the log Z that the run tracks.
 
         mean of -E(v) - max(log Z, guard),   guard = max(log Σ exp(-E(v)) over the distinct rows, at_least)
@@ -202,39 +209,40 @@ class log_likelihood(Pytree):
     than the noise of `at_least` means that the chains are lost.
 
     Args:
-        energy: energy(params, v) -> (rows,), hidden units summed out.
+        model: a `Model`, or `rbm.RBM()`.
         v: a pytree of finite arrays (rows, ...), or `Weighted`; then the mean is weighted.
         at_least: at_least(params, key) -> what log Z is not below, such as an estimate by forward annealing along
             another path, less 3: log Z + t is below such an estimate with a probability of at most exp(-t). None: no
             such bound.
         discrete: whether exp(-E) / Z is a probability; False where it is a density, as for Gaussian units.
-        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
 
     Raises:
         TypeError, ValueError: for NaN and infinities, for weights that do not fit, and if no `track_log_partition` is
             in the optimizer.
     """
 
-    energy: Energy = function()
+    model: EnergyModel = converted(as_model)
     v: Batch = converted(measured)
     at_least: Callable[[Params, jax.Array], jax.Array] | None = function(default=None)
     discrete: bool = static(default=True)
-    integer_states: bool = static(default=False)
 
-    def __call__(self, params: Params, key: jax.Array, state: State) -> jax.Array:
-        log_z = jnp.maximum(log_partition(state).log_z, self.guard(params, key))
-        return -mean_over_rows(self._energies(params), self.v.weights) - log_z
+    def __call__(self, state: HasParams, key: jax.Array) -> jax.Array:
+        log_z = tracked_log_partition(state.optimizer_state).log_z
+        log_z = jnp.maximum(log_z, self.guard(state.params, key))
+        return -mean_over_rows(self._energies(state.params), self.v.weights) - log_z
 
     def _energies(self, params: Params) -> jax.Array:
-        v = as_floats(self.v.v, None if self.integer_states else floating_dtype(params))
-        return energies_of(self.energy, params, "v", v)
+        v = as_floats(self.v.v, None if self.model.integer_states else floating_dtype(params))
+        return energies_of(self.model.energy, params, "v", v)
 
     def guard(self, params: Params, key: jax.Array) -> jax.Array:
         """A number that log Z is not below; -inf where there is none."""
         bound = self._sum_over_rows(params) if self.discrete else jnp.array(-jnp.inf)
         if self.at_least is None:
             return bound
-        return jnp.maximum(bound, as_scalar("log_likelihood: at_least(params, key)", self.at_least(params, key)))
+        return jnp.maximum(
+            bound, as_scalar("tracked_log_likelihood: at_least(params, key)", self.at_least(params, key))
+        )
 
     def _sum_over_rows(self, params: Params) -> jax.Array:
         """log Σ exp(-E) of the distinct rows."""

@@ -114,10 +114,10 @@ def finish_epoch(program: Program, result: FitResult, epoch: Epoch) -> tuple[Fit
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), ended, failed), statistics
 
 
-def measure_epoch(program: Program, result: FitResult, statistics: Any, data: Any) -> tuple[FitResult, dict[str, Any]]:
+def measure_epoch(program: Program, result: FitResult, statistics: Any) -> tuple[FitResult, dict[str, Any]]:
     """The result with the best measurement renewed, and a row of the history."""
     key = _keys_of(program, result.epochs_done - 1).metrics
-    values = measure(program.metrics, result.state, key, result.epochs_done, statistics, data)
+    values = measure(program.metrics, result.state, key, result.epochs_done, statistics)
     values = lay_out(values, program.placement.replicated)
     if (stopping := program.early_stopping) is None:
         return result, values
@@ -129,7 +129,7 @@ def measure_epoch(program: Program, result: FitResult, statistics: Any, data: An
     return result._replace(best=best, outcome=outcome), values
 
 
-def measure_if_due(program: Program, result: FitResult, statistics: Any, data: Any) -> tuple[FitResult, dict[str, Any]]:
+def measure_if_due(program: Program, result: FitResult, statistics: Any) -> tuple[FitResult, dict[str, Any]]:
     """`measure_epoch`, or an empty row where the epoch that has just ended is not to be measured."""
     due = (result.epochs_done % program.metrics_every == 0) & (result.outcome != Outcome.NON_FINITE)
 
@@ -137,7 +137,7 @@ def measure_if_due(program: Program, result: FitResult, statistics: Any, data: A
         return result, jax.tree.map(jnp.asarray, program.empty_row)
 
     def take(result: FitResult, statistics: Any) -> tuple[FitResult, dict[str, Any]]:
-        return measure_epoch(program, result, statistics, data)
+        return measure_epoch(program, result, statistics)
 
     return jax.lax.cond(due, take, skip, result, statistics)
 
@@ -157,16 +157,16 @@ def outcome_now(program: Program, result: FitResult) -> jax.Array:
 
 
 @jax.jit
-def _first_sums_and_row(program: Program, result: FitResult, batch: Batch, data: Any) -> Any:
+def _first_sums_and_row(program: Program, result: FitResult, batch: Batch) -> Any:
     state = result.state
     statistics = program.estimator.estimate(state.params, batch, state.estimator_state, program.key)[2]
     sums = jax.tree.map(jnp.asarray, _sums_of(statistics, batch))
-    return sums, measure_epoch(program, result, scalars_of(statistics), data)[1]
+    return sums, measure_epoch(program, result, scalars_of(statistics))[1]
 
 
-def with_shapes(program: Program, result: FitResult, batch: Batch, data: Any) -> Program:
+def with_shapes(program: Program, result: FitResult, batch: Batch) -> Program:
     """The program with the zeros and the empty row of a run that starts at this result; nothing is computed."""
-    sums, row = _first_sums_and_row.eval_shape(program, result._replace(history=()), batch, data)
+    sums, row = _first_sums_and_row.eval_shape(program, result._replace(history=()), batch)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), sums)
     return program.replace_unchecked(zero_sums=zeros, empty_row=jax.tree.map(lambda x: x[0], empty_rows(row, 1)))
 
@@ -200,7 +200,7 @@ def run_epochs(program: Program, data: Any, result: FitResult, stop: Any) -> Fit
         end = jnp.minimum(stop, (result.epochs_done // every + 1) * every)
         zeros = jax.tree.map(jnp.asarray, program.zero_sums[0])
         result, statistics = jax.lax.while_loop(lambda c: goes_on(c[0], end), epoch, (result, zeros))
-        result, row = measure_if_due(program, result, statistics, data)
+        result, row = measure_if_due(program, result, statistics)
         number = jnp.where(row["epoch"] < 0, len(history["epoch"]), row["epoch"] // every - 1 - measured)
         return result, jax.tree.map(lambda rows, x: rows.at[number].set(x, mode="drop"), history, row)
 
@@ -246,6 +246,6 @@ donating_step = jax.jit(step, donate_argnames="epoch")
 def finish_epoch_of_loader(program: Program, result: FitResult, epoch: Epoch) -> FitResult:
     """After the last step of an epoch. The history is one row, with a meaning if a measurement is due."""
     result, statistics = finish_epoch(program, result._replace(history=()), epoch)
-    result, row = measure_if_due(program, result, statistics, None)
+    result, row = measure_if_due(program, result, statistics)
     history = lay_out(jax.tree.map(lambda x: x[None], row), program.placement.replicated)
     return program.placement.keep_result(result)._replace(history=history)

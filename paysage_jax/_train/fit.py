@@ -88,7 +88,7 @@ def fit(
             callback is that of process 0. Not under `jit` and `vmap`.
         shards: what data in memory are cut into; each is shuffled by itself and gives as many rows to every batch.
             The same number gives the same run on any number of devices that divides it. None: one for each device.
-        metrics: name -> metric(params, key), traced; it may also take `state=` (`TrainState`) and `data=` (in memory).
+        metrics: name -> metric(state, key), traced, of a `TrainState`: state.params, state.optimizer_state, ...
         metrics_every: measure every so many epochs.
         early_stopping: stop when a metric has not improved for a while; `result.best` has the best parameters.
         callback: callback(result) after every measurement, on the host; True stops the run.
@@ -123,7 +123,7 @@ def fit(
         checkpoints = None if checkpoints is None else Checkpoints.of(checkpoints)
         place = placement(sharding, shards)
         source = open_source(data, batch_size, place, entry_of(estimator, resume.params if resume else params))
-        measured = check_metrics({} if metrics is None else metrics, data=source.data is not None)
+        measured = check_metrics({} if metrics is None else metrics)
         order = source.batch_size, bool(shuffle), int(metrics_every)
         program = Program(optimizer, estimator, measured, early_stopping, key, place, *order)
         if traced := is_traced():
@@ -184,7 +184,7 @@ def start_or_resume(
         program = program.replace_unchecked(placement=place)
     elif not any(map(is_partitioned, jax.tree.leaves(result.params))):
         check_not_partitioned("the optimizer's state", result.optimizer_state)
-    program = with_shapes(program, result, first, source.data)
+    program = with_shapes(program, result, first)
     result = result._replace(history=rows_before(result.history, program.empty_row, program.metrics_every))
     if disk and disk.epoch is not None:
         result = disk.latest(like=result)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr
 
-from .._core.pytree import accepted, as_pytree
+from .._core.pytree import as_pytree
 from .._core.trees import moment_dtype
 
 Metric = Callable[..., Any]
@@ -45,13 +45,12 @@ def learning_rate_of(optimizer_state: Any) -> dict[str, jax.Array]:
 
 
 def measure(
-    metrics: dict[str, Metric], state: Any, key: jax.Array, epochs_done: jax.Array, statistics: Any, data: Any
+    metrics: dict[str, Metric], state: Any, key: jax.Array, epochs_done: jax.Array, statistics: Any
 ) -> dict[str, Any]:
-    """One row of the history. A metric goes before a statistic of the same name."""
-    extra = {"state": state} | ({} if data is None else {"data": data})
+    """One row of the history. A metric overrides a statistic of the same name."""
     values = learning_rate_of(state.optimizer_state) | statistics | {"epoch": epochs_done}
     for name, metric in metrics.items():
-        value = metric(state.params, key, **accepted(metric, extra, positional=2))
+        value = metric(state, key)
         try:
             # None is an empty tree, but no measurement.
             values[name] = jnp.asarray(value) if value is None else jax.tree.map(jnp.asarray, value)
@@ -60,22 +59,21 @@ def measure(
     return values
 
 
-def check_metrics(metrics: Any, data: bool) -> dict[str, Metric]:
-    """The metrics as callable pytrees, which may take `state` too, and `data` where they are in memory.
+def check_metrics(metrics: Any) -> dict[str, Metric]:
+    """The metrics as callable pytrees.
 
     Raises:
         TypeError, ValueError: naming the metric.
     """
-    extra = ("state", "data") if data else ("state",)
     if not isinstance(metrics, Mapping):
-        raise TypeError(f"fit: metrics must be a dict of name -> metric(params, key), got {type(metrics).__name__}")
+        raise TypeError(f"fit: metrics must be a dict of name -> metric(state, key), got {type(metrics).__name__}")
     for name, metric in metrics.items():
         if not isinstance(name, str) or not callable(metric):
-            raise TypeError(f"fit: metrics[{name!r}] must be a function metric(params, key), got {metric!r}")
+            raise TypeError(f"fit: metrics[{name!r}] must be a function metric(state, key), got {metric!r}")
         try:
-            inspect.signature(metric).bind(None, None, **accepted(metric, dict.fromkeys(extra), positional=2))
+            inspect.signature(metric).bind(None, None)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"fit: metrics[{name!r}] must be a function metric(params, key): {error}") from None
+            raise TypeError(f"fit: metrics[{name!r}] must be a function metric(state, key): {error}") from None
     if "epoch" in metrics:
         raise ValueError("fit: no metric may be called epoch: the history has the epoch itself under that name")
     return {name: as_pytree(metric) for name, metric in metrics.items()}

@@ -1,0 +1,89 @@
+"""The model: an energy, and a Markov kernel that leaves its distribution invariant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+
+from .._core.batches import Batch
+from .._core.pytree import Pytree, as_pytree, converted, static
+from .._core.trees import Params
+
+Energy = Callable[[Params, Batch], jax.Array]
+Transition = Callable[[Params, Batch, jax.Array], Batch]
+
+
+class EnergyModel(Protocol):
+    """What estimators, metrics, annealing and tracking use of a model: `Model`, `rbm.RBM`, or an object of yours."""
+
+    @property
+    def energy(self) -> Energy: ...
+    @property
+    def transition(self) -> Transition: ...
+    @property
+    def sample_hidden(self) -> Transition | None: ...
+    @property
+    def integer_states(self) -> bool: ...
+
+
+class HasParams(Protocol):
+    """What a metric is given, `TrainState` for example."""
+
+    @property
+    def params(self) -> Params: ...
+    @property
+    def optimizer_state(self) -> Any: ...
+
+
+def _as_function(where: str, function: Any) -> Any:
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"{where} must be a function, got {function!r}")
+    return as_pytree(function)
+
+
+def _as_function_or_none(where: str, function: Any) -> Any:
+    return None if function is None else _as_function(where, function)
+
+
+class Model(Pytree):
+    """An energy-based model, p(v) = exp(-energy(params, v)) / Z.
+
+    Args:
+        energy: energy(params, v) -> (rows,), with hidden units summed out where that has a closed form. Low energy
+            means likely. v is a pytree of arrays with one leading axis.
+        transition: transition(params, v, key) -> v, a step of a Markov chain that leaves p invariant: block Gibbs
+            sampling, a Metropolis step, Langevin dynamics.
+        sample_hidden: sample_hidden(params, v, key) -> states, where data are only a part of a state. Chains start from
+            these states.
+        integer_states: whether states are counts or categories, of an integer or bool dtype, and data stay as they are.
+            Otherwise integers and bools become floats, of the dtype of the parameters.
+
+    Raises:
+        TypeError: for what is no function.
+
+    >>> import jax.numpy as jnp
+    >>> def energy(params, v):
+    ...     return -v @ params["b"]
+    >>> def transition(params, v, key):
+    ...     return jax.random.bernoulli(key, jax.nn.sigmoid(params["b"]), v.shape).astype(v.dtype)
+    >>> model = Model(energy, transition)
+    >>> model.energy({"b": jnp.ones(3)}, jnp.eye(3))
+    Array([-1., -1., -1.], dtype=float32)
+    """
+
+    energy: Energy = converted(_as_function)
+    transition: Transition = converted(_as_function)
+    sample_hidden: Transition | None = converted(_as_function_or_none, default=None)
+    integer_states: bool = static(default=False)
+
+
+def as_model(where: str, model: Any) -> EnergyModel:
+    """The model, if it has all that is used of one. Raises TypeError otherwise."""
+    if isinstance(model, type):
+        raise TypeError(f"{where} must be a model, got the class {model.__name__}: call it")
+    if missing := [name for name in vars(Model)["__annotations__"] if not hasattr(model, name)]:
+        hint = ": give Model(energy, transition)" if callable(model) else ""
+        raise TypeError(f"{where} must be a model, with {', '.join(missing)}, got {model!r}{hint}")
+    return model
