@@ -70,7 +70,8 @@ def drive(
                 bar.set_postfix(latest(result.history), refresh=False)
                 bar.update(done - bar.n)
             if callback and measurements:
-                stops = asked_of_first(lambda result=result: _is_true(callback(result)))
+                given = jax.tree.map(lambda x: x, result)  # dicts and lists of its own, which it may change
+                stops = asked_of_first(lambda given=given: _is_true(callback(given)))
                 if stops and not int(result.outcome):
                     result = result._replace(outcome=jnp.full_like(result.outcome, Outcome.STOPPED))
             if disk and (done % checkpoint_every == 0 or done == epochs or int(result.outcome)):
