@@ -163,7 +163,7 @@ def place(index: tuple[int, ...]) -> str:
 
 def _is_inexact(x: Any) -> bool:
     dtype = getattr(x, "dtype", None)  # the letter is found faster than the kind, which half precision needs
-    return dtype is not None and (dtype.kind in "fc" or jnp.issubdtype(dtype, np.inexact))
+    return dtype is not None and (getattr(dtype, "kind", "no letter") in "fc" or jnp.issubdtype(dtype, np.inexact))
 
 
 def _has_values(x: Any) -> bool:
@@ -332,7 +332,8 @@ class Loader:
         usual = isinstance(batch, jax.Array) or (type(batch) is np.ndarray and batch.dtype == np.float32)
         if not usual:  # such a batch needs no look at its leaves, which takes longer than some steps
             batch = as_arrays("fit: batch", batch, _as_it_is)
-        size = batch_size_of("batch", batch)
+        if (size := batch_size_of("batch", batch)) == 0:
+            raise ValueError(f"{where} has no rows: leave empty batches out")
         later, missing = [], self._entry.missing
         numbers = [x for x in jax.tree.leaves(batch) if _has_values(x)] if self._entry.finite else []
         if any(map(is_remote, numbers)):
