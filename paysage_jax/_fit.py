@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -123,6 +123,7 @@ def fit(
             check_count(f"fit: {name}", value)
         check_count("fit: keep", keep)
         _check_kinds(key, shuffle, early_stopping, callback, resume)
+        keys = _split(key)
         if resume is None:
             _check_params(params)
         check_estimator("fit: estimator", estimator)
@@ -145,9 +146,9 @@ def fit(
     check_same(early_stopping=early_stopping, resume=resume, callback=callback is None, checkpoints=str(checkpoints))
     if loader is None:
         data = place.data(data)
-    init_key, run_key = place.run("key", tuple(jax.random.split(key)))
+    init_key, run_key = place.run("key", keys)
 
-    with contextlib.ExitStack() as on_exit:
+    with contextlib.ExitStack() as on_exit, _carrying(resume):
         disk = None
         if checkpoints is not None:
             disk = Checkpoints(checkpoints, keep, settings | {"key": f"{key.dtype} {jax.random.key_data(key)}"})
@@ -180,6 +181,8 @@ def fit(
         result = result._replace(history=rows_before(result.history, shapes, metrics_every))
         if disk and disk.epoch is not None:
             result = disk.latest(like=result)
+        if early_stopping is not None and not is_traced():
+            result = result._replace(best=early_stopping.resumed(result.best, result.params, result.history))
         result = result._replace(outcome=outcome_now(result, optimizer, early_stopping))
         zeros = no_sums(estimator, result.state, first, run_key)
         if jax.process_count() > 1:  # functions and numbers of the program's own
@@ -216,6 +219,25 @@ def fit(
 
 
 # --- how a run starts --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _carrying(resume: FitResult | None) -> Iterator[None]:
+    """What raises before the first step, in reading the first batch say, carries what was to be resumed."""
+    try:
+        yield
+    except BaseException as error:
+        if resume is not None:
+            vars(error).setdefault("result", resume)
+        raise
+
+
+def _split(key: Any) -> tuple[jax.Array, jax.Array]:
+    try:
+        init_key, run_key = jax.random.split(key)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"fit: key must be one key, of jax.random.key: {error}") from None
+    return init_key, run_key
 
 
 def _resumed(resume: FitResult) -> FitResult:
@@ -268,3 +290,6 @@ def _check_kinds(key: Any, shuffle: Any, stopping: Any, callback: Any, resume: A
         raise TypeError(f"fit: callback must be a function callback(result), got {callback!r}")
     if resume is not None and not isinstance(resume, FitResult):
         raise TypeError(f"fit: resume must be the FitResult of an earlier call, got {type(resume).__name__}")
+    if resume is not None and jnp.ndim(resume.outcome):
+        hint = "take one of them, jax.tree.map(lambda x: x[0], result), or resume under jax.vmap"
+        raise ValueError(f"fit: resume holds {resume.outcome.size} runs of a sweep: {hint}")

@@ -117,8 +117,11 @@ class _Count:
             return value
         if not _is_of(value, np.integer):
             raise TypeError(f"{where} must be a whole number, got {value!r}")
-        if not np.all((np.asarray(value) >= 1) & (np.asarray(value) <= np.iinfo(np.int32).max)):
+        largest = np.iinfo(np.int32).max
+        if not np.all(np.asarray(value) >= 1):
             raise ValueError(f"{where} must be a whole number from 1 on, got {value}")
+        if not np.all(np.asarray(value) <= largest):
+            raise ValueError(f"{where} must be a whole number of at most {largest}, got {value}")
         return jnp.array(value) if isinstance(value, np.ndarray) else _python(int, value)
 
 
@@ -147,8 +150,10 @@ def _python(kind: type, value: Any) -> Any:
 
 
 def check_count(where: str, value: Any) -> None:
-    """Raise TypeError or ValueError unless `value` is a whole number from 1 on."""
+    """Raise TypeError or ValueError unless `value` is one whole number from 1 on."""
     _Count()(where, value, None)
+    if np.ndim(value):
+        raise TypeError(f"{where} must be one whole number, got {value!r}")
 
 
 # --- the dataclass -----------------------------------------------------------------------------------

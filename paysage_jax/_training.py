@@ -73,10 +73,21 @@ class FitResult(NamedTuple):
 def _update(
     estimator: Estimator, optimizer: Any, state: TrainState, batch: Batch, key: jax.Array, **extra: Any
 ) -> tuple[TrainState, Any]:
-    gradient, estimator_state, statistics = estimator.estimate(state.params, batch, state.estimator_state, key)
+    if not all(hasattr(state, name) for name in TrainState._fields):
+        raise TypeError(f"step(state, batch, key): state must be a TrainState, got {type(state).__name__}")
+    gradient, estimator_state, statistics = _estimate(estimator, state, batch, key)
     extra = _what_is_known(estimator, state.params, batch, key, gradient, statistics) | extra
     updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params, **extra)
     return TrainState(apply_updates(state.params, updates), optimizer_state, estimator_state), statistics
+
+
+def _estimate(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> Any:
+    estimate = estimator.estimate(state.params, batch, state.estimator_state, key)
+    if not isinstance(estimate, tuple | list) or len(estimate) != 3:
+        got = f"{len(estimate)} values" if isinstance(estimate, tuple | list) else type(estimate).__name__
+        name = f"{type(estimator).__name__}.estimate"
+        raise TypeError(f"{name}: expected (gradient, estimator_state, statistics), got {got}")
+    return estimate
 
 
 def _what_is_known(
@@ -139,7 +150,7 @@ def no_sums(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Arra
 
 @jax.jit
 def _scalars(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-    return scalars_of(estimator.estimate(state.params, batch, state.estimator_state, key)[2])
+    return scalars_of(_estimate(estimator, state, batch, key)[2])
 
 
 def end_epoch(result: FitResult, state: TrainState, statistics: Any) -> FitResult:
