@@ -182,7 +182,7 @@ def fit(
         if disk and disk.epoch is not None:
             result = disk.latest(like=result)
         if early_stopping is not None and not is_traced():
-            result = result._replace(best=early_stopping.resumed(result.best, result.params, result.history))
+            result = result._replace(best=early_stopping.resumed(result))
         result = result._replace(outcome=outcome_now(result, optimizer, early_stopping))
         zeros = no_sums(estimator, result.state, first, run_key)
         if jax.process_count() > 1:  # functions and numbers of the program's own

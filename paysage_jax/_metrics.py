@@ -174,24 +174,25 @@ class early_stopping(Pytree):
         new = Best(params, values["epoch"], value, jnp.zeros((), jnp.int32))
         return jax.tree.map(lambda n, o: jnp.where(improved, n, o), new, best._replace(waited=best.waited + 1))
 
-    def resumed(self, best: Best, params: Params, history: dict[str, Any]) -> Best:
-        """The best measurement of a run that goes on: none yet if it was of another metric.
+    def resumed(self, run: Any) -> Best:
+        """The best measurement of a run that goes on, a `FitResult`: none yet if it was of another metric.
 
-        The last measurement, that of `params`, is compared again, for `maximize` may have changed.
+        The last measurement, if it is that of the parameters, is compared again, for `maximize` may have changed.
         """
-        epochs, values = (np.asarray(history[name]) for name in ("epoch", self.metric))
+        best: Best = run.best
+        epochs, values = (np.asarray(run.history[name]) for name in ("epoch", self.metric))
         value, then = np.asarray(best.value), values[epochs == np.asarray(best.epoch)].astype(best.value.dtype)
         if not len(then):
             return best
         gain = (values[-1] - value) if self.maximize else (value - values[-1])
         if then[0] != value:
             epoch, value = 0, 0.0
-        elif gain > np.asarray(self.min_improvement, value.dtype):
+        elif epochs[-1] == int(run.epochs_done) and gain > np.asarray(self.min_improvement, value.dtype):
             epoch, value = epochs[-1], values[-1]
         else:
             return best
         numbers = jax.tree.map(jnp.full_like, (best.epoch, best.value, best.waited), (epoch, value, 0))
-        return Best(jax.tree.map(jnp.copy, params), *numbers)
+        return Best(jax.tree.map(jnp.copy, run.params), *numbers)
 
     def gave_up(self, best: Best) -> jax.Array:
         """Whether patience is at its end; a bool scalar."""

@@ -169,6 +169,20 @@ def test_a_run_that_watched_its_metric_in_the_wrong_direction_goes_on_in_the_rig
     chex.assert_trees_all_equal(ended.best.params, wrong.params)
 
 
+def test_the_best_parameters_are_those_of_their_measurement_also_if_the_run_was_cut_between_two():
+    def fails(epoch):
+        if epoch == 5:
+            raise OSError("the disk is gone")
+        return batches_of(DATA)
+
+    run = partial(by_batch, metrics_every=2, metrics={"likeness": likeness})
+    with pytest.raises(OSError, match="the disk is gone") as raised:
+        run(fails, epochs=6, early_stopping=early_stopping("likeness"))
+    stopping = early_stopping("likeness", maximize=True)
+    result = run(batches_of(DATA), epochs=5, early_stopping=stopping, resume=raised.value.result)
+    np.testing.assert_allclose(likeness(result.best.params, KEY), result.best.value, rtol=1e-5)
+
+
 # --- tempering ---------------------------------------------------------------------------------------
 
 
