@@ -119,8 +119,11 @@ class _Count:
             return value
         if not _is_of(value, np.integer):
             raise TypeError(f"{where} must be a positive integer, got {value!r}")
-        if not np.all((np.asarray(value) >= 1) & (np.asarray(value) <= np.iinfo(np.int32).max)):
+        largest = np.iinfo(np.int32).max
+        if not np.all(np.asarray(value) >= 1):
             raise ValueError(f"{where} must be a positive integer, got {value}")
+        if not np.all(np.asarray(value) <= largest):
+            raise ValueError(f"{where} must be a positive integer of at most {largest}, got {value}")
         return jnp.array(value) if isinstance(value, np.ndarray) else _python(int, value)
 
 
@@ -148,22 +151,21 @@ def _python(kind: type, value: Any) -> Any:
     return value if isinstance(value, jax.Array) else kind(value)
 
 
-def as_number(where: str, value: Any) -> Any:
-    """A nonnegative number as a field holds it. Raises TypeError or ValueError for anything else."""
-    return _NONNEGATIVE(where, value)
+def as_number(where: str, value: Any, interval: str = "[0, inf)") -> Any:
+    """A number as a field holds it. Raises TypeError or ValueError for anything else."""
+    return _Number(_Interval.of(interval))(where, value)
 
 
 def as_rate(where: str, value: Any, dtype: Any = None) -> Any:
     """A learning rate as a field holds it, checked as used in `dtype`. Raises TypeError or ValueError otherwise."""
-    return _Rate(_NONNEGATIVE)(where, value, dtype)
+    return _Rate(_Number(_Interval.of("[0, inf)")))(where, value, dtype)
 
 
 def check_count(where: str, value: Any) -> None:
-    """Raise TypeError or ValueError unless `value` is a positive integer."""
+    """Raise TypeError or ValueError unless `value` is one positive integer."""
     _Count()(where, value)
-
-
-_NONNEGATIVE = _Number(_Interval.of("[0, inf)"))
+    if np.ndim(value):
+        raise TypeError(f"{where} must be one positive integer, got {value!r}")
 
 
 # --- the dataclass -----------------------------------------------------------------------------------

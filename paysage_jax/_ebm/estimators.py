@@ -234,6 +234,7 @@ class persistent_contrastive_divergence(Estimator):
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, PhaseStatistics]:
         data = states_of(self, params, batch, key)
+        rows("estimator_state", estimator_state)
         with hints(data.v, self.integer_states, complete=self.complete is not None):
             chains = run_chains(self.transition, self.steps, params, estimator_state, key)
             gradient, statistics = two_phases(self.energy, params, data, Weighted(chains, None), self.energy_penalty)
