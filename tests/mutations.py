@@ -187,8 +187,8 @@ MUTATIONS = [
     Mutation(
         "check: NaN in data passes",
         "_core/batches",
-        "        if found := _first_not_finite(np.asarray(x), missing):",
-        "        if False and (found := _first_not_finite(np.asarray(x), missing)):",
+        "        if found := _first_not_finite(used, missing):",
+        "        if False and (found := _first_not_finite(used, missing)):",
         "other_data domains",
     ),
     Mutation(
@@ -200,9 +200,9 @@ MUTATIONS = [
     ),
     Mutation(
         "weights: those of data in memory are not relative to their mean",
-        "_train/source",
-        "relative = (weights / np.mean(weights))",
-        "relative = weights",
+        "_core/batches",
+        "known = (known / known.mean()).astype(",
+        "known = known.astype(",
         "weights",
     ),
     Mutation(
@@ -257,8 +257,8 @@ MUTATIONS = [
     Mutation(
         "domain: grey values are flipped",
         "_ebm/metrics",
-        "measured(name, self.v, check_binary)",
-        "measured(name, self.v)",
+        "    check_binary(name, v)\n",
+        "    pass\n",
         "domains",
     ),
     Mutation(

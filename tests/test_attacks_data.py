@@ -13,7 +13,7 @@ rng = np.random.default_rng(0)
 BITS = (rng.random((40, 5)) < 0.4).astype(np.float32)
 REAL = rng.normal(size=(40, 5)).astype(np.float32)
 BINARY, GAUSSIAN = rbm.init_bernoulli(BITS, 3, KEY), rbm.init_gaussian(REAL, 3, KEY)
-ZERO = {"b": jnp.zeros(5)}
+ZERO = {"b": jnp.zeros(5, jnp.float32)}
 
 
 def energy(params, v):
@@ -321,11 +321,22 @@ def test_weights_that_are_no_real_numbers_or_all_zero_are_named():
         pj.phase_gradient(energy)(ZERO, Weighted(BITS, np.ones(40)), BITS)
 
 
+@pytest.mark.parametrize("inside", [lambda w: Weighted(w, w.weights), lambda w: (w,), lambda w: {"v": w}])
+def test_weights_inside_the_data_are_named(inside):
+    """It said to give the rows alone, or nothing."""
+    with pytest.raises((AttributeError, TypeError)) as caught:
+        fit(inside(Weighted(BITS, np.ones(40))))
+    notes = [note for note in caught.value.__notes__ if "JAX" not in note]
+    assert notes == [
+        "Weighted is inside the data: give one Weighted(v, weights), with v the array, tuple or dict of rows."
+    ]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_integer_weights_of_a_loader_are_not_of_half_precision(dtype):
     """100001 was infinite in float16, and 257 was 256 in bfloat16."""
     params = {"b": jnp.zeros(5, dtype)}
-    for weight in (257, 100001):
+    for weight in (257, 100001, 2**33):
         batches = [Weighted(BITS.astype(np.uint8), np.full(40, weight))]
         result = fit(batches, Watching(energy, draw), params, batch_size=None, epochs=1)
         np.testing.assert_allclose(result.history["weight"], weight, rtol=1e-6)

@@ -99,24 +99,22 @@ def _as_array(where: str, x: Any, own: Callable[[Any], Any]) -> Any:
     array = np.asarray(x)  # of torch or pandas, say
     if array.dtype.kind == "m" or not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise TypeError(f"{where}: expected numbers, got dtype {array.dtype}")
-    dtype = _JAX_HAS.get(array.dtype.char) or array.dtype.newbyteorder("=")  # FITS, netCDF and IDX are big-endian
-    array = array.astype(dtype, copy=False)
-    if own is not np.asarray:
+    if not array.dtype.isnative or array.dtype.char in _JAX_HAS:  # FITS, netCDF and IDX are big-endian
+        array = array.astype(_JAX_HAS.get(array.dtype.char) or array.dtype.newbyteorder("="))
+    if own is not np.asarray and array.dtype.char in _WIDE:
         _check_range(where, array)
     return own(array)
 
 
 _JAX_HAS = {"g": np.float64, "G": np.complex128}  # in the place of long doubles  # in the place of long doubles
+_WIDE = {np.dtype(kind).char for kind in ("int64", "uint64", np.longlong, np.ulonglong)}
 
 
 def _check_range(where: str, x: np.ndarray) -> None:
     """Raise ValueError for an integer that JAX would wrap around."""
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-    if x.dtype.kind not in "iu" or dtype == x.dtype or x.size == 0:
-        return
-    low, high = jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
-    if x.min() < low or x.max() > high:
-        index = np.unravel_index(np.argmax((x < low) | (x > high)), x.shape)
+    if dtype != x.dtype and (wrong := x.astype(dtype) != x).any():
+        index = np.unravel_index(np.argmax(wrong), x.shape)
         advice = "give floats, or set jax_enable_x64"
         raise ValueError(f"{where}: {x[index]} in {place(index)} does not fit in {dtype}: {advice}")
 
@@ -139,9 +137,10 @@ def as_floats(tree: Any, dtype: Any) -> Any:
 
 
 def states_as_floats(batch: Batch, dtype: Any) -> Batch:
-    """`as_floats`, but for weights, which need not be numbers of half precision."""
-    is_weighted = isinstance(batch, Weighted)
-    return batch._replace(v=as_floats(batch.v, dtype)) if is_weighted else as_floats(batch, dtype)
+    """`as_floats`, with weights of the default dtype, for they need not be numbers of half precision."""
+    if not isinstance(batch, Weighted) or dtype is None:
+        return as_floats(batch, dtype)
+    return Weighted(as_floats(batch.v, dtype), as_floats(batch.weights, float))
 
 
 def check_finite(name: str, tree: Any, missing: bool = False) -> None:
@@ -215,7 +214,7 @@ def check_weights(name: str, weights: Any, size: int) -> None:
     if np.shape(weights) != (size,):
         raise ValueError(f"{name}: expected shape ({size},), one for each row, got {np.shape(weights)}")
     dtype = weights.dtype if isinstance(weights, jax.Array) else np.asarray(weights).dtype
-    if not any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+    if dtype.kind not in "biuf" and not jnp.issubdtype(dtype, np.floating):
         raise TypeError(f"{name}: expected nonnegative numbers, got dtype {dtype}")
     if _is_known(weights) and (wrong := ~(np.isfinite(known := np.asarray(weights)) & (known >= 0))).any():
         row = int(np.argmax(wrong))

@@ -119,8 +119,11 @@ class _Count:
             return value
         if not _is_of(value, np.integer):
             raise TypeError(f"{where} must be a positive integer, got {value!r}")
-        if not np.all((np.asarray(value) >= 1) & (np.asarray(value) <= np.iinfo(np.int32).max)):
+        largest = np.iinfo(np.int32).max
+        if not np.all(np.asarray(value) >= 1):
             raise ValueError(f"{where} must be a positive integer, got {value}")
+        if not np.all(np.asarray(value) <= largest):
+            raise ValueError(f"{where} must be a positive integer of at most {largest}, got {value}")
         return jnp.array(value) if isinstance(value, np.ndarray) else _python(int, value)
 
 
@@ -159,8 +162,10 @@ def as_rate(where: str, value: Any, dtype: Any = None) -> Any:
 
 
 def check_count(where: str, value: Any) -> None:
-    """Raise TypeError or ValueError unless `value` is a positive integer."""
+    """Raise TypeError or ValueError unless `value` is one positive integer."""
     _Count()(where, value)
+    if np.ndim(value):
+        raise TypeError(f"{where} must be one positive integer, got {value!r}")
 
 
 # --- the dataclass -----------------------------------------------------------------------------------

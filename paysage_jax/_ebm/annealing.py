@@ -183,7 +183,7 @@ def _estimate(
     log_z_start = as_scalar("log_z_start", log_z_start)
     anneal_key, draw_key = jax.random.split(key)
     with hints(v, model.integer_states):
-        v, log_weights = _jitted_anneal(as_pytree(model), as_pytree(path), v, anneal_key, steps, name=name)
+        v, log_weights = _jitted_anneal(model, as_pytree(path), v, anneal_key, steps, name=name)
     log_ratio = log_mean(log_weights)
     error = jnp.std(jnp.exp(log_weights - log_ratio), ddof=1) / np.sqrt(len(log_weights)).astype(log_weights.dtype)
     return AnnealedEstimate(
@@ -207,8 +207,8 @@ def reverse_annealed_importance_sampling(
 
     Args:
         model, annealing, key, steps: as in `annealed_importance_sampling`; the states at the start are not used.
-        samples: of the model at the end of the path, independent, one for each chain: persistent chains after many more transitions,
-            say.
+        samples: independent samples of the model at the end of the path, one for each chain, for example persistent
+            chains after many more transitions.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
@@ -225,18 +225,16 @@ def reverse_ais_log_prob(
 
         log p(v) ≈ -E(1, v) - log Z(0) + log mean exp(w)
 
-    w are the weights of chains that start at v, make a transition of path(1), and are annealed back. The expected value
+    w are the weights of chains that start at v, make a transition at the end of the path, and are annealed back. The expected value
     is at most log p′(v), where p′ is the distribution that annealing forward from path(0) draws from; p′ comes to p as
     the steps grow. Averaged over samples of the model this is below log p. Over data it may be above, where they are
     more likely under p′. (RAISE; Burda, Grosse & Salakhutdinov, 2015.)
 
     Args:
-        model: a `Model` whose transition is reversible (detailed balance holds), as block Gibbs sampling of a restricted
-            Boltzmann machine is.
+        model: a `Model` whose transition is reversible (detailed balance holds), as that of `rbm.RBM()` is.
         annealing, key, steps: as in `annealed_importance_sampling`; the states at the start are not used.
         v: the data, states of the model; the weights of `Weighted` data change no row.
-        num_chains: for each row, a positive integer; with more the estimate rises, on average. All rows × num_chains are
-            annealed at once.
+        num_chains: chains for each row. With more the estimate rises on average; all are annealed at once.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps or num_chains below 1.
@@ -253,6 +251,6 @@ def reverse_ais_log_prob(
         v = as_states(model.transition, params, v, first_key, "These states are the argument v.")
     repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), num_chains, axis=0), v)
     start = _jitted_chains(as_pytree(model.transition), 1, params, repeated, first_key)
-    _, log_weights = _jitted_anneal(as_pytree(model), _backwards(path), start, key, steps)
+    _, log_weights = _jitted_anneal(model, _backwards(path), start, key, steps)
     log_mean_weight = log_mean(log_weights.reshape(size, num_chains).T)
     return -energies_of(model.energy, params, "v", v) - log_z_start + log_mean_weight

@@ -225,11 +225,11 @@ class persistent_contrastive_divergence(Estimator):
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, PhaseStatistics]:
         data = states_of(self, params, batch, key)
+        rows("estimator_state", estimator_state)
         with hints_for(self.model, data.v):
             chains = run_chains(self.model.transition, self.steps, params, estimator_state, key)
-            gradient, statistics = two_phases(
-                self.model.energy, params, data, Weighted(chains, None), self.energy_penalty
-            )
+            samples = Weighted(chains, None)
+            gradient, statistics = two_phases(self.model.energy, params, data, samples, self.energy_penalty)
         return gradient, chains, statistics
 
 

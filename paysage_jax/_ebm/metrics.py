@@ -104,9 +104,8 @@ class free_energy_gap(Pytree):
         params = state.params
 
         def mean(data: Weighted) -> jax.Array:
-            return mean_over_rows(
-                energies_of(self.model.energy, params, "v", _states(self.model, params, data)), data.weights
-            )
+            energies = energies_of(self.model.energy, params, "v", _states(self.model, params, data))
+            return mean_over_rows(energies, data.weights)
 
         return mean(self.validation) - mean(self.train)
 

@@ -46,7 +46,10 @@ def _hints(error: str, v: Batch, integer_states: bool, whole: bool) -> Iterator[
     shapes = [jnp.shape(x) for x in jax.tree.leaves(v)]
     if not integer_states and re.search(r"integer|accept dtype float|loses its values", error):
         yield "Integers and bools of data become floats; for counts or categories give the model integer_states=True."
-    if isinstance(v, list | tuple) and len(v) == 1:
+    inner = jax.tree.leaves(v, is_leaf=lambda x: isinstance(x, Weighted))
+    if any(isinstance(x, Weighted) for x in inner):
+        yield "Weighted is inside the data: give one Weighted(v, weights), with v the array, tuple or dict of rows."
+    elif isinstance(v, list | tuple) and len(v) == 1:
         yield f"The data are a {type(v).__name__} of one array: give the array alone."
     elif isinstance(v, list | tuple):
         yield f"The data are a {type(v).__name__} of arrays of shapes {shapes}: of rows and labels give the rows alone."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,10 @@ import numpy as np
 
 from .._core.batches import Batch, Weighted
 from .._core.pytree import converted
-from .._core.trees import Params
+from .._core.trees import Params, is_inexact
 from .estimators import EstimatorState, hints_for, persistent_contrastive_divergence, states_of
 from .model import Energy
-from .phases import two_phases
+from .phases import energies_of, rows, two_phases
 
 
 class TemperedStatistics(NamedTuple):
@@ -46,7 +47,8 @@ class parallel_tempering(persistent_contrastive_divergence):
         min(1, exp(Eᵢ(vᵢ) + Eⱼ(vⱼ) - Eᵢ(vⱼ) - Eⱼ(vᵢ))),  Eᵢ(v) = energy(βᵢ θ, v)
 
     The model's samples are the states at β = 1. A pair that is seldom exchanged (below 0.1, say) separates the ladder:
-    put a temperature between. The estimator's state has leaves (chains, temperatures, ...).
+    put a temperature between. The estimator's state has leaves (chains, temperatures, ...). Integers among the
+    parameters are the same at all temperatures.
 
     Args:
         model, num_chains, steps, chains, energy_penalty: as in `persistent_contrastive_divergence`.
@@ -73,8 +75,10 @@ class parallel_tempering(persistent_contrastive_divergence):
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, Any]:
         data = states_of(self, params, batch, key)
+        rows("estimator_state", estimator_state)
         betas = jnp.stack([jnp.asarray(beta, float) for beta in self.betas])
-        tempered = jax.vmap(lambda beta: jax.tree.map(lambda p: beta.astype(p.dtype) * p, params))(betas)
+        scaled = jax.vmap(lambda beta, p: beta.astype(p.dtype) * p if is_inexact(p) else p, in_axes=(0, None))
+        tempered = jax.tree.map(partial(scaled, betas), params)
         transition = jax.vmap(self.model.transition, in_axes=(0, 1, 0), out_axes=1)
 
         def step(i: Any, carry: Any) -> Any:
@@ -94,7 +98,7 @@ class parallel_tempering(persistent_contrastive_divergence):
 
 def _swap(energy: Energy, tempered: Params, ladders: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
     """The ladders after exchanges, and each pair's probability of one, averaged over the ladders."""
-    energies = jax.vmap(energy, in_axes=(0, 1), out_axes=1)
+    energies = jax.vmap(lambda params, v: energies_of(energy, params, "v", v), in_axes=(0, 1), out_axes=1)
     hotter, colder = slice(None, -1), slice(1, None)
 
     def cross(of_params: slice, of_states: slice) -> jax.Array:

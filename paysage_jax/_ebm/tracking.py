@@ -82,12 +82,12 @@ class track_log_partition(Transformation):
     The updates pass unchanged. The chains v are not those of the estimator, on which the gradient depends. When their
     effective size falls below the share `resample_below`, they are drawn anew by their weights, and the mean weight
     goes into log Z. Errors add up, mostly to too small a log Z, and `error` does not see modes that the chains have
-    lost: where a run is fast or its model has many modes, anchor it. Then the chains start again from those of `estimate`, and
-    come to the present along the straight line from the first parameters.
+    lost: where a run is fast or its model has many modes, anneal anew from time to time. Then the chains start again
+    from those of `estimate`, and come to the present along the straight line from the first parameters.
 
-    Read it by `tracked_log_partition(state)`; `tracked_log_likelihood` is the metric for `fit`. Chain it outside `freeze` and
-    `partition`, which hide parameters from their members, and outside `shard_state`: its chains lie whole on every
-    device.
+    Read it by `tracked_log_partition(state)`; `tracked_log_likelihood` is the metric for `fit`. Chain it outside
+    `freeze` and `partition`, which hide parameters from their members, and outside `shard_state`: its chains lie whole
+    on every device.
 
     Args:
         model: a `Model`, or `rbm.RBM()`.
@@ -123,9 +123,8 @@ class track_log_partition(Transformation):
         return self._at_start(jax.tree.map(jnp.array, params), start, jnp.zeros((), jnp.int32))
 
     def _at_start(self, params: Params, start: Params, step: jax.Array) -> LogPartitionState:
-        chains = jax.tree.map(
-            jnp.array, finite_states("estimate.chains", self.estimate.chains, params, self.model.integer_states)
-        )
+        chains = finite_states("estimate.chains", self.estimate.chains, params, self.model.integer_states)
+        chains = jax.tree.map(jnp.array, chains)
         with hints(chains, self.model.integer_states):
             chains = as_states(self.model.transition, params, chains, self.key, _CHAINS)
         weights, log_z = jnp.zeros(rows("chains", chains)), as_scalar("estimate.log_z", self.estimate.log_z)
@@ -240,9 +239,8 @@ class tracked_log_likelihood(Pytree):
         bound = self._sum_over_rows(params) if self.discrete else jnp.array(-jnp.inf)
         if self.at_least is None:
             return bound
-        return jnp.maximum(
-            bound, as_scalar("tracked_log_likelihood: at_least(params, key)", self.at_least(params, key))
-        )
+        at_least = as_scalar("tracked_log_likelihood: at_least(params, key)", self.at_least(params, key))
+        return jnp.maximum(bound, at_least)
 
     def _sum_over_rows(self, params: Params) -> jax.Array:
         """log Σ exp(-E) of the distinct rows."""

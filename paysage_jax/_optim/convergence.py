@@ -141,16 +141,20 @@ def is_lost(before: Any, after: Any, statistics: Any) -> jax.Array:
     reported = ~_finite(statistics)
 
     def look_closer() -> jax.Array:
-        counts = [
-            jax.tree.leaves([s.skipped for s in find_states(state.optimizer_state, SkipNonfiniteState)])
-            for state in (before, after)
-        ]
-        skipped = jnp.any(jnp.array([new > old for old, new in zip(*counts, strict=True)], bool))
+        both = [find_states(state.optimizer_state, SkipNonfiniteState) for state in (before, after)]
+        skipped = jnp.any(jnp.array([_only_skipped(*states) for states in zip(*both, strict=True)], bool))
         moments = [x for x in jax.tree.leaves(after.optimizer_state) if x.ndim]
         chains_lost = ~_finite(after.estimator_state)
         return (reported & chains_lost) | (~moved & (reported | chains_lost | skipped | ~_finite(moments)))
 
     return jax.lax.cond(reported | ~moved, look_closer, lambda: jnp.array(False))
+
+
+def _only_skipped(before: SkipNonfiniteState, after: SkipNonfiniteState) -> jax.Array:
+    """Whether gradients were skipped and no other came, for that would have changed the inner state: its step, say."""
+    (old,), (new,) = map(jax.tree.leaves, (before.skipped, after.skipped))  # flax's nnx keeps each in a variable
+    inner = [jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (before.inner, after.inner)), strict=True)]
+    return (new > old) & ~jnp.any(jnp.array(inner, bool))
 
 
 def _finite(tree: Any) -> jax.Array:

@@ -38,7 +38,7 @@ def _orbax() -> Any:
 def _local(name: str, folder: Any) -> Path:
     """The absolute path of a local directory. Raises TypeError or ValueError for what is no path, or a URL."""
     try:
-        path = os.fsdecode(folder)
+        path = os.path.expanduser(os.fsdecode(folder))
     except TypeError:
         raise TypeError(f"{name} must be the path of a directory, got {folder!r}") from None
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", path):  # also as pathlib writes it, with one slash
@@ -179,7 +179,8 @@ def restore(folder: Any, epoch: int | None = None) -> dict[str, Any]:
     with _orbax().CheckpointManager(folder) as manager:
         steps = sorted(manager.all_steps())
         if not steps or (epoch is not None and epoch not in steps):
-            raise FileNotFoundError(f"restore: no checkpoint {'' if epoch is None else epoch} in {folder}; has {steps}")
+            which = "checkpoint" if epoch is None else f"checkpoint {epoch}"
+            raise FileNotFoundError(f"restore: no {which} in {folder}; has {steps}")
         chosen = steps[-1] if epoch is None else epoch
         try:
             arrays, about = _read(manager, chosen, folder)

@@ -92,7 +92,8 @@ class Host:
             self._bar.set_postfix(latest(self.result.history), refresh=False)
             self._bar.update(self.done - self._bar.n)
         if self._callback and self._measurements:
-            stops = asked_of_first(lambda: _is_true(self._callback(self.result)))
+            given = jax.tree.map(lambda x: x, self.result)  # with dicts and lists of its own, which it may change
+            stops = asked_of_first(lambda: _is_true(self._callback(given)))
             if stops and not int(self.result.outcome):
                 stopped = jnp.full_like(self.result.outcome, Outcome.STOPPED)
                 self.result = self.result._replace(outcome=stopped)

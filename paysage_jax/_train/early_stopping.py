@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._core.pytree import Count, Number, Pytree, count, number, static
 from .._core.trees import Params, as_scalar
@@ -54,6 +55,26 @@ class early_stopping(Pytree):
         improved = ((best.epoch == 0) & ~jnp.isnan(value)) | (gain > jnp.asarray(self.min_improvement, gain.dtype))
         new = Best(params, values["epoch"], value, jnp.zeros((), jnp.int32))
         return jax.tree.map(lambda n, o: jnp.where(improved, n, o), new, best._replace(waited=best.waited + 1))
+
+    def resumed(self, run: Any) -> Best:
+        """The best measurement of a run that resumes, a `FitResult`: none yet if it was of another metric.
+
+        The last measurement, if it is that of the parameters, is compared again, for `maximize` may have changed.
+        """
+        best: Best = run.best
+        epochs, values = (np.asarray(run.history[name]) for name in ("epoch", self.metric))
+        value, then = np.asarray(best.value), values[epochs == np.asarray(best.epoch)].astype(best.value.dtype)
+        if not len(then):
+            return best
+        gain = (values[-1] - value) if self.maximize else (value - values[-1])
+        if then[0] != value:
+            epoch, value = 0, 0.0
+        elif epochs[-1] == int(run.epochs_done) and gain > np.asarray(self.min_improvement, value.dtype):
+            epoch, value = epochs[-1], values[-1]
+        else:
+            return best
+        numbers = jax.tree.map(jnp.full_like, (best.epoch, best.value, best.waited), (epoch, value, 0))
+        return Best(jax.tree.map(jnp.copy, run.params), *numbers)
 
     def should_stop(self, best: Best) -> jax.Array:
         """Whether patience is at its end; a bool scalar."""

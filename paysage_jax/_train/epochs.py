@@ -18,7 +18,7 @@ from .._optim.transformation import Transformation, find_states
 from .early_stopping import early_stopping as EarlyStopping
 from .history import Metric, empty_rows, measure, scalars_of
 from .placement import Placement
-from .step import FitResult, Outcome, TrainState, update
+from .step import FitResult, Outcome, TrainState, estimate, update
 
 _ROWS = 64  # measurements that one call of the compiled program can hold
 _ELEMENTS = 2**20  # in all of them together
@@ -158,8 +158,7 @@ def outcome_now(program: Program, result: FitResult) -> jax.Array:
 
 @jax.jit
 def _first_sums_and_row(program: Program, result: FitResult, batch: Batch) -> Any:
-    state = result.state
-    statistics = program.estimator.estimate(state.params, batch, state.estimator_state, program.key)[2]
+    statistics = estimate(program.estimator, result.state, batch, program.key)[2]
     sums = jax.tree.map(jnp.asarray, _sums_of(statistics, batch))
     return sums, measure_epoch(program, result, scalars_of(statistics))[1]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -113,6 +113,7 @@ def fit(
     """
     with together():
         _check_kinds(key, shuffle, early_stopping, callback, resume)
+        keys = _split(key)
         for name, number in dict(epochs=epochs, metrics_every=metrics_every).items():
             check_count(f"fit: {name}", number)
         if resume is None:
@@ -133,12 +134,12 @@ def fit(
     check_same(sharding=place.description, callback=callback is None, checkpoints=str(checkpoints), epochs=epochs)
     source.put(place)
 
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, _carrying(resume):
         disk = None
         if checkpoints is not None:
             disk = stack.enter_context(CheckpointManager(checkpoints, _settings(program, source)))
             check_same(checkpoints_in_a_directory_that_all_see=-1 if disk.epoch is None else disk.epoch)
-        program, result = start_or_resume(program, source, params, resume, disk, int(epochs))
+        program, result = start_or_resume(program, source, params, resume, disk, keys, int(epochs))
         if traced:
             return source.advance(program, _with_room(program, result, int(epochs)), np.int32(epochs))
         bar = None
@@ -164,11 +165,12 @@ def start_or_resume(
     params: Params,
     resume: FitResult | None,
     disk: CheckpointManager | None,
+    keys: tuple[jax.Array, jax.Array],
     epochs: int,
 ) -> tuple[Program, FitResult]:
     """The program with the shapes of this run, and the result that it goes on from: new, resumed or from disk."""
     place = program.placement
-    init_key, run_key = place.put_whole("key", tuple(jax.random.split(program.key)))
+    init_key, run_key = place.put_whole("key", keys)
     program = program.replace_unchecked(key=run_key)
     begun = disk.epoch if disk else None
     if begun is None:
@@ -188,6 +190,8 @@ def start_or_resume(
     result = result._replace(history=rows_before(result.history, program.empty_row, program.metrics_every))
     if disk and disk.epoch is not None:
         result = disk.latest(like=result)
+    if program.early_stopping is not None and not is_traced():
+        result = result._replace(best=program.early_stopping.resumed(result))
     result = result._replace(outcome=outcome_now(program, result))
     _check_first_step(program, result, first, resumed=resume is not None)
     return program, result
@@ -200,6 +204,25 @@ def _start(program: Program, params: Params, first: Any, key: jax.Array) -> FitR
     optimizer_state = place.put_whole("the optimizer's state", program.optimizer.init(params))
     states = optimizer_state, place.put_chains(program.estimator.init(params, first, key))
     return FitResult(params, *states, epochs_done=zero, outcome=zero, best=(), history={})
+
+
+@contextlib.contextmanager
+def _carrying(resume: FitResult | None) -> Iterator[None]:
+    """An exception before the first step, for example of the first batch, carries what was to be resumed."""
+    try:
+        yield
+    except BaseException as error:
+        if resume is not None:
+            vars(error).setdefault("result", resume)
+        raise
+
+
+def _split(key: Any) -> tuple[jax.Array, jax.Array]:
+    try:
+        init_key, run_key = jax.random.split(key)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"fit: key must be one key, of jax.random.key: {error}") from None
+    return init_key, run_key
 
 
 def _resumed(resume: FitResult) -> FitResult:
@@ -272,3 +295,6 @@ def _check_kinds(key: Any, shuffle: Any, stopping: Any, callback: Any, resume: A
         raise TypeError(f"fit: callback must be a function callback(result), got {callback!r}")
     if resume is not None and not isinstance(resume, FitResult):
         raise TypeError(f"fit: resume must be the FitResult of an earlier call, got {type(resume).__name__}")
+    if resume is not None and jnp.ndim(resume.outcome):
+        hint = "take one of them, jax.tree.map(lambda x: x[0], result), or resume under jax.vmap"
+        raise ValueError(f"fit: resume holds {resume.outcome.size} runs of a sweep: {hint}")

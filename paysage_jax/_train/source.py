@@ -203,7 +203,7 @@ class Loader:
             raise TypeError(f"fit: data: expected batches of arrays, got a {type(batch).__name__}{hint}")
         usual = isinstance(batch, jax.Array) or (type(batch) is np.ndarray and batch.dtype == np.float32)
         if not usual:  # such a batch needs no look at its leaves, which takes longer than some steps
-            batch = as_arrays("fit: batch", batch, np.asarray)
+            batch = as_arrays("fit: batch", batch, self._copy if self._entry == _AS_IT_IS else np.asarray)
         if (size := batch_size_of("batch", batch)) == 0:
             raise ValueError(f"{where}: expected rows, got 0")
         later, missing = [], self._entry.missing
@@ -215,9 +215,9 @@ class Loader:
         if isinstance(batch, Weighted) and batch.weights is not None and not is_remote(batch.weights):
             check_weights(f"{where}.weights", batch.weights, size)
         batch = states_as_floats(batch, self._entry.dtype)
-        if usual:
-            return (batch if isinstance(batch, jax.Array) else self._copy(batch)), later
-        return as_arrays(where, batch, self._copy), later
+        if self._entry.finite and self._entry.dtype is None:  # integers stay integers
+            return as_arrays("fit: batch", batch, self._copy), later
+        return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else self._copy(x), batch), later
 
     def _settle(self, where: str, batch: Batch, finite: jax.Array) -> None:
         if not finite:

@@ -70,10 +70,23 @@ class FitResult(NamedTuple):
 def update(
     estimator: Estimator, optimizer: Any, state: TrainState, batch: Batch, key: jax.Array, **extra: Any
 ) -> tuple[TrainState, Any]:
-    gradient, estimator_state, statistics = estimator.estimate(state.params, batch, state.estimator_state, key)
+    if not all(hasattr(state, name) for name in TrainState._fields):
+        raise TypeError(f"step(state, batch, key): state must be a TrainState, got {type(state).__name__}")
+    gradient, estimator_state, statistics = estimate(estimator, state, batch, key)
     extra = _what_is_known(estimator, state.params, batch, key, gradient, statistics) | extra
     updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params, **extra)
     return TrainState(apply_updates(state.params, updates), optimizer_state, estimator_state), statistics
+
+
+def estimate(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Params, Any, Any]:
+    """(gradient, estimator_state, statistics). Raises TypeError if the estimator returns something else."""
+    values = estimator.estimate(state.params, batch, state.estimator_state, key)
+    if not isinstance(values, tuple | list) or len(values) != 3:
+        got = f"{len(values)} values" if isinstance(values, tuple | list) else type(values).__name__
+        name = f"{type(estimator).__name__}.estimate"
+        raise TypeError(f"{name}: expected (gradient, estimator_state, statistics), got {got}")
+    gradient, estimator_state, statistics = values
+    return gradient, estimator_state, statistics
 
 
 def _what_is_known(
