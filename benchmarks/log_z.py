@@ -28,7 +28,7 @@ def tracked_run(data, optimizer, key, hidden, epochs, chains, steps):
     start = rbm.init_bernoulli(data, hidden, start_key)
     annealing = rbm.annealing(start, data, chains, path_key)
     first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
-    anchor = {"anchor_every": len(data) // BATCH, "anchor_steps": steps}
+    anchor = {"reanneal_every": len(data) // BATCH, "reanneal_steps": steps}
     tracker = pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, **anchor)
     metrics = {
         "exact": lambda params, key: rbm.log_partition(params),
@@ -52,7 +52,7 @@ def annealed(params, training_chains, data, held_out, key, chains, steps):
     exact = rbm.log_partition(params)
 
     def raised(v):
-        bound = pj.raise_bound(*MODEL, path, v, log_z_start, raise_key, steps)
+        bound = pj.reverse_ais_log_prob(*MODEL, path, v, log_z_start, raise_key, steps)
         return jnp.mean(bound + rbm.free_energy(params, v)) + exact
 
     over_exact = [x - exact for x in (forward.bound, forward.log_z, back.log_z, back.bound)]

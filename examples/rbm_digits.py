@@ -48,8 +48,8 @@ def tracker(params, images, key, every):
     path_key, anneal_key, track_key = jax.random.split(key, 3)
     annealing = pj.rbm.annealing(params, images.train, CHAINS, path_key)
     first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
-    anchor = {"anchor_every": every * len(images.batches), "anchor_steps": 300}
-    return pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, sweeps=2, **anchor)
+    anchor = {"reanneal_every": every * len(images.batches), "reanneal_steps": 300}
+    return pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, steps_per_update=2, **anchor)
 
 
 def exact_log_likelihood(v):

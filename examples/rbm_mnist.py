@@ -89,7 +89,7 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, e
     annealing = pj.rbm.annealing(start, images.train, tracked, path_key)
     first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
     every = min(every, epochs)
-    anchor = {"anchor_every": every * math.ceil(len(images.train) / BATCH), "anchor_steps": 1000}
+    anchor = {"reanneal_every": every * math.ceil(len(images.train) / BATCH), "reanneal_steps": 1000}
     tracker = pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, every=5, **anchor)
     rows = {"train": images.train, "validation": images.validation}
     metrics = {name: pj.log_likelihood(pj.rbm.free_energy, v) for name, v in rows.items()}
@@ -189,7 +189,7 @@ def main(argv=None):
         annealed[name] = pj.rbm.log_likelihood(best.params, images.test, estimate.log_z)
         bound = pj.rbm.log_likelihood(best.params, images.test, estimate.bound)
         validation = pj.rbm.log_likelihood(best.params, images.validation, estimate.log_z)
-        size = f"effective size {estimate.effective_size:.0f} of {options.annealed}"
+        size = f"effective size {estimate.effective_sample_size:.0f} of {options.annealed}"
         print(f"{name:9}  {annealed[name]:7.2f} {bound:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
 
     hidden = pj.rbm.sample_hidden(best.params, samples, sample_key)

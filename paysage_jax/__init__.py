@@ -5,9 +5,8 @@
 are in `classic` as functions, and as classes in `optimizers` (2017) and `paysage_0_2` (releases 0.1 to 0.2.1).
 """
 
-from . import classic, optimizers, paysage_0_2, rbm
+from . import classic, extend, optimizers, packing, paysage_0_2, rbm, states
 from ._core.batches import Weighted
-from ._core.pytree import Number, Pytree, Schedule, count, number, rate, static
 from ._ebm.annealing import (
     AnnealedEstimate,
     Annealing,
@@ -16,30 +15,24 @@ from ._ebm.annealing import (
     reverse_ais_log_prob,
     reverse_annealed_importance_sampling,
 )
-from ._ebm.centering import Join, center
+from ._ebm.centering import Connection, center
 from ._ebm.estimators import (
-    Estimator,
-    LossStatistics,
     contrastive_divergence,
     loss_gradient,
     persistent_contrastive_divergence,
 )
 from ._ebm.metrics import free_energy_gap, pseudo_log_likelihood, reconstruction_error
 from ._ebm.model import Model
-from ._ebm.phases import PhaseStatistics, phase_gradient
-from ._ebm.tempering import TemperedStatistics, parallel_tempering
+from ._ebm.phases import phase_gradient
+from ._ebm.tempering import parallel_tempering
 from ._ebm.tracking import (
-    LogPartitionState,
-    TrackedEstimate,
     track_log_partition,
     tracked_log_likelihood,
     tracked_log_partition,
 )
-from ._optim.averaging import AverageState, average_parameters, averaged_parameters
-from ._optim.convergence import ConvergenceState, converged, gradient_magnitude, track_convergence
-from ._optim.leafwise import Leafwise
-from ._optim.packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
-from ._optim.partition import PartitionState, partition
+from ._optim.averaging import average_parameters, averaged_parameters
+from ._optim.convergence import converged, gradient_magnitude, track_convergence
+from ._optim.partition import partition
 from ._optim.schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
 from ._optim.shard_state import shard_state
 from ._optim.stateless import (
@@ -51,11 +44,11 @@ from ._optim.stateless import (
     scale_leaves,
     unit_column_norm,
 )
-from ._optim.textbook import AdamState, MomentumState, RmspropState, SgdState, adam, momentum, rmsprop, sgd
-from ._optim.transformation import Transformation, apply_updates, chain
-from ._optim.wrappers import AccumulateState, SkipNonfiniteState, accumulate, freeze, skip_nonfinite
-from ._train.checkpoints import Checkpoints, restore
-from ._train.early_stopping import Best, early_stopping
+from ._optim.textbook import adam, momentum, rmsprop, sgd
+from ._optim.transformation import apply_updates, chain
+from ._optim.wrappers import accumulate, freeze, skip_nonfinite
+from ._train.checkpoints import Checkpoints, read_checkpoint
+from ._train.early_stopping import early_stopping
 from ._train.fit import fit
 from ._train.step import FitResult, Outcome, TrainState, train_step
 from .optimizers import (
@@ -72,17 +65,16 @@ from .optimizers import (
 
 __version__ = "0.2.0"
 
-__all__ = [  # noqa: RUF022 (by room)
+__all__ = [  # noqa: RUF022 (by topic)
     # namespaces
     "classic",
+    "extend",
     "optimizers",
+    "packing",
     "paysage_0_2",
     "rbm",
+    "states",
     # optimizers, as in the papers
-    "AdamState",
-    "MomentumState",
-    "RmspropState",
-    "SgdState",
     "adam",
     "momentum",
     "rmsprop",
@@ -96,8 +88,6 @@ __all__ = [  # noqa: RUF022 (by room)
     "warmup",
     # before, after or round an optimizer
     "chain",
-    "AverageState",
-    "SkipNonfiniteState",
     "add_decayed_weights",
     "add_l1_decay",
     "average_parameters",
@@ -108,35 +98,21 @@ __all__ = [  # noqa: RUF022 (by room)
     "project",
     "skip_nonfinite",
     "unit_column_norm",
-    "AccumulateState",
-    "PartitionState",
     "accumulate",
     "partition",
     "scale_leaves",
     "shard_state",
-    "Join",
+    "Connection",
     "center",
-    "ConvergenceState",
     "converged",
     "gradient_magnitude",
     "track_convergence",
-    "Packed",
-    "pack",
-    "pack_all_like",
-    "pack_like",
-    "pack_moments",
-    "unpack",
-    "unpack_all",
     # models and gradients
     "Model",
-    "Estimator",
-    "LossStatistics",
-    "PhaseStatistics",
     "Weighted",
     "contrastive_divergence",
     "loss_gradient",
     "persistent_contrastive_divergence",
-    "TemperedStatistics",
     "parallel_tempering",
     "phase_gradient",
     # likelihood
@@ -146,8 +122,6 @@ __all__ = [  # noqa: RUF022 (by room)
     "linear_path",
     "reverse_ais_log_prob",
     "reverse_annealed_importance_sampling",
-    "LogPartitionState",
-    "TrackedEstimate",
     "track_log_partition",
     "tracked_log_likelihood",
     "tracked_log_partition",
@@ -158,22 +132,11 @@ __all__ = [  # noqa: RUF022 (by room)
     "TrainState",
     "fit",
     "train_step",
-    "restore",
-    "Best",
+    "read_checkpoint",
     "early_stopping",
     "free_energy_gap",
     "pseudo_log_likelihood",
     "reconstruction_error",
-    # to build one's own
-    "Leafwise",
-    "Transformation",
-    "Number",
-    "Pytree",
-    "Schedule",
-    "count",
-    "number",
-    "rate",
-    "static",
     # the documented classes of paysage (2017)
     "ADAM",
     "ExponentialDecay",

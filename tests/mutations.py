@@ -136,8 +136,8 @@ MUTATIONS = [
     Mutation(
         "factor: the number of chains in the variance of log Z",
         "_ebm/tracking",
-        "1 / effective_size(log_weights) - 1 / len(log_weights)",
-        "1 / effective_size(log_weights)",
+        "1 / effective_sample_size(log_weights) - 1 / len(log_weights)",
+        "1 / effective_sample_size(log_weights)",
         "likelihood",
     ),
     Mutation(

@@ -72,11 +72,11 @@ def annealed_back(samples):
 
 
 def bounds(v):
-    return pj.raise_bound(energy, draw, PATH, v, 6 * np.log(2), KEY, steps=50)
+    return pj.reverse_ais_log_prob(energy, draw, PATH, v, 6 * np.log(2), KEY, steps=50)
 
 
 def tracked(chains):
-    track = pj.track_log_partition(energy, draw, 6 * np.log(2), chains, KEY, sweeps=50)
+    track = pj.track_log_partition(energy, draw, 6 * np.log(2), chains, KEY, steps_per_update=50)
     state = track.init(PATH.start)
     updates = jax.tree.map(jnp.subtract, PATH.end, PATH.start)
     return pj.log_partition(jax.jit(track.update)(updates, state, PATH.start)[1])
@@ -106,7 +106,7 @@ def test_annealing_keeps_categories_where_it_is_told_to():
     assert estimate.log_z == pytest.approx(np.log(np.exp(h).sum(axis=1)).sum(), abs=0.1)
     assert estimate.chains.dtype == np.uint8
     model = of_letters, letters, path, start[:2], 4 * np.log(3), KEY, 50
-    assert pj.raise_bound(*model, integer_states=True).shape == (2,)
+    assert pj.reverse_ais_log_prob(*model, integer_states=True).shape == (2,)
     track = pj.track_log_partition(of_letters, letters, 0.0, start, KEY, integer_states=True)
     assert track.init(path.start).chains.dtype == np.uint8
     with pytest.raises(TypeError) as caught:

@@ -21,7 +21,7 @@ from paysage_jax import (
     per_epoch,
     persistent_contrastive_divergence,
     rbm,
-    restore,
+    read_checkpoint,
     sgd,
     skip_nonfinite,
     train_step,
@@ -67,7 +67,7 @@ def replaces_parameters(result):
 def test_a_callback_may_write_to_what_it_is_given_and_changes_nothing(callback, tmp_path):
     result = whole(epochs=2, callback=callback, checkpoints=tmp_path)
     assert_identical(result, whole(epochs=2))
-    chex.assert_trees_all_equal(restore(tmp_path)["history"], result.history)
+    chex.assert_trees_all_equal(read_checkpoint(tmp_path)["history"], result.history)
     assert_identical(whole(epochs=4, checkpoints=tmp_path), whole(epochs=4))
 
 
@@ -276,5 +276,5 @@ def test_the_home_directory_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     whole(epochs=1, checkpoints="~/run")
-    assert restore("~/run")["epochs_done"] == 1
+    assert read_checkpoint("~/run")["epochs_done"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

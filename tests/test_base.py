@@ -451,7 +451,7 @@ def test_the_state_of_another_optimizer_is_refused(optimizer, other):
 
 
 def center_of_two():
-    return pj.center(joins=[("weights/0/matrix", "layers/0/loc", "layers/1/loc")])
+    return pj.center(connections=[("weights/0/matrix", "layers/0/loc", "layers/1/loc")])
 
 
 STATEFUL = {

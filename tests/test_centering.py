@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paysage_jax import (
-    Join,
+    Connection,
     PhaseStatistics,
     apply_updates,
     center,
@@ -244,7 +244,7 @@ def test_without_offsets_it_is_the_plain_gradient(kind):
     layers = len(params["layers"])
     silent, model = (draw_states(layers, 6, seed=0, mean=mean) for mean in (0.0, 0.5))
     statistics = statistics_of(params, silent, model, energy_of(JOINS[kind]))
-    optimizer = center(joins=names)
+    optimizer = center(connections=names)
     updates, gradient = first_update_with(optimizer, params, statistics)
     chex.assert_trees_all_equal(updates, gradient)
 
@@ -265,8 +265,8 @@ def test_explicit_joins_on_a_tree_of_ones_own():
         return optimizer.update(rename(gradient_of(statistics)), state, rename(params), statistics=mine)[0]
 
     expected = renamed(updates_of(center()))
-    for join in (("W", "a/bias", "z"), Join(weight="W", left="a/bias", right="z")):
-        chex.assert_trees_all_equal(updates_of(center(joins=[join]), renamed), expected)
+    for join in (("W", "a/bias", "z"), Connection(weight="W", left="a/bias", right="z")):
+        chex.assert_trees_all_equal(updates_of(center(connections=[join]), renamed), expected)
 
 
 def test_offsets_of_bfloat16_parameters_are_float32():
@@ -314,9 +314,9 @@ def two_layers(first, second, matrix):
     [
         (lambda: center(1.0), "decay must be in"),
         (lambda: center().init({"a": jnp.ones(2)}), r"center: no weights among the leaves \['a'\]"),
-        (lambda: center(joins=[]).init(PARAMS), "center: no weights among the leaves"),
+        (lambda: center(connections=[]).init(PARAMS), "center: no weights among the leaves"),
         (
-            lambda: center(joins=[("weights/0/matrix", "layers/0/loc", "h")]).init(PARAMS),
+            lambda: center(connections=[("weights/0/matrix", "layers/0/loc", "h")]).init(PARAMS),
             "center: no leaf h among .*layers/0/loc",
         ),
         (

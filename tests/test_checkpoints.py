@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from paysage_jax import Checkpoints, Outcome, Transformation, adam, chain, classic, fit, loss_gradient, restore, sgd
+from paysage_jax import Checkpoints, Outcome, Transformation, adam, chain, classic, fit, loss_gradient, read_checkpoint, sgd
 from paysage_jax._train import checkpoints as room
 from tests.helpers import kills
 from tests.helpers.runs import (
@@ -64,7 +64,7 @@ def test_checkpoints_are_written_every_so_many_epochs_and_at_the_end(tmp_path):
     expected = regress(in_memory)
     assert_identical(regress(in_memory, checkpoints=Checkpoints(tmp_path / "run", every=3, keep=10)), expected)
     assert steps(tmp_path / "run") == [3, 6, 8]
-    assert restore(tmp_path / "run", 6)["epochs_done"] == 6
+    assert read_checkpoint(tmp_path / "run", 6)["epochs_done"] == 6
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_was_done_when_something_raises_is_on_disk(kind, error, tmp_path):
     with pytest.raises(type(error)):
         regress(kind, checkpoints=Checkpoints(tmp_path, every=5), callback=raising(error))
     assert steps(tmp_path) == [3]
-    assert restore(tmp_path)["outcome"] == Outcome.INTERRUPTED
+    assert read_checkpoint(tmp_path)["outcome"] == Outcome.INTERRUPTED
     assert_identical(regress(kind, checkpoints=Checkpoints(tmp_path, every=5)), regress(kind))
 
 
@@ -178,7 +178,7 @@ def test_all_kinds_of_leaves_and_keys_survive(kind, tmp_path):
     again = run(epochs=3, checkpoints=tmp_path)
     assert jax.random.key_impl(again.optimizer_state["."][0]) == "rbg"
     assert_identical(again, uncut)
-    state = restore(tmp_path)["optimizer_state"]
+    state = read_checkpoint(tmp_path)["optimizer_state"]
     assert state["['x']"].shape == (0, 3)
     assert state["small"]["0"].dtype == jnp.bfloat16
     assert state["numbers"]["-1"] == 2**32 - 1
@@ -187,7 +187,7 @@ def test_all_kinds_of_leaves_and_keys_survive(kind, tmp_path):
 
 def test_a_checkpoint_without_its_code_is_nested_dictionaries_of_numpy(tmp_path):
     result = regress(in_memory, epochs=2, checkpoints=tmp_path)
-    plain = restore(tmp_path)
+    plain = read_checkpoint(tmp_path)
     assert list(plain) == ["params", "optimizer_state", "estimator_state", "epochs_done", "outcome", "best", "history"]
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(plain))
     np.testing.assert_array_equal(plain["params"]["w"], result.params["w"])
@@ -221,7 +221,7 @@ def as_then(checkpoints):
 def test_a_checkpoint_of_this_release_is_read_by_every_later_one(tmp_path):
     """It was written in another process, on the second of two devices."""
     shutil.copytree(EARLIER, tmp_path / "run")
-    plain = restore(tmp_path / "run")
+    plain = read_checkpoint(tmp_path / "run")
     described = json.loads((EARLIER.parent / "checkpoint_0_2.json").read_text())
     got = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(plain)}
     assert got.keys() == described.keys()
@@ -238,7 +238,7 @@ def test_a_checkpoint_of_this_release_is_read_by_every_later_one(tmp_path):
 def write_earlier(folder):
     with jax.default_device(jax.devices()[1]):
         as_then(folder)
-    leaves = jax.tree_util.tree_leaves_with_path(restore(folder))
+    leaves = jax.tree_util.tree_leaves_with_path(read_checkpoint(folder))
     described = {jax.tree_util.keystr(path): (str(x.dtype), x.tobytes().hex()) for path, x in leaves}
     folder.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")
 
@@ -304,17 +304,17 @@ def test_what_is_no_checkpoint_is_named(tmp_path, written, monkeypatch):
         run(checkpoints=tmp_path / "file")
     with orbax.checkpoint.CheckpointManager(tmp_path / "other") as manager:
         manager.save(3, args=orbax.checkpoint.args.StandardSave({"a": np.ones(3)}))
-    for read in (restore, lambda folder: run(checkpoints=folder)):
+    for read in (read_checkpoint, lambda folder: run(checkpoints=folder)):
         with pytest.raises(ValueError, match=r"other/3 is no checkpoint of paysage_jax"):
             read(tmp_path / "other")
     for folder in (tmp_path / "missing", tmp_path / "file"):
-        with pytest.raises(FileNotFoundError, match=f"restore: no directory {folder}"):
-            restore(folder)
-    with pytest.raises(FileNotFoundError, match=r"restore: no checkpoint 7 in .*; has \[1, 2\]"):
-        restore(written, 7)
+        with pytest.raises(FileNotFoundError, match=f"read_checkpoint: no directory {folder}"):
+            read_checkpoint(folder)
+    with pytest.raises(FileNotFoundError, match=r"read_checkpoint: no checkpoint 7 in .*; has \[1, 2\]"):
+        read_checkpoint(written, 7)
     monkeypatch.setattr(room, "VERSION", 0)
     with pytest.raises(ValueError, match=r"2: written by a newer paysage_jax \(format 1\)"):
-        restore(written)
+        read_checkpoint(written)
 
 
 # --- what is imported --------------------------------------------------------------------------------

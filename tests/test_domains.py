@@ -136,7 +136,7 @@ def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
         lambda: pj.log_likelihood(rbm.free_energy, real),
         lambda: pj.annealed_importance_sampling(*model, path, with_(value, start), log_z, KEY),
         lambda: pj.reverse_annealed_importance_sampling(*model, path, with_(value, start), log_z, KEY),
-        lambda: pj.raise_bound(*model, path, bits, log_z, KEY),
+        lambda: pj.reverse_ais_log_prob(*model, path, bits, log_z, KEY),
         lambda: pj.track_log_partition(*model, 0.0, bits, KEY),
     ):
         with pytest.raises(ValueError, match=rf"got {value} in row 3, column 2: fill in missing values"):

@@ -64,7 +64,7 @@ def many_annealed(path, v, log_z_start, key, runs, steps, reverse):
 
 @partial(jax.jit, static_argnames="chains")
 def raised(path, v, log_z_start, key, steps, chains=1):
-    return pj.raise_bound(*MODEL, path, v, log_z_start, key, steps=steps, chains=chains)
+    return pj.reverse_ais_log_prob(*MODEL, path, v, log_z_start, key, steps=steps, chains=chains)
 
 
 @pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -172,7 +172,7 @@ def test_other_parameters_do_not_recompile_paths_and_bounds():
     def estimate(seed, steps):
         path, _, log_z = rbm.annealing(machine(seed), DATA, 50, jax.random.key(0))
         rbm.log_partition(machine(seed))
-        return pj.raise_bound(*MODEL, path, DATA, log_z, jax.random.key(1), steps=steps)
+        return pj.reverse_ais_log_prob(*MODEL, path, DATA, log_z, jax.random.key(1), steps=steps)
 
     estimate(0, 3)
     with compilations() as programs:
@@ -219,10 +219,10 @@ def walk(steps=STEPS, size=0.05, seed=5):
     return jax.tree.map(drift, machine(0), machine(1, 2.0))
 
 
-@pytest.mark.slow_unless("{'anchor_every': 40, 'anchor_steps': 60, 'every': 7}")
+@pytest.mark.slow_unless("{'reanneal_every': 40, 'reanneal_steps': 60, 'every': 7}")
 @pytest.mark.parametrize(
     "options",
-    [{"resample_below": 0.9}, {"sweeps": 3, "every": 5}, {"anchor_every": 40, "anchor_steps": 60, "every": 7}],
+    [{"resample_below": 0.9}, {"steps_per_update": 3, "every": 5}, {"reanneal_every": 40, "reanneal_steps": 60, "every": 7}],
     ids=str,
 )
 def test_log_z_is_followed_within_its_error(options):
@@ -230,7 +230,7 @@ def test_log_z_is_followed_within_its_error(options):
     for seed in range(10):
         track = tracker(machine(0), chains=draw(machine(0), 400, seed), key=seed, **options)
         params, states = jax.tree.map(np.asarray, follow(track, machine(0), updates))
-        for t in (49, 99) if "anchor_every" not in options else (39, 79):
+        for t in (49, 99) if "reanneal_every" not in options else (39, 79):
             at = log_partition(row(states, t))
             truth = exact(row(params, t))
             deviations.append((at.log_z - truth) / at.error)
@@ -256,7 +256,7 @@ def test_between_times_nothing_moves_but_the_count():
 def test_an_anchor_mends_what_was_lost():
     updates, one_state = walk(60), np.zeros((400, 8), np.float32)
     params, lost = follow(tracker(machine(0), chains=one_state), machine(0), updates)
-    _, mended = follow(tracker(machine(0), anchor_every=60, anchor_steps=200), machine(0), updates)
+    _, mended = follow(tracker(machine(0), reanneal_every=60, reanneal_steps=200), machine(0), updates)
     params, lost, mended = (row(jax.tree.map(np.asarray, x), 59) for x in (params, lost, mended))
     truth = exact(params)
     lost, mended = (log_partition(states) for states in (lost, mended))
@@ -293,7 +293,7 @@ def test_a_shift_of_the_energy_moves_log_z_the_other_way():
     updates = {"model": jax.tree.map(np.zeros_like, machine(0)), "shift": np.float32(3.0)}
     _, state = once(track, updates, params)
     np.testing.assert_allclose(log_partition(state).log_z, 1.5 - 3, rtol=1e-6)
-    assert log_partition(state).effective_size == pytest.approx(50, rel=1e-5)
+    assert log_partition(state).effective_sample_size == pytest.approx(50, rel=1e-5)
 
 
 def test_resampling_keeps_log_z_and_takes_each_chain_by_its_weight():
@@ -337,7 +337,7 @@ METRICS = {
 
 
 def run(key=0, rate=0.1, epochs=6, metrics=METRICS, **more):
-    track = tracker(machine(0, 0.1), anchor_every=35, anchor_steps=50, key=key)
+    track = tracker(machine(0, 0.1), reanneal_every=35, reanneal_steps=50, key=key)
     optimizer = pj.chain(pj.center(), pj.sgd(rate), track, pj.track_convergence(0.0), pj.average_parameters(0.9))
     estimator = pj.persistent_contrastive_divergence(*MODEL)
     options = {"epochs": epochs, "batch_size": 10, "key": jax.random.key(1), "metrics": metrics} | more
@@ -442,10 +442,10 @@ def test_mistakes_are_named():
         ("log_z", float("nan"), "log_z must be in"),
         ("chains", np.zeros((0, 8), np.float32), "chains: expected states"),
         ("key", 3, r"key must be a key, jax.random.key\(0\), got 3"),
-        ("sweeps", 0, "sweeps must be a positive integer"),
+        ("steps_per_update", 0, "steps_per_update must be a positive integer"),
         ("every", 0, "every must be a positive integer"),
         ("resample_below", 1.1, r"resample_below must be in \[0, 1\]"),
-        ("anchor_every", 0, "anchor_every must be a positive integer"),
+        ("reanneal_every", 0, "reanneal_every must be a positive integer"),
     ]:
         with pytest.raises((TypeError, ValueError), match=message):
             pj.track_log_partition(*MODEL, **(good | {name: value}))
@@ -482,7 +482,7 @@ def test_mistakes_are_named():
     for name, call in {
         "start": lambda: pj.annealed_importance_sampling(*MODEL, path, narrow, 0.0, jax.random.key(0)),
         "samples": lambda: pj.reverse_annealed_importance_sampling(*MODEL, path, narrow, 0.0, jax.random.key(0)),
-        "v": lambda: pj.raise_bound(*MODEL, path, narrow, 0.0, jax.random.key(0)),
+        "v": lambda: pj.reverse_ais_log_prob(*MODEL, path, narrow, 0.0, jax.random.key(0)),
         "chains": lambda: pj.track_log_partition(*MODEL, **(good | {"chains": narrow})).init(machine(0)),
     }.items():
         with pytest.raises(ValueError, match=r"expected states \(rows, 8\)") as caught:
@@ -493,7 +493,7 @@ def test_mistakes_are_named():
     for estimate in (
         pj.annealed_importance_sampling,
         pj.reverse_annealed_importance_sampling,
-        pj.raise_bound,
+        pj.reverse_ais_log_prob,
     ):
         with pytest.raises(ValueError, match=r"log_z_start: expected a scalar, got shape \(1,\)"):
             estimate(*MODEL, path, start, jnp.zeros(1), jax.random.key(0))

@@ -354,7 +354,7 @@ def test_early_stopping_is_the_loop_that_one_writes_by_hand(maximize):
     for _ in range(30):
         patience, least = int(generator.integers(1, 5)), float(generator.choice([0.0, 0.5]))
         values = generator.choice([-np.inf, -1, 0, 0.25, 1, 3, np.inf, np.nan], size=12).astype(np.float32)
-        stop = early_stopping("m", patience=patience, min_improvement=least, maximize=maximize)
+        stop = early_stopping("m", patience=patience, min_delta=least, maximize=maximize)
         epochs, bests, params, waited, gave_up = after_each(stop, values)
         best, best_epoch, waits = None, 0, 0
         for i, value in enumerate(values.tolist()):
@@ -415,8 +415,8 @@ def test_a_metric_that_cannot_stop_a_run_is_named(metric, error, message):
     [
         (dict(patience=0), ValueError, "early_stopping: patience must be a positive integer"),
         (dict(patience=1.5), TypeError, "early_stopping: patience must be a positive integer"),
-        (dict(min_improvement=-1.0), ValueError, "early_stopping: min_improvement must be in"),
-        (dict(min_improvement=np.nan), ValueError, "early_stopping: min_improvement must be in"),
+        (dict(min_delta=-1.0), ValueError, "early_stopping: min_delta must be in"),
+        (dict(min_delta=np.nan), ValueError, "early_stopping: min_delta must be in"),
     ],
 )
 def test_wrong_numbers_of_early_stopping_are_named(options, error, message):

@@ -413,6 +413,6 @@ def test_log_z_from_chains_in_pieces_is_that_of_one_device(kind):
     whole = NamedSharding(pieces.mesh, P())
     given = *jax.device_put((path,), whole), jax.device_put(v, pieces), *jax.device_put((log_z_start, KEY), whole)
     model = rbm.free_energy, rbm.gibbs
-    for estimate in (pj.annealed_importance_sampling, pj.raise_bound):  # in reverse it is the same program
+    for estimate in (pj.annealed_importance_sampling, pj.reverse_ais_log_prob):  # in reverse it is the same program
         expected = estimate(*model, path, v, log_z_start, KEY, steps=20)
         chex.assert_trees_all_close(estimate(*model, *given, steps=20), expected, rtol=1e-5, atol=1e-4)

@@ -12,8 +12,10 @@ from .._core.pytree import Number, converted, number, static
 from .._core.trees import Params, Updates, by_path, moment_dtype, zeros_like_moments
 from .._optim.transformation import BEFORE, State, Transformation, check_state, next_step
 
+_HINT = "pass `connections=` to say which layers each weight connects"
 
-class Join(NamedTuple):
+
+class Connection(NamedTuple):
     """A weight matrix (n, m) and the biases of the two layers it joins, (n,) and (m,), as leaf paths."""
 
     weight: str
@@ -28,8 +30,8 @@ class CenterState(NamedTuple):
     offsets: dict[str, jax.Array]
 
 
-def _as_joins(_: str, joins: Any) -> tuple[Join, ...] | None:
-    return None if joins is None else tuple(Join(*join) for join in joins)
+def _as_connections(_: str, connections: Any) -> tuple[Connection, ...] | None:
+    return None if connections is None else tuple(Connection(*connection) for connection in connections)
 
 
 class center(Transformation):
@@ -52,7 +54,7 @@ class center(Transformation):
         decay: of the offsets, in [0, 1).
         enhanced: activations averaged over data and model (Cho, Raiko & Ilin, 2013, take that with decay = 0);
             otherwise those of the data.
-        joins: (weight, left bias, right bias) paths; by default weights/i/matrix joins layers/i/loc and
+        connections: (weight, left bias, right bias) paths; by default weights/i/matrix joins layers/i/loc and
             layers/i+1/loc.
 
     Raises:
@@ -62,12 +64,12 @@ class center(Transformation):
     _stage = BEFORE
     decay: Number = number("[0, 1)", default=0.99)
     enhanced: bool = static(default=False)
-    joins: Sequence[Join] | None = converted(_as_joins, default=None, static=True)
+    connections: Sequence[Connection] | None = converted(_as_connections, default=None, static=True)
 
     def init(self, params: Params) -> State:
         self.check_for(params)
         leaves = by_path(params)
-        biases = sorted({bias for join in self._joins(leaves) for bias in (join.left, join.right)})
+        biases = sorted({bias for _, left, right in self._connections(leaves) for bias in (left, right)})
         return CenterState(jnp.zeros((), jnp.int32), zeros_like_moments({bias: leaves[bias] for bias in biases}))
 
     def update(
@@ -78,16 +80,16 @@ class center(Transformation):
             raise ValueError(f"center: needs update(..., statistics=...) of a two-phase estimator, got {kind}")
         check_state(self, state, CenterState)
         given = by_path(updates)
-        joins = self._joins(given)
-        joined = {path for join in joins for path in join}
+        connections = self._connections(given)
+        joined = {path for connection in connections for path in connection}
         d = {path: jnp.asarray(given[path], moment_dtype(jnp.result_type(given[path]))) for path in joined}
         offsets = self._next_offsets(state, statistics)
 
         centred = dict(d)
-        for weight, left, right in joins:
+        for weight, left, right in connections:
             mu, lam = offsets[left], offsets[right]
             centred[weight] = d[weight] - jnp.outer(mu, d[right]) - jnp.outer(d[left], lam)
-        for weight, left, right in joins:
+        for weight, left, right in connections:
             mu, lam = offsets[left], offsets[right]
             centred[left] = centred[left] - jnp.matmul(centred[weight], lam, precision="highest")
             centred[right] = centred[right] - jnp.matmul(centred[weight].T, mu, precision="highest")
@@ -105,21 +107,22 @@ class center(Transformation):
 
         return {bias: running_mean(bias, offset) for bias, offset in state.offsets.items()}
 
-    def _joins(self, leaves):
-        joins = self.joins
-        if joins is None:
+    def _connections(self, leaves):
+        connections = self.connections
+        if connections is None:
             count = sum(path.startswith("weights/") for path in leaves)
-            joins = [Join(f"weights/{i}/matrix", f"layers/{i}/loc", f"layers/{i + 1}/loc") for i in range(count)]
-        if not joins:
-            raise ValueError(f"center: no weights among the leaves {list(leaves)}; say which join which with joins=")
-        for join in joins:
-            for path in join:
+            layers = [f"layers/{i}/loc" for i in range(count + 1)]
+            connections = [Connection(f"weights/{i}/matrix", *layers[i : i + 2]) for i in range(count)]
+        if not connections:
+            raise ValueError(f"center: no weights among the leaves {list(leaves)}; {_HINT}")
+        for connection in connections:
+            for path in connection:
                 if path not in leaves:
-                    raise ValueError(f"center: no leaf {path} among {list(leaves)}; say which join which with joins=")
-            expected = (*jnp.shape(leaves[join.left]), *jnp.shape(leaves[join.right]))
-            if jnp.shape(leaves[join.weight]) != expected or len(expected) != 2:
+                    raise ValueError(f"center: no leaf {path} among {list(leaves)}; {_HINT}")
+            expected = (*jnp.shape(leaves[connection.left]), *jnp.shape(leaves[connection.right]))
+            if jnp.shape(leaves[connection.weight]) != expected or len(expected) != 2:
                 raise ValueError(
-                    f"center: {join.weight} of shape {jnp.shape(leaves[join.weight])} does not join "
-                    f"{join.left} and {join.right}, of shapes {expected}"
+                    f"center: {connection.weight} of shape {jnp.shape(leaves[connection.weight])} does not connect "
+                    f"{connection.left} and {connection.right}, of shapes {expected}"
                 )
-        return joins
+        return connections

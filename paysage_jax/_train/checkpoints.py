@@ -162,7 +162,7 @@ class CheckpointManager:
             self._manager.close()
 
 
-def restore(folder: Any, epoch: int | None = None) -> dict[str, Any]:
+def read_checkpoint(folder: Any, epoch: int | None = None) -> dict[str, Any]:
     """A checkpoint as plain nested dictionaries of NumPy arrays, to look at without the code of the model.
 
     Args:
@@ -173,21 +173,23 @@ def restore(folder: Any, epoch: int | None = None) -> dict[str, Any]:
         FileNotFoundError: if there is none.
         ValueError: if it cannot be read; the message names older ones that can.
     """
-    folder = _local("restore: folder", folder)
+    folder = _local("read_checkpoint: folder", folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"restore: no directory {folder}")
+        raise FileNotFoundError(f"read_checkpoint: no directory {folder}")
     with _orbax().CheckpointManager(folder) as manager:
         steps = sorted(manager.all_steps())
         if not steps or (epoch is not None and epoch not in steps):
             which = "checkpoint" if epoch is None else f"checkpoint {epoch}"
-            raise FileNotFoundError(f"restore: no {which} in {folder}; has {steps}")
+            raise FileNotFoundError(f"read_checkpoint: no {which} in {folder}; has {steps}")
         chosen = steps[-1] if epoch is None else epoch
         try:
             arrays, about = _read(manager, chosen, folder)
         except _DamagedError as error:
             older = _older(manager, chosen, folder)
-            hint = f"; restore(folder, epoch={older[0]}) reads the newest of them" if older else ""
-            raise ValueError(f"restore: {error} Older checkpoints that can be read: {older or 'none'}{hint}.") from None
+            hint = f"; read_checkpoint(folder, epoch={older[0]}) reads the newest of them" if older else ""
+            raise ValueError(
+                f"read_checkpoint: {error} Older checkpoints that can be read: {older or 'none'}{hint}."
+            ) from None
     tree: dict[str, Any] = {}
     for leaf, array in zip(about["leaves"], arrays, strict=True):
         inner = tree

@@ -16,7 +16,7 @@ from .checkpoints import CheckpointManager
 from .epochs import Program
 from .history import History, latest
 from .interrupts import postponed
-from .processes import asked_of_first, of_first
+from .processes import broadcast_from_0, call_on_0
 from .source import Loader, Memory
 from .step import FitResult, Outcome
 
@@ -33,7 +33,7 @@ def drive(program: Program, source: Memory | Loader, host: Host) -> FitResult:
             advanced = source.advance(program, host.result._replace(history=()), np.int32(stop))
             _wait(advanced.epochs_done)
             host.take(advanced, program.metrics_every)
-            pace *= faster(of_first(time.perf_counter() - start))
+            pace *= faster(broadcast_from_0(time.perf_counter() - start))
             host.report()
         host.finish()
     return host.result
@@ -93,7 +93,7 @@ class Host:
             self._bar.update(self.done - self._bar.n)
         if self._callback and self._measurements:
             given = jax.tree.map(lambda x: x, self.result)  # with dicts and lists of its own, which it may change
-            stops = asked_of_first(lambda: _is_true(self._callback(given)))
+            stops = call_on_0(lambda: _is_true(self._callback(given)))
             if stops and not int(self.result.outcome):
                 stopped = jnp.full_like(self.result.outcome, Outcome.STOPPED)
                 self.result = self.result._replace(outcome=stopped)

@@ -31,13 +31,13 @@ class early_stopping(Pytree):
     Args:
         metric: the name of a scalar in the history.
         patience: measurements without improvement after which the run stops, a positive integer.
-        min_improvement: what counts as improvement is more than this, a number from 0 on.
+        min_delta: what counts as improvement is more than this, a number from 0 on.
         maximize: whether larger is better, as for a likelihood; otherwise smaller is, as for a loss.
     """
 
     metric: str = static()
     patience: Count = count(default=10)
-    min_improvement: Number = number(default=0.0)
+    min_delta: Number = number(default=0.0)
     maximize: bool = static(default=False)
 
     def start(self, params: Params) -> Best:
@@ -52,7 +52,7 @@ class early_stopping(Pytree):
             raise TypeError(f"early_stopping: {self.metric}: expected a real scalar, got {value}")
         value = as_scalar(f"early_stopping: {self.metric}", value)
         gain = value - best.value if self.maximize else best.value - value
-        improved = ((best.epoch == 0) & ~jnp.isnan(value)) | (gain > jnp.asarray(self.min_improvement, gain.dtype))
+        improved = ((best.epoch == 0) & ~jnp.isnan(value)) | (gain > jnp.asarray(self.min_delta, gain.dtype))
         new = Best(params, values["epoch"], value, jnp.zeros((), jnp.int32))
         return jax.tree.map(lambda n, o: jnp.where(improved, n, o), new, best._replace(waited=best.waited + 1))
 
@@ -69,7 +69,7 @@ class early_stopping(Pytree):
         gain = (values[-1] - value) if self.maximize else (value - values[-1])
         if then[0] != value:
             epoch, value = 0, 0.0
-        elif epochs[-1] == int(run.epochs_done) and gain > np.asarray(self.min_improvement, value.dtype):
+        elif epochs[-1] == int(run.epochs_done) and gain > np.asarray(self.min_delta, value.dtype):
             epoch, value = epochs[-1], values[-1]
         else:
             return best

@@ -26,7 +26,7 @@ from .epochs import Program, begin_epoch_of_loader, donating_step, outcome_now, 
 from .history import Metric, check_metrics, empty_rows, rows_before
 from .interrupts import heard
 from .placement import check_not_partitioned, placement
-from .processes import check_same, together
+from .processes import agree, raise_on_all_processes
 from .source import Loader, Memory, check_leaves, open_source
 from .step import FitResult
 
@@ -111,7 +111,7 @@ def fit(
     >>> Outcome(result.outcome).name, result.params.round(2)
     ('EPOCHS_EXHAUSTED', Array(2., dtype=float32))
     """
-    with together():
+    with raise_on_all_processes():
         _check_kinds(key, shuffle, early_stopping, callback, resume)
         keys = _split(key)
         for name, number in dict(epochs=epochs, metrics_every=metrics_every).items():
@@ -130,15 +130,15 @@ def fit(
         if traced := is_traced():
             on_host = {"data that is an iterable": None if isinstance(source, Memory) else source}
             _refuse(callback=callback, progress=progress or None, checkpoints=checkpoints, sharding=sharding, **on_host)
-    check_same(**program.to_agree(), rows=source.rows, data=source.data, params=params, resume=resume)
-    check_same(sharding=place.description, callback=callback is None, checkpoints=str(checkpoints), epochs=epochs)
+    agree(**program.to_agree(), rows=source.rows, data=source.data, params=params, resume=resume)
+    agree(sharding=place.description, callback=callback is None, checkpoints=str(checkpoints), epochs=epochs)
     source.put(place)
 
     with contextlib.ExitStack() as stack, _carrying(resume):
         disk = None
         if checkpoints is not None:
             disk = stack.enter_context(CheckpointManager(checkpoints, _settings(program, source)))
-            check_same(checkpoints_in_a_directory_that_all_see=-1 if disk.epoch is None else disk.epoch)
+            agree(checkpoints_in_a_directory_that_all_see=-1 if disk.epoch is None else disk.epoch)
         program, result = start_or_resume(program, source, params, resume, disk, keys, int(epochs))
         if traced:
             return source.advance(program, _with_room(program, result, int(epochs)), np.int32(epochs))
@@ -261,7 +261,7 @@ def _check_first_step(program: Program, result: FitResult, first: Any, resumed: 
         return
     epoch = begin_epoch_of_loader.eval_shape(program, result._replace(history=()))
     if jax.process_count() > 1:  # functions and numbers of the program's own
-        check_same(estimator_or_optimizer=donating_step.lower(program, epoch, first, np.int32(0)).as_text())
+        agree(estimator_or_optimizer=donating_step.lower(program, epoch, first, np.int32(0)).as_text())
     if resumed:
         after = donating_step.eval_shape(program, epoch, first, np.int32(0)).state
         for (path, x), y in zip(tree_leaves_with_path(result.state), jax.tree.leaves(after), strict=True):

@@ -33,7 +33,7 @@ from .._core.devices import (
 )
 from .._core.pytree import check_count
 from .._core.trees import check_same_tree
-from .processes import in_step
+from .processes import lockstep
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Placement:
     def put_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches of all processes together; one that does not divide is whole on each device."""
         processes = jax.process_count()
-        for batch in in_step(batches):
+        for batch in lockstep(batches):
             rows = batch_size_of("batch", batch)
             if self.sharding is None or (rows * processes) % self.devices == 0:
                 yield jax.tree.map(self._rows_of_all, batch)

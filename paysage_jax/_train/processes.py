@@ -43,7 +43,7 @@ def _checksum(tree: Any) -> int:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_on_all_processes() -> Iterator[None]:
     """What raises in one process raises in each."""
     if jax.process_count() == 1:
         yield
@@ -60,7 +60,7 @@ def together() -> Iterator[None]:
         raise RuntimeError(f"fit: process {failed.argmax()} raised at its arguments")
 
 
-def check_same(**arguments: Any) -> None:
+def agree(**arguments: Any) -> None:
     """Raise ValueError on every process, naming it, for an argument that is not the same in all of them."""
     if jax.process_count() == 1:
         return
@@ -69,12 +69,12 @@ def check_same(**arguments: Any) -> None:
         raise ValueError(f"fit: {', '.join(differ)} must be the same in all {len(checks)} processes, got others")
 
 
-def of_first(value: float) -> float:
+def broadcast_from_0(value: float) -> float:
     """The number that process 0 has."""
     return value if jax.process_count() == 1 else float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
-def asked_of_first(question: Callable[[], bool]) -> bool:
+def call_on_0(question: Callable[[], bool]) -> bool:
     """The answer of process 0, which alone is asked. If that raises, every process does."""
     if jax.process_count() == 1:
         return question()
@@ -92,7 +92,7 @@ def asked_of_first(question: Callable[[], bool]) -> bool:
     return bool(answer)
 
 
-def in_step(batches: Iterator[Batch]) -> Iterator[Batch]:
+def lockstep(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The batches of this process, one as long as every process has one.
 
     Raises:

@@ -139,8 +139,8 @@ def regress(kind, *, epochs=8, rate: Any = 0.05, tolerance: Any = 0.0, wait=1, n
     )
 
 
-def stopping(patience: Any = 1000, min_improvement: Any = 0.0):
-    return early_stopping("loss", patience=patience, min_improvement=min_improvement)
+def stopping(patience: Any = 1000, min_delta: Any = 0.0):
+    return early_stopping("loss", patience=patience, min_delta=min_delta)
 
 
 # --- a Boltzmann machine, with chance in every part of the run ---------------------------------------

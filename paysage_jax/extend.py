@@ -1,0 +1,25 @@
+"""What one needs to write an optimizer, a transformation or an estimator: base classes, and fields that check."""
+
+from ._core.pytree import Number, Pytree, Schedule, converted, count, function, number, rate, static
+from ._ebm.estimators import Estimator
+from ._optim.leafwise import Leafwise
+from ._optim.transformation import Transformation
+
+__all__ = [
+    "Estimator",
+    "Leafwise",
+    "Number",
+    "Pytree",
+    "Schedule",
+    "Transformation",
+    "converted",
+    "count",
+    "function",
+    "number",
+    "rate",
+    "static",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

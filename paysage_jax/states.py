@@ -1,0 +1,34 @@
+"""The states of optimizers and runs, and the statistics of estimators: what you find in a `TrainState` or a history."""
+
+from ._ebm.estimators import LossStatistics
+from ._ebm.phases import PhaseStatistics
+from ._ebm.tempering import TemperedStatistics
+from ._ebm.tracking import LogPartitionState, TrackedEstimate
+from ._optim.averaging import AverageState
+from ._optim.convergence import ConvergenceState
+from ._optim.partition import PartitionState
+from ._optim.textbook import AdamState, MomentumState, RmspropState, SgdState
+from ._optim.wrappers import AccumulateState, SkipNonfiniteState
+from ._train.early_stopping import Best
+
+__all__ = [
+    "AccumulateState",
+    "AdamState",
+    "AverageState",
+    "Best",
+    "ConvergenceState",
+    "LogPartitionState",
+    "LossStatistics",
+    "MomentumState",
+    "PartitionState",
+    "PhaseStatistics",
+    "RmspropState",
+    "SgdState",
+    "SkipNonfiniteState",
+    "TemperedStatistics",
+    "TrackedEstimate",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
