@@ -226,9 +226,9 @@ def reverse_ais_log_prob(
         log p(v) ≈ -E(1, v) - log Z(0) + log mean exp(w)
 
     w are the weights of chains that start at v, make a transition at the end of the path, and are annealed back. The
-    expected value is at most log p′(v), where p′ is the distribution that annealing forward from path(0) draws from; p′ comes to p as
-    the steps grow. Averaged over samples of the model this is below log p. Over data it may be above, where they are
-    more likely under p′. (RAISE; Burda, Grosse & Salakhutdinov, 2015.)
+    expected value is at most log p′(v), where p′ is the distribution that annealing forward from path(0) draws from; p′
+    comes to p as the steps grow. Averaged over samples of the model this is below log p. Over data it may be above,
+    where they are more likely under p′. (RAISE; Burda, Grosse & Salakhutdinov, 2015.)
 
     Args:
         model: a `Model` whose transition is reversible (detailed balance holds), as that of `rbm.RBM()` is.
