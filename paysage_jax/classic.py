@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ._core.pytree import Number, Schedule, number, rate
-from ._core.trees import Params, Updates
+from ._core.types import Params, Updates
 from ._optim.leafwise import Leafwise, update_leaves
 
 __all__ = ["adam", "momentum", "normalize", "rmsprop", "sgd", "update_mean", "update_mean_square"]

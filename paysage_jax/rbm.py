@@ -14,7 +14,7 @@ float32; states and means have the dtype of the states given.
 from __future__ import annotations
 
 from functools import wraps
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ._core.batches import Weighted, as_arrays, as_floats
 from ._core.pytree import Pytree
-from ._core.trees import Params, Updates, floating_dtype, moment_dtype
+from ._core.trees import floating_dtype, moment_dtype
+from ._core.types import Params, Updates
 from ._ebm.annealing import Annealing, linear_path
 from ._ebm.domain import check_real, check_unit_interval, matrix, mean_and_deviation, mean_over_rows
 from ._ebm.phases import weighted
@@ -256,7 +257,7 @@ def visible_mean(params: Params, h: States) -> Array:
     return _like(_visible_mean(params, h), h)
 
 
-def _rows_of(x: States) -> Any:
+def _rows_of(x: States) -> NamedSharding | None:
     """Where the rows of x lie on a mesh: random numbers for them are drawn there, not all on every device."""
     sharding = jax.typeof(x).sharding
     return None if sharding.mesh.empty else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
+from jax.typing import DTypeLike
 
 from .trees import all_finite, scale_of
-
-Batch = Any  # a pytree of arrays with one leading batch axis
+from .types import Batch, Leaf, Tree
 
 
 class Weighted(NamedTuple):
@@ -33,7 +33,7 @@ class Weighted(NamedTuple):
     """
 
     v: Batch
-    weights: Any
+    weights: Leaf
 
 
 class Entry(NamedTuple):
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     for a missing value, which the estimator fills in. finite: whether other numbers that are not finite are refused.
     """
 
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     missing: bool = False
     finite: bool = False
 
@@ -58,12 +58,12 @@ def batch_size_of(name: str, batch: Batch) -> int:
     return sizes.pop()[0]
 
 
-def in_memory(data: Any) -> bool:
+def in_memory(data: object) -> bool:
     """Whether `data` are arrays to be cut into batches: an array, or a dict or tuple of them."""
     return isinstance(data, dict | tuple) or hasattr(data, "__array__")
 
 
-def as_arrays(name: str, tree: Any, own: Callable[[Any], Any] = jnp.array) -> Any:
+def as_arrays(name: str, tree: Tree, own: Callable[[np.ndarray], Leaf] = jnp.array) -> Tree:
     """The tree with JAX arrays as leaves; those that are already are not copied. `own` makes one of a NumPy array, and
     with `np.asarray` these stay what they are.
 
@@ -74,12 +74,12 @@ def as_arrays(name: str, tree: Any, own: Callable[[Any], Any] = jnp.array) -> An
     return tree_map_with_path(lambda path, x: _as_array(f"{name}{keystr(path)}", x, own), tree, is_leaf=_is_sparse)
 
 
-def _is_sparse(x: Any) -> bool:
+def _is_sparse(x: Leaf) -> bool:
     """Whether it is a sparse matrix, of SciPy or JAX for example."""
     return not hasattr(x, "__array__") and (hasattr(x, "toarray") or hasattr(x, "todense"))
 
 
-def check_dense(where: str, x: Any) -> None:
+def check_dense(where: str, x: Leaf) -> None:
     if _is_sparse(x):
         dense = "toarray" if hasattr(x, "toarray") else "todense"
         raise TypeError(
@@ -88,7 +88,7 @@ def check_dense(where: str, x: Any) -> None:
         )
 
 
-def _as_array(where: str, x: Any, own: Callable[[Any], Any]) -> Any:
+def _as_array(where: str, x: Leaf, own: Callable[[np.ndarray], Leaf]) -> Tree:
     if isinstance(x, jax.Array):
         return x
     check_dense(where, x)
@@ -119,15 +119,15 @@ def _check_range(where: str, x: np.ndarray) -> None:
         raise ValueError(f"{where}: {x[index]} in {place(index)} does not fit in {dtype}: {advice}")
 
 
-def own(tree: Any) -> Any:
+def own(tree: Tree) -> Tree:
     """A copy, for JAX may alias a NumPy buffer that its owner goes on writing to."""
     return jax.tree.map(jnp.array, tree)
 
 
-def as_floats(tree: Any, dtype: Any) -> Any:
+def as_floats(tree: Tree, dtype: DTypeLike | None) -> Tree:
     """The tree with integers and bools converted to `dtype`; None: as it is. The rest stays as it is."""
 
-    def convert(x: Any) -> Any:
+    def convert(x: Leaf) -> Tree:
         if _is_inexact(x) or not hasattr(x, "astype"):
             return x
         whole = any(jnp.issubdtype(x.dtype, kind) for kind in (np.integer, np.bool_))
@@ -136,14 +136,14 @@ def as_floats(tree: Any, dtype: Any) -> Any:
     return tree if dtype is None else jax.tree.map(convert, tree)
 
 
-def states_as_floats(batch: Batch, dtype: Any) -> Batch:
+def states_as_floats(batch: Batch, dtype: DTypeLike | None) -> Batch:
     """`as_floats`, with weights of the default dtype, for they need not be numbers of half precision."""
     if not isinstance(batch, Weighted) or dtype is None:
         return as_floats(batch, dtype)
     return Weighted(as_floats(batch.v, dtype), as_floats(batch.weights, float))
 
 
-def check_finite(name: str, tree: Any, missing: bool = False) -> None:
+def check_finite(name: str, tree: Tree, missing: bool = False) -> None:
     """Raise ValueError for a number that is not finite, naming leaf, row and column, where the values are known.
 
     `missing`: whether NaN is allowed.
@@ -163,29 +163,29 @@ def check_finite(name: str, tree: Any, missing: bool = False) -> None:
             raise ValueError(f"{name}{keystr(path)}: expected finite numbers, got {value} in {place(index)}{fill}")
 
 
-def place(index: Any) -> str:
+def place(index: Sequence[int]) -> str:
     """An index as errors name it: row 3, column 5."""
     row, *column = map(int, index)
     return f"row {row}" + (f", column {column[0] if len(column) == 1 else tuple(column)}" if column else "")
 
 
-def _is_inexact(x: Any) -> bool:
+def _is_inexact(x: Leaf) -> bool:
     dtype = getattr(x, "dtype", None)  # the letter is found faster than the kind, which half precision needs
     # A key has none; a loss may take keys.
     return dtype is not None and (getattr(dtype, "kind", "V") in "fc" or jnp.issubdtype(dtype, np.inexact))
 
 
-def has_values(x: Any) -> bool:
+def has_values(x: Leaf) -> bool:
     """Whether these are floating numbers, known to this process."""
     return not isinstance(x, Tracer) and _is_inexact(x) and x.ndim > 0 and _is_known(x)
 
 
-def is_remote(x: Any) -> bool:
+def is_remote(x: Leaf) -> bool:
     """Whether the host would have to wait for it, or to copy it."""
     return isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices())
 
 
-def _first_not_finite(x: np.ndarray, missing: bool) -> tuple[tuple[int, ...], Any] | None:
+def _first_not_finite(x: np.ndarray, missing: bool) -> tuple[tuple[int, ...], Leaf] | None:
     """The index of the first such number, and the number; None: all are finite."""
     with np.errstate(all="ignore"):
         if np.isfinite(x.sum()):  # one fast pass; a sum that overflows says nothing
@@ -205,11 +205,11 @@ def _is_finite_there(x: jax.Array, missing: bool) -> bool:
 
 
 @partial(jax.jit, static_argnames="missing")
-def is_finite(arrays: list[Any], missing: bool) -> jax.Array:
+def is_finite(arrays: list[Leaf], missing: bool) -> jax.Array:
     return all_finite([jnp.where(jnp.isnan(x), 0, x) for x in arrays] if missing else arrays)
 
 
-def check_weights(name: str, weights: Any, size: int) -> None:
+def check_weights(name: str, weights: Leaf, size: int) -> None:
     """Raise TypeError or ValueError for weights that are no real numbers of shape (size,), below 0, or NaN."""
     if np.shape(weights) != (size,):
         raise ValueError(f"{name}: expected shape ({size},), one for each row, got {np.shape(weights)}")
@@ -221,12 +221,12 @@ def check_weights(name: str, weights: Any, size: int) -> None:
         raise ValueError(f"{name}: expected nonnegative numbers, got {known[row]} in row {row}")
 
 
-def _is_known(x: Any) -> bool:
+def _is_known(x: Leaf) -> bool:
     """Whether its values are known to this process."""
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
-def relative(name: str, weights: Any, size: int) -> Any:
+def relative(name: str, weights: Leaf, size: int) -> Tree:
     """The weights in units of their mean, which may be so large or small that it is no number of the dtype in use.
 
     Raises TypeError or ValueError as `check_weights`, and if all are known to be 0.
@@ -244,7 +244,7 @@ def relative(name: str, weights: Any, size: int) -> Any:
     return jnp.array(known) if isinstance(weights, jax.Array) else known
 
 
-def weight_of(batch: Batch) -> Any:
+def weight_of(batch: Batch) -> Tree:
     """The sum of the weights of a batch; its number of rows if it has none."""
     weights = batch.weights if isinstance(batch, Weighted) else None
     return batch_size_of("batch", batch) if weights is None else jnp.sum(jnp.asarray(weights, float))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from .types import Leaf, Sharding, Tree
 
 
-def checked(name: str, sharding: Any) -> NamedSharding:
+def checked(name: str, sharding: Sharding | None) -> NamedSharding:
     """The sharding; TypeError or ValueError for what does not cut a leading axis, and it alone."""
     if not isinstance(sharding, NamedSharding):
         raise TypeError(f'{name}: sharding must be NamedSharding(mesh, PartitionSpec("data")), got {sharding!r}')
@@ -23,7 +24,7 @@ def checked(name: str, sharding: Any) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(first))
 
 
-def put(x: Any, sharding: Any) -> jax.Array:
+def put(x: Leaf, sharding: Sharding | None) -> jax.Array:
     """On its devices, of a NumPy array without a copy on another one; every process has all of it."""
     if not isinstance(x, jax.Array | np.ndarray):
         x = np.asarray(x)
@@ -35,20 +36,20 @@ def put(x: Any, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda where: x[where])
 
 
-def canonical(x: Any) -> np.ndarray:
+def canonical(x: Leaf) -> np.ndarray:
     return np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
 
 
-def mesh_of(x: Any) -> Any:
+def mesh_of(x: Leaf) -> Mesh | None:
     return getattr(x.sharding, "mesh", None) if isinstance(x, jax.Array) and not isinstance(x, Tracer) else None
 
 
-def is_partitioned(x: Any) -> bool:
+def is_partitioned(x: Leaf) -> bool:
     """Whether it is an array of which some device has a part only; a traced one has no devices yet."""
     return isinstance(x, jax.Array) and not isinstance(x, Tracer) and not x.sharding.is_fully_replicated
 
 
-def lay_out(tree: Any, sharding: Any) -> Any:
+def lay_out(tree: Tree, sharding: Sharding | None) -> Tree:
     """The tree in the compiled program with its leaves in one layout, or each in its own of a tuple; None: as it is."""
     if sharding is None:
         return tree
@@ -70,11 +71,11 @@ def is_explicit(sharding: NamedSharding) -> bool:
     return AxisType.Explicit in sharding.mesh.axis_types
 
 
-def constrain(x: jax.Array, sharding: Any) -> jax.Array:
+def constrain(x: jax.Array, sharding: Sharding | None) -> jax.Array:
     return (jax.sharding.reshard if is_explicit(sharding) else jax.lax.with_sharding_constraint)(x, sharding)
 
 
-def _explicit_sharding_of(x: jax.Array) -> Any:
+def _explicit_sharding_of(x: jax.Array) -> NamedSharding | None:
     """That of a mesh with explicit axes; None where the compiler knows the layout by itself."""
     sharding = jax.typeof(x).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None

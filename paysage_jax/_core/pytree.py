@@ -6,13 +6,16 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, ClassVar, cast, dataclass_transform
+from typing import Any, ClassVar, Self, cast, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.tree_util import GetAttrKey
+from jax.typing import DTypeLike
+
+from .types import Extra, Leaf, Tree
 
 Number = float | jax.Array
 Count = int | jax.Array
@@ -84,7 +87,7 @@ class _Number:
     interval: _Interval
     optional: bool = False
 
-    def __call__(self, where: str, value: Any, dtype: Any = None) -> Any:
+    def __call__(self, where: str, value: Leaf, dtype: DTypeLike | None = None) -> Leaf:
         """`value`, as a float if it is a scalar of Python or NumPy; what is not yet known (a tracer) passes."""
         if isinstance(value, Tracer) or (self.optional and value is None):
             return value
@@ -104,7 +107,7 @@ class _Number:
 class _Rate:
     number: _Number
 
-    def __call__(self, where: str, value: Any, dtype: Any = None) -> Any:
+    def __call__(self, where: str, value: Leaf, dtype: DTypeLike | None = None) -> Leaf:
         if isinstance(value, type):
             raise TypeError(f"{where} must be a number or a schedule, got the class {value.__name__}: call it")
         return as_pytree(value) if callable(value) else self.number(where, value, dtype)
@@ -114,7 +117,7 @@ class _Rate:
 class _Count:
     optional: bool = False
 
-    def __call__(self, where: str, value: Any) -> Any:
+    def __call__(self, where: str, value: Leaf) -> Leaf:
         if isinstance(value, Tracer) or (self.optional and value is None):
             return value
         if not _is_of(value, np.integer):
@@ -131,13 +134,13 @@ class _Count:
 class _Callable:
     optional: bool = False
 
-    def __call__(self, where: str, value: Any) -> Any:
+    def __call__(self, where: str, value: Leaf) -> Leaf:
         if not callable(value) and not (self.optional and value is None):
             raise TypeError(f"{where} must be a function, got {value!r}")
         return value
 
 
-def _is_of(value: Any, *kinds: Any) -> bool:
+def _is_of(value: object, *kinds: type) -> bool:
     if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
         return False
     try:
@@ -147,21 +150,21 @@ def _is_of(value: Any, *kinds: Any) -> bool:
     return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
-def _python(kind: type, value: Any) -> Any:
+def _python(kind: type, value: Leaf) -> Leaf:
     return value if isinstance(value, jax.Array) else kind(value)
 
 
-def as_number(where: str, value: Any, interval: str = "[0, inf)") -> Any:
+def as_number(where: str, value: Leaf, interval: str = "[0, inf)") -> Leaf:
     """A number as a field holds it. Raises TypeError or ValueError for anything else."""
     return _Number(_Interval.of(interval))(where, value)
 
 
-def as_rate(where: str, value: Any, dtype: Any = None) -> Any:
+def as_rate(where: str, value: Leaf, dtype: DTypeLike | None = None) -> Leaf:
     """A learning rate as a field holds it, checked as used in `dtype`. Raises TypeError or ValueError otherwise."""
     return _Rate(_Number(_Interval.of("[0, inf)")))(where, value, dtype)
 
 
-def check_count(where: str, value: Any) -> None:
+def check_count(where: str, value: object) -> None:
     """Raise TypeError or ValueError unless `value` is one positive integer."""
     _Count()(where, value)
     if np.ndim(value):
@@ -186,7 +189,7 @@ class Pytree:
 
     _converters: ClassVar[dict[str, Converter]] = {}
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
         fields = dataclasses.fields(cast(Any, cls))
@@ -196,13 +199,13 @@ class Pytree:
         get_children, get_fixed = _getter(children), _getter(fixed)
         keys = [GetAttrKey(name) for name in children]
 
-        def flatten(self: Any) -> Any:
+        def flatten(self: Pytree) -> Tree:
             return get_children(self), get_fixed(self)
 
-        def flatten_with_keys(self: Any) -> Any:
+        def flatten_with_keys(self: Pytree) -> Tree:
             return list(zip(keys, get_children(self), strict=True)), get_fixed(self)
 
-        def unflatten(values: Any, leaves: Any) -> Any:
+        def unflatten(values: Tree, leaves: Tree) -> Pytree:
             self = object.__new__(cls)  # not __init__: the children may be tracers or placeholders
             vars(self).update(zip(children, leaves, strict=True))
             vars(self).update(zip(fixed, values, strict=True))
@@ -214,27 +217,27 @@ class Pytree:
         for name, convert in self._converters.items():
             vars(self)[name] = convert(f"{type(self).__name__}: {name}", getattr(self, name))
 
-    def check_in(self, dtype: Any) -> None:
+    def check_in(self, dtype: DTypeLike) -> None:
         """Check every number again, as it is when used in `dtype`: 1 - 1e-9 is 1 in float32."""
         for name, convert in self._converters.items():
             if isinstance(convert, _Number | _Rate):
                 convert(f"{type(self).__name__}: {name}", getattr(self, name), dtype)
 
-    def replace_unchecked(self, **values: Any) -> Any:
+    def replace_unchecked(self, **values: Tree) -> Self:
         """A copy with other values in some fields, unchecked: they may be tracers."""
         twin = object.__new__(type(self))
         vars(twin).update(vars(self), **values)
         return twin
 
 
-def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+def _getter(names: list[str]) -> Callable[[Pytree], tuple[Tree, ...]]:
     """attrgetter, also of one name or none."""
     if len(names) > 1:
         return attrgetter(*names)
     return (lambda self: (getattr(self, names[0]),)) if names else (lambda self: ())
 
 
-def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
+def as_pytree(function: Callable[..., Tree]) -> Callable[..., Tree]:
     """A callable pytree unchanged; a plain function, for example a schedule of optax, as a pytree without leaves.
 
     Functions are compared by identity, as `jax.jit` compares them: a new lambda is another function.
@@ -246,16 +249,16 @@ def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
 class Function(Pytree):
     """A plain function: any number of positional arguments, and the keyword arguments that the function takes."""
 
-    function: Callable[..., Any] = static()
+    function: Callable[..., Tree] = static()
 
-    def __call__(self, *args: Any, **extra: Any) -> Any:
+    def __call__(self, *args: object, **extra: object) -> Tree:
         return self.function(*args, **accepted(self.function, extra, positional=len(args)))
 
     def __repr__(self) -> str:
         return repr(self.function)
 
 
-def accepted(function: Callable[..., Any], extra: dict[str, Any], positional: int = 0) -> dict[str, Any]:
+def accepted(function: Callable[..., Tree], extra: Extra, positional: int = 0) -> Extra:
     """The keyword arguments among `extra` that `function` takes after its first `positional` arguments.
 
     One that a `functools.partial` has given already stays.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
+from jax.typing import DTypeLike
 
-Params = Any  # a pytree of floating or complex arrays
-Updates = Any  # a pytree like Params
+from .types import KeyPath, Leaf, Params, Tree, Updates
+
 Where = Callable[[str], bool]  # a predicate on the path of a leaf
 
 
-def leaf_paths(tree: Any) -> list[str]:
+def leaf_paths(tree: Tree) -> list[str]:
     """The paths of the leaves in their order, written "weights/0/matrix".
 
     Raises ValueError if two leaves have the same path, where a key contains a slash.
@@ -27,12 +27,12 @@ def leaf_paths(tree: Any) -> list[str]:
     return paths
 
 
-def by_path(tree: Any) -> dict[str, Any]:
+def by_path(tree: Tree) -> dict[str, Leaf]:
     """The leaves under their paths."""
     return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
-def selected(owner: str, where: Where | None, tree: Any) -> list[bool]:
+def selected(owner: str, where: Where | None, tree: Tree) -> list[bool]:
     """Whether `where` selects each leaf, by its path; None selects all. Raises ValueError if it selects none."""
     if where is None:
         return [True] * len(jax.tree.leaves(tree))
@@ -43,7 +43,7 @@ def selected(owner: str, where: Where | None, tree: Any) -> list[bool]:
     return chosen
 
 
-def without(dropped: list[bool], tree: Any) -> Any:
+def without(dropped: list[bool], tree: Tree) -> Tree:
     """The tree with None in the place of the dropped leaves."""
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten([None if drop else leaf for drop, leaf in zip(dropped, leaves, strict=True)])
@@ -52,12 +52,12 @@ def without(dropped: list[bool], tree: Any) -> Any:
 # --- checks ------------------------------------------------------------------------------------------
 
 
-def is_inexact(x: Any) -> bool:
+def is_inexact(x: Leaf) -> bool:
     """Whether `x` is floating or complex: only such a leaf can be moved."""
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
-def check_floating(name: str, tree: Any) -> None:
+def check_floating(name: str, tree: Tree) -> None:
     """Raise TypeError for the first leaf of `tree` that is neither of a floating nor of a complex dtype."""
     for path, leaf in tree_flatten_with_path(tree)[0]:
         if not is_inexact(leaf):
@@ -66,10 +66,10 @@ def check_floating(name: str, tree: Any) -> None:
             raise TypeError(f"{name}{keystr(path)}: expected a floating or complex dtype, got {got}{hint}")
 
 
-def check_addable(name: str, tree: Any, reference_name: str, reference: Any) -> None:
+def check_addable(name: str, tree: Tree, reference_name: str, reference: Tree) -> None:
     """Raise TypeError for a leaf that is complex where `reference` is real, or not an integer where that is one."""
 
-    def kind(x: Any) -> int:
+    def kind(x: Leaf) -> int:
         return is_inexact(x) + jnp.iscomplexobj(x)
 
     for (path, x), like in zip(tree_flatten_with_path(tree)[0], jax.tree.leaves(reference), strict=True):
@@ -78,12 +78,12 @@ def check_addable(name: str, tree: Any, reference_name: str, reference: Any) -> 
             raise TypeError(f"{name}{keystr(path)}: {dtype} cannot be added to {expected}, as {reference_name} is")
 
 
-def _structure_and_shapes(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+def _structure_and_shapes(tree: Tree) -> tuple[Tree, list[tuple[int, ...]]]:
     leaves, structure = jax.tree.flatten(tree)
     return structure, [jnp.shape(leaf) for leaf in leaves]
 
 
-def check_same_tree(name: str, tree: Any, reference_name: str, reference: Any) -> None:
+def check_same_tree(name: str, tree: Tree, reference_name: str, reference: Tree) -> None:
     """Raise ValueError unless `tree` has the structure and shapes of `reference`."""
     if _structure_and_shapes(tree) == _structure_and_shapes(reference):
         return
@@ -111,7 +111,7 @@ def check_params(owner: str, updates: Updates, params: Params | None) -> None:
     check_same_tree("updates", updates, "params", params)
 
 
-def as_scalar(name: str, value: Any) -> jax.Array:
+def as_scalar(name: str, value: object) -> jax.Array:
     """A copy of `value` as a scalar array of the default float dtype. Raises ValueError for another shape."""
     # A copy: a state that holds the array of a hyperparameter itself could not be donated.
     value = jnp.array(value, dtype=float)
@@ -123,7 +123,7 @@ def as_scalar(name: str, value: Any) -> jax.Array:
 # --- dtypes ------------------------------------------------------------------------------------------
 
 
-def moment_dtype(dtype: Any) -> Any:
+def moment_dtype(dtype: DTypeLike) -> np.dtype:
     """The dtype in which a parameter's arithmetic is done and its moments are kept: at least float32.
 
     Complex and integer dtypes stay as they are.
@@ -132,12 +132,12 @@ def moment_dtype(dtype: Any) -> Any:
     return jnp.dtype(jnp.float32) if is_narrow else dtype
 
 
-def real_dtype(dtype: Any) -> Any:
+def real_dtype(dtype: DTypeLike) -> np.dtype:
     """The dtype of the real part: float32 for complex64."""
     return jnp.finfo(dtype).dtype
 
 
-def floating_dtype(params: Params) -> Any:
+def floating_dtype(params: Params) -> np.dtype:
     """The floating dtype that holds each floating leaf and the parts of complex ones; the default one without any."""
     dtypes = [real_dtype(jnp.result_type(x)) for x in jax.tree.leaves(params) if is_inexact(x)]
     with jax.numpy_dtype_promotion("standard"):
@@ -147,7 +147,7 @@ def floating_dtype(params: Params) -> Any:
 def zeros_like_moments(params: Params, *, real: bool = False) -> Params:
     """Zeros in the shape of every leaf and in its `moment_dtype`, or the real one of that."""
 
-    def zeros(p: Any) -> jax.Array:
+    def zeros(p: Leaf) -> jax.Array:
         dtype = moment_dtype(jnp.result_type(p))
         return jnp.zeros_like(p, dtype=real_dtype(dtype) if real else dtype)
 
@@ -207,34 +207,34 @@ def root(v: jax.Array) -> jax.Array:
 
 
 @root.defjvp
-def _root_jvp(primals: Any, tangents: Any) -> Any:
+def _root_jvp(primals: Tree, tangents: Tree) -> Tree:
     (v,), (dv,) = primals, tangents
     x = jnp.sqrt(v)
     return x, jnp.where(v > 0, dv / (2 * jnp.where(v > 0, x, 1)), 0)
 
 
 @jax.custom_jvp
-def sum_of_weights(b: Any, t: jax.Array) -> jax.Array:
+def sum_of_weights(b: Leaf, t: jax.Array) -> jax.Array:
     """1 - bᵗ, the sum of the weights of t gradients in a running mean that started at zero."""
     return -jnp.expm1(t * jnp.log(b))  # 1 - bᵗ loses five of seven digits in float32 at b = 0.999, t = 1
 
 
 @sum_of_weights.defjvp
-def _sum_of_weights_jvp(primals: Any, tangents: Any) -> Any:
+def _sum_of_weights_jvp(primals: Tree, tangents: Tree) -> Tree:
     (b, t), (db, _) = primals, tangents  # t is a number of steps, which nothing differentiates by
     return sum_of_weights(b, t), -t * b ** (t - 1) * db  # also at b = 0, where the logarithm has no derivative
 
 
-def all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: Tree) -> jax.Array:
     """Whether no element of any leaf is NaN or infinite; a bool scalar."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [jnp.array(True)]))
 
 
-def at_leaves(owner: str, values: Iterable[tuple[Any, Any]], tree: Any) -> list[Any]:
+def at_leaves(owner: str, values: Iterable[tuple[KeyPath, Leaf]], tree: Tree) -> list[Leaf]:
     """For each leaf of `tree` the one of `values`, pairs (path, value), that stands at it or at a branch it is on."""
     at = dict(values)
 
-    def value(path: Any) -> Any:
+    def value(path: KeyPath) -> Leaf:
         for length in range(len(path) + 1):
             if path[:length] in at:
                 return at[path[:length]]

@@ -11,17 +11,19 @@ and the mean of exp(w) is an unbiased estimate of Z_q / Z_p, of however many mov
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
 
-from .._core.batches import Batch, Weighted, as_arrays, as_floats, check_finite
+from .._core.batches import Weighted, as_arrays, as_floats, check_finite
 from .._core.devices import take_rows, whole
 from .._core.pytree import Pytree, as_pytree, check_count
-from .._core.trees import Params, as_scalar, check_same_tree, floating_dtype, moment_dtype
+from .._core.trees import as_scalar, check_same_tree, floating_dtype, moment_dtype
+from .._core.types import Batch, KeyPath, Params, Tree
 from .estimators import as_states, run_chains
 from .model import EnergyModel, as_model
 from .phases import energies_of, hints, rows
@@ -81,19 +83,19 @@ class linear_path(Pytree):
 class _backwards(Pytree):
     """The same path from its end."""
 
-    path: Any
+    path: KeyPath
 
     def __call__(self, beta: jax.Array) -> Params:
         return self.path(1 - beta)
 
 
 def anneal(
-    model: EnergyModel, path: Path, v: Batch, key: jax.Array, steps: Any, name: str = "chains"
+    model: EnergyModel, path: Path, v: Batch, key: jax.Array, steps: ArrayLike, name: str = "chains"
 ) -> tuple[Batch, jax.Array]:
     """The states at the end of the path, and what has come to the log weight of each chain. `name`: of v, in errors."""
     v = as_states(model.transition, path(jnp.zeros(())), v, key, f"These states are the argument {name}.")
 
-    def step(k: Any, carry: Any) -> Any:
+    def step(k: jax.Array, carry: Tree) -> Tree:
         old, v, log_weights = carry
         new = path((k + 1).astype(float) / jnp.asarray(steps, float))
         moved = energies_of(model.energy, old, "chains", v) - energies_of(model.energy, new, "chains", v)
@@ -118,7 +120,7 @@ class Annealing(NamedTuple):
 
     path: Path
     start: Batch
-    log_z_start: Any
+    log_z_start: ArrayLike
 
 
 class AnnealedEstimate(NamedTuple):
@@ -131,11 +133,11 @@ class AnnealedEstimate(NamedTuple):
     bound: a scalar in nats: log_z with the mean of w for log mean exp(w); on average below log Z, in reverse above it.
     """
 
-    log_z: Any
+    log_z: ArrayLike
     chains: Batch
-    error: Any = 0.0
-    effective_sample_size: Any = np.nan
-    bound: Any = np.nan
+    error: ArrayLike = 0.0
+    effective_sample_size: ArrayLike = np.nan
+    bound: ArrayLike = np.nan
 
 
 def annealed_importance_sampling(
@@ -175,7 +177,7 @@ def finite_states(name: str, v: Batch, params: Params, integer_states: bool) -> 
 
 
 def _estimate(
-    name: str, model: EnergyModel, path: Path, v: Batch, log_z_start: Any, key: jax.Array, steps: int
+    name: str, model: EnergyModel, path: Path, v: Batch, log_z_start: ArrayLike, key: jax.Array, steps: int
 ) -> AnnealedEstimate:
     check_count("annealed_importance_sampling: steps", steps)
     model = as_model("annealed_importance_sampling: model", model)

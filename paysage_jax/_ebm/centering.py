@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from .._core.pytree import Number, converted, number, static
-from .._core.trees import Params, Updates, by_path, moment_dtype, zeros_like_moments
-from .._optim.transformation import BEFORE, State, Transformation, check_state, next_step
+from .._core.trees import by_path, moment_dtype, zeros_like_moments
+from .._core.types import Params, State, Statistics, Updates
+from .._optim.transformation import BEFORE, Transformation, check_state, next_step
 
 _HINT = "pass `connections=` to say which layers each weight connects"
 
@@ -30,7 +31,7 @@ class CenterState(NamedTuple):
     offsets: dict[str, jax.Array]
 
 
-def _as_connections(_: str, connections: Any) -> tuple[Connection, ...] | None:
+def _as_connections(_: str, connections: object) -> tuple[Connection, ...] | None:
     return None if connections is None else tuple(Connection(*connection) for connection in connections)
 
 
@@ -73,7 +74,13 @@ class center(Transformation):
         return CenterState(jnp.zeros((), jnp.int32), zeros_like_moments({bias: leaves[bias] for bias in biases}))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, *, statistics: Any = None, **extra: Any
+        self,
+        updates: Updates,
+        state: State,
+        params: Params | None = None,
+        *,
+        statistics: Statistics = None,
+        **extra: object,
     ) -> tuple[Updates, State]:
         if not hasattr(statistics, "data_gradient"):
             kind = type(statistics).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,15 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import all_leaves, keystr, tree_flatten_with_path
 
-from .._core.batches import Batch, Weighted, as_arrays, as_floats, check_finite, is_remote, place, relative
+from .._core.batches import Weighted, as_arrays, as_floats, check_finite, is_remote, place, relative
 from .._core.trees import moment_dtype, scale_of
+from .._core.types import Batch, Leaf, Tree
 from .phases import rows
 
 _BLOCK = 2**18  # numbers that stay in the cache while they are looked at
 
 
-def check_real(name: str, tree: Any) -> None:
+def check_real(name: str, tree: Tree) -> None:
     """Raise TypeError for complex numbers, and ValueError for those that are not finite, where the values are known."""
     for path, x in tree_flatten_with_path(tree)[0]:
         if jnp.issubdtype(x.dtype, np.complexfloating):
@@ -26,28 +26,28 @@ def check_real(name: str, tree: Any) -> None:
     check_finite(name, tree)
 
 
-def check_unit_interval(name: str, tree: Any) -> None:
+def check_unit_interval(name: str, tree: Tree) -> None:
     """Raise ValueError for a number outside [0, 1], naming leaf, row and column, where the values are known."""
 
-    def within(x: Any) -> Any:
+    def within(x: Leaf) -> Leaf:
         return (x.min() >= 0) & (x.max() <= 1)  # False for NaN
 
-    def each(x: Any) -> Any:
+    def each(x: Leaf) -> Leaf:
         return (x >= 0) & (x <= 1)
 
     _check(name, tree, within, each, "numbers in [0, 1]")
 
 
-def check_binary(name: str, tree: Any) -> None:
+def check_binary(name: str, tree: Tree) -> None:
     """Raise ValueError for a number other than 0 and 1, naming leaf, row and column, where the values are known."""
 
-    def each(x: Any) -> Any:
+    def each(x: Leaf) -> Leaf:
         return (x == 0) | (x == 1)
 
     _check(name, tree, lambda x: each(x).all(), each, "zeros and ones")
 
 
-def _check(name: str, tree: Any, fine: Callable[[Any], Any], each: Callable[[Any], Any], expected: str) -> None:
+def _check(name: str, tree: Tree, fine: Callable[[Leaf], Leaf], each: Callable[[Leaf], Leaf], expected: str) -> None:
     for path, x in tree_flatten_with_path(tree)[0]:
         if jnp.issubdtype(x.dtype, np.complexfloating):
             raise TypeError(f"{name}{keystr(path)}: expected {expected}, got dtype {x.dtype}")
@@ -62,7 +62,9 @@ def _check(name: str, tree: Any, fine: Callable[[Any], Any], each: Callable[[Any
             raise ValueError(f"{name}{keystr(path)}: expected {expected}, got {value} in {place(index)}: {_advice(x)}")
 
 
-def _first(x: np.ndarray, fine: Callable[[Any], Any], each: Callable[[Any], Any]) -> tuple[tuple[int, ...], Any] | None:
+def _first(
+    x: np.ndarray, fine: Callable[[Leaf], Leaf], each: Callable[[Leaf], Leaf]
+) -> tuple[tuple[int, ...], Leaf] | None:
     """The index of the first number that is not fine, and the number."""
     step = max(1, _BLOCK // max(1, x[:1].size))
     for start in range(0, len(x), step):
@@ -73,7 +75,7 @@ def _first(x: np.ndarray, fine: Callable[[Any], Any], each: Callable[[Any], Any]
     return None
 
 
-def _advice(x: Any) -> str:
+def _advice(x: Leaf) -> str:
     x = np.asarray(x)
     if not np.isfinite(x.astype(np.float32)).all():
         return "fill in missing values, or leave these rows out"
@@ -86,7 +88,7 @@ def _advice(x: Any) -> str:
     return "compare grey values with a threshold, for example v > 0.5, or draw zeros and ones with these means"
 
 
-def measured(name: str, data: Batch, check: Callable[[str, Any], None] = check_finite) -> Weighted:
+def measured(name: str, data: Batch, check: Callable[[str, Tree], None] = check_finite) -> Weighted:
     """Rows as arrays, and their weights, None without any.
 
     Raises:
@@ -103,10 +105,10 @@ def measured(name: str, data: Batch, check: Callable[[str, Any], None] = check_f
     return Weighted(as_arrays(name, v), weights)
 
 
-def matrix(name: str, data: Batch, check: Callable[[str, Any], None]) -> Weighted:
+def matrix(name: str, data: Batch, check: Callable[[str, Tree], None]) -> Weighted:
     """`measured` rows of one array (rows, visible)."""
 
-    def check_matrix(name: str, v: Any) -> None:
+    def check_matrix(name: str, v: Batch) -> None:
         shapes = [x.shape for x in jax.tree.leaves(v)]
         if not all_leaves([v]) or v.ndim != 2:
             hint = "; flatten each row: data.reshape(len(data), -1)" if len(shapes) == 1 and len(shapes[0]) > 2 else ""
@@ -116,7 +118,7 @@ def matrix(name: str, data: Batch, check: Callable[[str, Any], None]) -> Weighte
     return measured(name, data, check_matrix)
 
 
-def mean_over_rows(x: jax.Array, weights: Any) -> jax.Array:
+def mean_over_rows(x: jax.Array, weights: Leaf) -> jax.Array:
     """Σ wᵢ xᵢ / Σ wᵢ over the rows xᵢ, at least in float32; the mean if there are no weights."""
     x = x.astype(moment_dtype(x.dtype))
     if weights is None:

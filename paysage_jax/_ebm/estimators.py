@@ -9,20 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
-from .._core.batches import Batch, Entry, Weighted, as_arrays, as_floats, check_finite, own
+from .._core.batches import Entry, Weighted, as_arrays, as_floats, check_finite, own
 from .._core.pytree import Number, Pytree, accepted, converted, count, number, static
-from .._core.trees import Params, check_same_tree, floating_dtype
+from .._core.trees import check_same_tree, floating_dtype
+from .._core.types import Batch, KeyPath, Leaf, Params, Statistics, Tree
 from .model import EnergyModel, Transition, as_model
 from .phases import PhaseStatistics, hints, rows, two_phases, value_and_gradient, weighted
 
-EstimatorState = Any
+EstimatorState = Tree
 
 _HIDDEN = 2**32 - 1  # folded into a key; transitions are numbered from 0
 
@@ -37,14 +38,14 @@ class Estimator(Pytree, ABC):
     @abstractmethod
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
-    ) -> tuple[Params, EstimatorState, Any]:
+    ) -> tuple[Params, EstimatorState, Statistics]:
         """(gradient, estimator_state, statistics): statistics, a NamedTuple, are reported and not carried."""
 
-    def __iter__(self) -> Iterator[Callable[..., Any]]:
+    def __iter__(self) -> Iterator[Callable[..., Tree]]:
         return iter((self.init, self.estimate))
 
 
-def check_estimator(name: str, estimator: Any) -> None:
+def check_estimator(name: str, estimator: object) -> None:
     """Raise TypeError for what is no estimator."""
     if isinstance(estimator, type) or not (hasattr(estimator, "init") and hasattr(estimator, "estimate")):
         is_class = isinstance(estimator, type) and issubclass(estimator, Estimator)
@@ -52,7 +53,7 @@ def check_estimator(name: str, estimator: Any) -> None:
         raise TypeError(f"{name} must be an estimator, with init and estimate, got {estimator!r}{hint}")
 
 
-def entry_of(estimator: Any, params: Params) -> Entry:
+def entry_of(estimator: object, params: Params) -> Entry:
     """How data enter: for two phases integers and bools as floats, unless states are integers; others as they are.
 
     An ordinary loss may use integers as labels and NaN as a mask. In two phases NaN is allowed where `sample_hidden`
@@ -99,7 +100,7 @@ def as_states(transition: Transition, params: Params, v: Batch, key: jax.Array, 
     return tree_map_with_path(_cast, v, states)
 
 
-def _cast(path: Any, x: Any, like: Any) -> jax.Array:
+def _cast(path: KeyPath, x: Leaf, like: Tree) -> jax.Array:
     dtype = jnp.result_type(x)
     if dtype != like.dtype and not np.can_cast(dtype, like.dtype, "same_kind"):
         raise TypeError(

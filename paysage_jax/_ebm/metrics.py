@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .._core.batches import Batch, Weighted, as_floats
+from .._core.batches import Weighted, as_floats
 from .._core.pytree import Pytree, converted
-from .._core.trees import Params, check_same_tree, floating_dtype, moment_dtype
+from .._core.trees import check_same_tree, floating_dtype, moment_dtype
+from .._core.types import Batch, Leaf, Params
 from .domain import check_binary, mean_over_rows, measured
 from .model import EnergyModel, HasParams, as_model
 from .phases import energies_of
@@ -18,7 +18,7 @@ from .phases import energies_of
 # --- ready metrics -----------------------------------------------------------------------------------
 
 
-def _check_binary_vectors(name: str, v: Any) -> None:
+def _check_binary_vectors(name: str, v: Batch) -> None:
     shapes = [x.shape for x in jax.tree.leaves(v)]
     if not jax.tree_util.all_leaves([v]) or len(shapes[0]) != 2:
         raise ValueError(f"{name}: expected one array of binary states (rows, n), got arrays of shapes {shapes}")
@@ -81,7 +81,7 @@ class reconstruction_error(Pytree):
 
         moved = self.model.transition(params, v, key)
         check_same_tree("transition(params, v, key)", moved, "v", v)
-        of_rows: Any = sum(jax.tree.leaves(jax.tree.map(squares, v, moved)))
+        of_rows: Leaf = sum(jax.tree.leaves(jax.tree.map(squares, v, moved)))
         return mean_over_rows(of_rows, self.v.weights) / sum(x[0].size for x in jax.tree.leaves(v))
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
-from .._core.batches import Batch
 from .._core.pytree import Pytree, as_pytree, converted, static
-from .._core.trees import Params
+from .._core.types import Batch, Params, State, Tree
 
 Energy = Callable[[Params, Batch], jax.Array]
 Transition = Callable[[Params, Batch, jax.Array], Batch]
@@ -34,16 +33,16 @@ class HasParams(Protocol):
     @property
     def params(self) -> Params: ...
     @property
-    def optimizer_state(self) -> Any: ...
+    def optimizer_state(self) -> State: ...
 
 
-def _as_function(where: str, function: Any) -> Any:
+def _as_function(where: str, function: object) -> Callable[..., Tree] | None:
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"{where} must be a function, got {function!r}")
     return as_pytree(function)
 
 
-def _as_function_or_none(where: str, function: Any) -> Any:
+def _as_function_or_none(where: str, function: object) -> Callable[..., Tree] | None:
     return None if function is None else _as_function(where, function)
 
 
@@ -79,7 +78,7 @@ class Model(Pytree):
     integer_states: bool = static(default=False)
 
 
-def as_model(where: str, model: Any) -> EnergyModel:
+def as_model(where: str, model: object) -> EnergyModel:
     """The model, if it has all that is used of one. Raises TypeError otherwise."""
     if isinstance(model, type):
         raise TypeError(f"{where} must be a model, got the class {model.__name__}: call it")

@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from .._core.batches import Batch, Weighted, as_arrays, as_floats, batch_size_of, check_finite, check_weights, relative
-from .._core.trees import Params, floating_dtype, moment_dtype
+from .._core.batches import Weighted, as_arrays, as_floats, batch_size_of, check_finite, check_weights, relative
+from .._core.trees import floating_dtype, moment_dtype
+from .._core.types import Batch, Leaf, Params
 from .model import Energy
 
 
@@ -71,7 +73,7 @@ def value_and_gradient(function: Callable[[Params], jax.Array], params: Params) 
     """
     value, gradient = jax.value_and_grad(function, allow_int=True)(params)
 
-    def as_taken(g: Any) -> jax.Array:
+    def as_taken(g: Leaf) -> jax.Array:
         return jnp.zeros(g.shape, jnp.int8) if g.dtype == jax.dtypes.float0 else jnp.conj(g)
 
     return value, jax.tree.map(as_taken, gradient)
@@ -109,7 +111,7 @@ def energies_of(energy: Energy, params: Params, name: str, v: Batch) -> jax.Arra
     return energies
 
 
-def _mean(x: jax.Array, weights: Any) -> jax.Array:
+def _mean(x: jax.Array, weights: Leaf) -> jax.Array:
     """1/n Σ wᵢ xᵢ, for weights relative to their mean over the data; one weight may stand for all."""
     if weights is None:
         return jnp.mean(x)
@@ -118,7 +120,7 @@ def _mean(x: jax.Array, weights: Any) -> jax.Array:
 
 
 def two_phases(
-    energy: Energy, params: Params, data: Weighted, model: Weighted, penalty: Any = None
+    energy: Energy, params: Params, data: Weighted, model: Weighted, penalty: ArrayLike | None = None
 ) -> tuple[Params, PhaseStatistics]:
     """The gradient, with each phase's mean weighted by its weights, and what it is made of.
 
@@ -167,7 +169,7 @@ def phase_gradient(energy: Energy, integer_states: bool = False) -> Callable[...
             values are known for NaN and infinities.
     """
 
-    def gradient(params: Params, v_data: Batch, v_model: Batch, weights: Any = None) -> Params:
+    def gradient(params: Params, v_data: Batch, v_model: Batch, weights: Leaf = None) -> Params:
         if isinstance(v_data, Weighted):
             raise TypeError("v_data: got Weighted: give the rows, and weights=")
         dtype = None if integer_states else floating_dtype(params)

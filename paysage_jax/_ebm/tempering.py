@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from .._core.batches import Batch, Weighted
+from .._core.batches import Weighted
 from .._core.pytree import converted
-from .._core.trees import Params, is_inexact
+from .._core.trees import is_inexact
+from .._core.types import Batch, Params, Tree
 from .estimators import EstimatorState, hints_for, persistent_contrastive_divergence, states_of
 from .model import Energy
 from .phases import energies_of, rows, two_phases
@@ -30,7 +32,7 @@ class TemperedStatistics(NamedTuple):
     lowest_swap_rate: jax.Array
 
 
-def _as_betas(where: str, betas: Any) -> tuple[float, ...]:
+def _as_betas(where: str, betas: object) -> tuple[float, ...]:
     betas = tuple(map(float, betas))
     if len(betas) < 2 or betas[0] < 0 or betas[-1] != 1 or not np.all(np.diff(betas) > 0):
         raise ValueError(f"{where} must increase from a nonnegative number to 1, got {betas}")
@@ -73,7 +75,7 @@ class parallel_tempering(persistent_contrastive_divergence):
 
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
-    ) -> tuple[Params, EstimatorState, Any]:
+    ) -> tuple[Params, EstimatorState, TemperedStatistics]:
         data = states_of(self, params, batch, key)
         rows("estimator_state", estimator_state)
         betas = jnp.stack([jnp.asarray(beta, float) for beta in self.betas])
@@ -81,7 +83,7 @@ class parallel_tempering(persistent_contrastive_divergence):
         tempered = jax.tree.map(partial(scaled, betas), params)
         transition = jax.vmap(self.model.transition, in_axes=(0, 1, 0), out_axes=1)
 
-        def step(i: Any, carry: Any) -> Any:
+        def step(i: ArrayLike, carry: Tree) -> Tree:
             ladders, rates = carry
             move_key, swap_key = jax.random.split(jax.random.fold_in(key, i))
             ladders = transition(tempered, ladders, jax.random.split(move_key, len(self.betas)))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
 
-from .._core.batches import Batch, as_floats
+from .._core.batches import as_floats
 from .._core.pytree import Count, Number, Pytree, as_number, converted, count, function, number, static
-from .._core.trees import Params, Updates, as_scalar, check_params, floating_dtype, moment_dtype
-from .._optim.transformation import LAST, State, Transformation, apply_updates, check_state, find_states, next_step
+from .._core.trees import as_scalar, check_params, floating_dtype, moment_dtype
+from .._core.types import Batch, Params, State, Tree, Updates
+from .._optim.transformation import LAST, Transformation, apply_updates, check_state, find_states, next_step
 from .annealing import AnnealedEstimate, anneal, effective_sample_size, finite_states, linear_path, log_mean, resample
 from .domain import mean_over_rows, measured
 from .estimators import as_chains, as_states
@@ -59,13 +61,13 @@ class TrackedEstimate(NamedTuple):
     resamplings: jax.Array
 
 
-def _as_key(where: str, key: Any) -> Any:
+def _as_key(where: str, key: object) -> jax.Array | np.ndarray:
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(f"{where} must be a key, jax.random.key(0), got {key!r}")
     return key
 
 
-def _as_start(where: str, estimate: Any) -> AnnealedEstimate:
+def _as_start(where: str, estimate: object) -> AnnealedEstimate:
     """Of an estimate what a run starts from."""
     if not (hasattr(estimate, "log_z") and hasattr(estimate, "chains")):
         raise TypeError(f"{where} must be an AnnealedEstimate(log_z, chains), got {type(estimate).__name__}")
@@ -131,7 +133,7 @@ class track_log_partition(Transformation):
         return LogPartitionState(chains, weights, log_z, jnp.zeros(()), params, start, step, jnp.zeros((), jnp.int32))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         check_state(self, state, LogPartitionState)
         check_params("track_log_partition", updates, params)
@@ -152,11 +154,11 @@ class track_log_partition(Transformation):
         return updates, jax.lax.cond(poor, lambda: _resampled(state, key), lambda: state)
 
     @staticmethod
-    def _due(step: jax.Array, every: Any) -> jax.Array:
+    def _due(step: jax.Array, every: ArrayLike) -> jax.Array:
         return step % jnp.asarray(every, jnp.int32) == 0
 
 
-def _choose(first: jax.Array, a: Any, b: Any) -> Any:
+def _choose(first: jax.Array, a: Tree, b: Tree) -> Tree:
     return jax.tree.map(lambda x, y: jnp.where(first, x, y), a, b)
 
 

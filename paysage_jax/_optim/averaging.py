@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from .._core.pytree import Number, number
-from .._core.trees import Params, Updates, check_params, check_same_tree, is_inexact, zeros_like_moments
-from .transformation import LAST, State, Transformation, apply_updates, check_state, find_states
+from .._core.trees import check_params, check_same_tree, is_inexact, zeros_like_moments
+from .._core.types import Params, State, Updates
+from .transformation import LAST, Transformation, apply_updates, check_state, find_states
 
 
 class AverageState(NamedTuple):
@@ -38,7 +39,7 @@ class average_parameters(Transformation):
         return AverageState(jnp.zeros((), float), zeros_like_moments(params))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         check_state(self, state, AverageState)
         check_params("average_parameters", updates, params)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
+from jax.typing import DTypeLike
 
 from .._core.pytree import Count, Number, count, function, number
-from .._core.trees import Params, Updates, all_finite, as_scalar, is_inexact, moment_dtype, norm, real_dtype
+from .._core.trees import all_finite, as_scalar, is_inexact, moment_dtype, norm, real_dtype
+from .._core.types import Leaf, Params, State, Statistics, Tree, Updates
 from .packing import unpack_all
-from .transformation import LAST, State, Transformation, check_state, find_states
+from .transformation import LAST, Transformation, check_state, find_states
 from .wrappers import SkipNonfiniteState
 
 
-def gradient_magnitude(tree: Any) -> jax.Array:
+def gradient_magnitude(tree: Tree) -> jax.Array:
     """The size of a gradient or an update as paysage (2017) measures it; a scalar of at least float32.
 
         √(mean over leaves of ‖leaf‖² / len(leaf)),  len the size of the first dimension
@@ -41,7 +43,7 @@ def gradient_magnitude(tree: Any) -> jax.Array:
     dtypes = [moment_dtype(jnp.result_type(leaf)) for _, leaf in leaves]
     widest = max(map(real_dtype, dtypes), key=lambda dtype: jnp.finfo(dtype).bits)
 
-    def rms(leaf: Any, dtype: Any) -> jax.Array:
+    def rms(leaf: Leaf, dtype: DTypeLike) -> jax.Array:
         return norm(jnp.asarray(leaf, dtype)).astype(widest) / np.sqrt(widest.type(max(len(leaf), 1)))
 
     norms = [rms(leaf, dtype) for (_, leaf), dtype in zip(leaves, dtypes, strict=True)]
@@ -76,7 +78,7 @@ class track_convergence(Transformation):
 
     _stage = LAST
     tolerance: Number = number("[0, inf]")
-    magnitude: Callable[[Any], jax.Array] = function(default=gradient_magnitude)
+    magnitude: Callable[[Updates], jax.Array] = function(default=gradient_magnitude)
     patience: Count = count(default=1)
 
     def init(self, params: Params) -> State:
@@ -84,7 +86,7 @@ class track_convergence(Transformation):
         return ConvergenceState(largest, jnp.zeros((), jnp.int32), jnp.array(False))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, *, gradient: Any = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, *, gradient: Tree = None, **extra: object
     ) -> tuple[Updates, State]:
         check_state(self, state, ConvergenceState)
         magnitude = as_scalar("magnitude(updates)", self.magnitude(updates))
@@ -97,7 +99,7 @@ class track_convergence(Transformation):
         return updates, ConvergenceState(magnitude, streak, streak >= patience)
 
 
-def _all_zero(tree: Any) -> jax.Array:
+def _all_zero(tree: Tree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(x == 0) for x in jax.tree.leaves(tree) if is_inexact(x)]))
 
 
@@ -125,7 +127,7 @@ def still_converged(optimizer: Transformation, state: State) -> jax.Array:
     return jnp.all(jnp.stack([converged(state), *small]))
 
 
-def is_lost(before: Any, after: Any, statistics: Any) -> jax.Array:
+def is_lost(before: Tree, after: Tree, statistics: Statistics) -> jax.Array:
     """Whether nothing can come of a run any more after an epoch, though its parameters are finite.
 
     Either its chains are not finite, and so are the statistics that depend on them. Or no parameter moved, because
@@ -157,5 +159,5 @@ def _only_skipped(before: SkipNonfiniteState, after: SkipNonfiniteState) -> jax.
     return (new > old) & ~jnp.any(jnp.array(inner, bool))
 
 
-def _finite(tree: Any) -> jax.Array:
+def _finite(tree: Tree) -> jax.Array:
     return all_finite([x for x in jax.tree.leaves(tree) if is_inexact(x)])

@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.trees import (
-    Params,
-    Updates,
     as_scalar,
     check_addable,
     check_floating,
@@ -24,7 +22,8 @@ from .._core.trees import (
     real_dtype,
     zeros_like_moments,
 )
-from .transformation import OPTIMIZER, State, Transformation, at_step, check_state, next_step
+from .._core.types import Extra, Params, State, Tree, Updates
+from .transformation import OPTIMIZER, Transformation, at_step, check_state, next_step
 
 
 class Leafwise(Transformation):
@@ -49,7 +48,7 @@ class Leafwise(Transformation):
     rate_name: ClassVar[str]
     moment_names: ClassVar[tuple[str, ...]]
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         rates = [field.name for field in dataclasses.fields(cast(Any, cls)) if "rate" in field.metadata]
         if len(rates) != 1 or not hasattr(cls, "state_type"):
@@ -57,9 +56,11 @@ class Leafwise(Transformation):
         cls.rate_name = rates[0]
         cls.moment_names = tuple(name for name in cls.state_type._fields if name not in ("step", "learning_rate"))
 
-    # Of a method with `*moments: Any, **_: Any` type checkers allow an override that names its moments.
+    # Of a method with `*moments: Any, **_: object` type checkers allow an override that names its moments.
     @abstractmethod
-    def rule(self, t: jax.Array, g: jax.Array, p: jax.Array | None, *moments: Any, **_: Any) -> tuple[jax.Array, ...]:
+    def rule(
+        self, t: jax.Array, g: jax.Array, p: jax.Array | None, *moments: Any, **_: object
+    ) -> tuple[jax.Array, ...]:
         """(u, *moments) of one leaf: the update that is added to the parameter, and the moments after it.
 
         All are in the dtype of the moments, and so are the fields of self: the numbers of this step. Where g is
@@ -80,7 +81,7 @@ class Leafwise(Transformation):
         return self.state_type(step=step, learning_rate=self._rate_at(step, {"epoch": step}), **moments)
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         check_state(self, state, self.state_type)
         rate, t = self._rate_at(state.step, extra), next_step(state.step)
@@ -92,19 +93,19 @@ class Leafwise(Transformation):
                 check_addable("updates", updates, "the state", moment)
         return new, self.state_type(step=t, learning_rate=rate, **dict(zip(self.moment_names, moments, strict=True)))
 
-    def _rate_at(self, step: jax.Array, extra: dict[str, Any]) -> jax.Array:
+    def _rate_at(self, step: jax.Array, extra: Extra) -> jax.Array:
         name = f"{type(self).__name__}: {self.rate_name}"
         return as_scalar(name, at_step(name, getattr(self, self.rate_name), step, extra))
 
 
 def update_leaves(
     rule: Callable[..., tuple[jax.Array, ...]],
-    numbers: Any,
+    numbers: Leafwise,
     t: jax.Array,
     updates: Updates,
     params: Params | None,
     *moments: Params,
-) -> tuple[Any, ...]:
+) -> tuple[Tree, ...]:
     """(updates, *moments), leaf by leaf, from `rule(numbers, t, g, p, *m) -> (u, *m)`.
 
     The rule sees everything in the moments' dtype. The update comes back in the parameter's dtype (the gradient's

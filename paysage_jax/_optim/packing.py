@@ -15,17 +15,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.tree_util import tree_flatten_with_path
+from jax.tree_util import PyTreeDef, tree_flatten_with_path
 
 from .._core.pytree import static
-from .._core.trees import Params, Updates, check_addable, check_floating, check_same_tree, moment_dtype
-from .transformation import State, Wrapper, find_states
+from .._core.trees import check_addable, check_floating, check_same_tree, moment_dtype
+from .._core.types import Leaf, Params, State, Tree, Updates
+from .transformation import Wrapper, find_states
 
 LARGEST = 8192  # elements: copying a larger leaf costs more than handing it over
 
@@ -38,7 +38,7 @@ class Layout:
     buffers end in zeros, so that their length is a multiple of `multiple`.
     """
 
-    structure: Any
+    structure: PyTreeDef
     shapes: tuple[tuple[int, ...], ...]
     groups: tuple[tuple[int, ...], ...]
     multiple: int = 1
@@ -50,7 +50,7 @@ class Layout:
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a hash of strings does not outlive its process
+    def __reduce__(self) -> tuple[object, ...]:  # a hash of strings does not outlive its process
         return Layout, (self.structure, self.shapes, self.groups, self.multiple)
 
     def sizes(self, group: Sequence[int]) -> list[int]:
@@ -68,9 +68,9 @@ class Packed:
     layout: Layout
 
 
-def _layout(tree: Any, largest: int) -> Layout:
+def _layout(tree: Tree, largest: int) -> Layout:
     leaves, structure = jax.tree.flatten(tree)
-    groups: dict[Any, list[int]] = {}
+    groups: dict[object, list[int]] = {}
     for number, leaf in enumerate(leaves):
         sharding = leaf.sharding if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) else None
         together = np.prod(jnp.shape(leaf)) <= largest and (sharding is None or sharding.is_fully_replicated)
@@ -79,7 +79,7 @@ def _layout(tree: Any, largest: int) -> Layout:
     return Layout(structure, tuple(map(jnp.shape, leaves)), tuple(map(tuple, groups.values())))
 
 
-def _pack(tree: Any, layout: Layout) -> Packed:
+def _pack(tree: Tree, layout: Layout) -> Packed:
     leaves = jax.tree.leaves(tree)
 
     def buffer(group: Sequence[int]) -> jax.Array:
@@ -96,7 +96,7 @@ def _pack(tree: Any, layout: Layout) -> Packed:
     return Packed(tuple(map(buffer, layout.groups)), layout)
 
 
-def _own(leaf: Any) -> Any:
+def _own(leaf: Leaf) -> Leaf:
     """A copy: of NumPy's arrays, which their owner may write to, and of JAX's, for a step donates its buffers."""
     return leaf if isinstance(leaf, Tracer | jax.ShapeDtypeStruct) else jnp.array(leaf)
 
@@ -123,7 +123,7 @@ def _pack_as(name: str, tree: Params, reference_name: str, layout: Layout) -> Pa
     return _pack(tree, layout)
 
 
-def _unwrapped(tree: Any, like: Any) -> Any:
+def _unwrapped(tree: Tree, like: Tree) -> Tree:
     """`tree` in the structure of `like`, if the path of each leaf of that is where the path of its own leaf begins."""
     structure = jax.tree.structure(like)
     if jax.tree.structure(tree) == structure:
@@ -141,7 +141,7 @@ def unpack(packed: Packed) -> Params:
     layout = packed.layout
     if any(isinstance(buffer, jax.ShapeDtypeStruct) for buffer in packed.buffers):
         return jax.eval_shape(unpack, packed)
-    leaves: list[Any] = [None] * len(layout.shapes)
+    leaves: list[Leaf] = [None] * len(layout.shapes)
     for buffer, group in zip(packed.buffers, layout.groups, strict=True):
         if len(group) == 1:
             leaves[group[0]] = _own(buffer)
@@ -167,17 +167,17 @@ def _split(buffer: jax.Array, sizes: Sequence[int]) -> Sequence[jax.Array]:
     return [jax.lax.dynamic_slice_in_dim(buffer, start, size) for start, size in zip(starts, sizes, strict=True)]
 
 
-def unpack_all(tree: Any) -> Any:
+def unpack_all(tree: Tree) -> Tree:
     """`tree` with every `Packed` in it unpacked: a state as it would be without packing."""
     return jax.tree.map(lambda x: unpack(x) if _is_packed(x) else x, tree, is_leaf=_is_packed)
 
 
-def pack_all_like(tree: Any, like: Any) -> Any:
+def pack_all_like(tree: Tree, like: Tree) -> Tree:
     """`tree` packed wherever `like` is: the inverse of `unpack_all`, to restore a state saved without packing."""
     return jax.tree.map(lambda p, x: pack_like(x, p) if _is_packed(p) else x, like, tree, is_leaf=_is_packed)
 
 
-def _is_packed(x: Any) -> bool:
+def _is_packed(x: Leaf) -> bool:
     return isinstance(x, Packed)
 
 
@@ -197,7 +197,7 @@ class pack_moments(Wrapper):
         return self.optimizer.init(pack(params, self.largest))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         moments = find_states(state, Packed)
         if not moments:

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple
 
 import jax
 from jax.tree_util import all_leaves, tree_flatten_with_path
 
 from .._core.pytree import Function, Pytree, as_pytree, converted, static
-from .._core.trees import Params, Updates, at_leaves, check_same_tree, leaf_paths, without
+from .._core.trees import at_leaves, check_same_tree, leaf_paths, without
+from .._core.types import KeyPath, Params, State, Tree, Updates
 from .packing import pack_all_like, unpack_all
-from .transformation import State, Transformation, as_transformation, check_state
+from .transformation import Transformation, as_transformation, check_state
 
 # --- an optimizer for each group ---------------------------------------------------------------------
+
+
+Label = Hashable
+Labels = Callable[[str], Label] | Tree  # of a path, or a tree of labels
 
 
 class PartitionState(NamedTuple):
     """states: the state of each group's optimizer, under its label."""
 
-    states: dict[Any, State]
+    states: dict[Label, State]
 
 
 class _ByPath(Pytree):
     """A tree of labels as pairs (path, label), which hash."""
 
-    pairs: tuple[tuple[Any, Any], ...] = static()
+    pairs: tuple[tuple[KeyPath, Label], ...] = static()
 
 
-def _members(where: str, optimizers: Any) -> dict[Any, Transformation]:
+def _members(where: str, optimizers: object) -> dict[Label, Transformation]:
     """In the order that their states have in a pytree."""
     if not isinstance(optimizers, Mapping) or not optimizers:
         raise TypeError(f"{where}: expected a dict label -> optimizer, got {optimizers!r}")
     return {name: as_transformation(optimizers[name]) for name in sorted(optimizers)}
 
 
-def _as_labels(_: str, labels: Any) -> Any:
+def _as_labels(_: str, labels: object) -> Function | _ByPath:
     if callable(labels) and all_leaves([labels]):
         return as_pytree(labels)
     if isinstance(labels, Function | _ByPath):  # which `dataclasses.replace` hands on
@@ -66,8 +71,8 @@ class partition(Transformation):
         ValueError: for a leaf without label or with an unknown one, a label without leaves.
     """
 
-    optimizers: Mapping[Any, Any] = converted(_members)
-    labels: Any = converted(_as_labels)
+    optimizers: Mapping[Label, Transformation] = converted(_members)
+    labels: Labels = converted(_as_labels)
 
     def __hash__(self) -> int:
         return hash((tuple(self.optimizers.items()), self.labels))
@@ -78,7 +83,7 @@ class partition(Transformation):
         return PartitionState({name: member.init(_part(name, labels, params)) for name, member in members})
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         check_state(self, state, PartitionState)
         if set(state.states) != set(self.optimizers):
@@ -96,7 +101,7 @@ class partition(Transformation):
         merged = jax.tree.structure(unpack_all(updates)).unflatten([next(new[label]) for label in labels])
         return pack_all_like(merged, updates), PartitionState(states)
 
-    def _labels_of(self, tree: Any) -> list[Any]:
+    def _labels_of(self, tree: Tree) -> list[Label]:
         """The label of each leaf."""
         tree = unpack_all(tree)
         paths = leaf_paths(tree)
@@ -112,5 +117,5 @@ class partition(Transformation):
         return labels
 
 
-def _part(name: Any, labels: list[Any], tree: Any) -> Any:
+def _part(name: Label, labels: list[Label], tree: Tree) -> Tree:
     return None if tree is None else without([label != name for label in labels], unpack_all(tree))

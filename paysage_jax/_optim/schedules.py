@@ -6,10 +6,9 @@ array, from 0; the epoch is found by integer arithmetic, exact however large the
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from .._core.pytree import Count, Number, Pytree, Schedule, count, number, rate
 from .transformation import at_step
@@ -17,7 +16,7 @@ from .transformation import at_step
 _FINITE = "(-inf, inf)"
 
 
-def _epoch_of(step: Any, steps_per_epoch: Any) -> jax.Array:
+def _epoch_of(step: ArrayLike, steps_per_epoch: ArrayLike | None) -> jax.Array:
     step = jnp.asarray(step)
     return step // jnp.asarray(steps_per_epoch, step.dtype)
 
@@ -31,7 +30,7 @@ class constant(Pytree):
 
     value: Number = number(_FINITE)
 
-    def __call__(self, step: Any) -> jax.Array:
+    def __call__(self, step: ArrayLike) -> jax.Array:
         del step
         return jnp.asarray(self.value, float)
 
@@ -51,7 +50,7 @@ class power_law_decay(Pytree):
     decay_rate: Number = number(_FINITE, default=0.1)
     steps_per_epoch: Count = count(default=1)
 
-    def __call__(self, step: Any) -> jax.Array:
+    def __call__(self, step: ArrayLike) -> jax.Array:
         init_value, decay_rate = jnp.asarray(self.init_value, float), jnp.asarray(self.decay_rate, float)
         epoch = _epoch_of(step, self.steps_per_epoch).astype(float)
         return init_value / (1 + decay_rate * epoch)
@@ -72,7 +71,7 @@ class exponential_decay(Pytree):
     decay_rate: Number = number(_FINITE, default=0.9)
     steps_per_epoch: Count = count(default=1)
 
-    def __call__(self, step: Any) -> jax.Array:
+    def __call__(self, step: ArrayLike) -> jax.Array:
         init_value, decay_rate = jnp.asarray(self.init_value, float), jnp.asarray(self.decay_rate, float)
         epoch = _epoch_of(step, self.steps_per_epoch).astype(float)
         # 0⁰ = 1 has no derivative: epoch 0 does not depend on decay_rate.
@@ -100,7 +99,7 @@ class per_epoch(Pytree):
             raise TypeError(f"per_epoch: schedule must be a callable epoch -> value, got {self.schedule!r}")
         super().__post_init__()
 
-    def __call__(self, step: Any, epoch: Any = None) -> jax.Array:
+    def __call__(self, step: ArrayLike, epoch: ArrayLike | None = None) -> jax.Array:
         if self.steps_per_epoch is not None:
             epoch = _epoch_of(step, self.steps_per_epoch)
         if epoch is None:
@@ -121,7 +120,7 @@ class warmup(Pytree):
     schedule: Schedule | Number = rate(_FINITE)
     steps: Count = count()
 
-    def __call__(self, step: Any, **extra: Any) -> jax.Array:
+    def __call__(self, step: ArrayLike, **extra: object) -> jax.Array:
         step = jnp.asarray(step)
         steps = jnp.asarray(self.steps, step.dtype)
         # min before the addition: the largest step must not wrap.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,9 @@ from jax.tree_util import keystr, tree_map_with_path
 
 from .._core.devices import axes_of, checked, constrain, is_explicit, lay_out, mesh_of, pieces_of, put
 from .._core.pytree import converted
-from .._core.trees import Params, Updates
+from .._core.types import KeyPath, Leaf, Params, State, Updates
 from .packing import Packed, padded
-from .transformation import State, Wrapper
+from .transformation import Wrapper
 
 # --- the optimizer's state in pieces -----------------------------------------------------------------
 
@@ -49,7 +48,7 @@ class shard_state(Wrapper):
         return tree_map_with_path(self._cut, state)
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         updates, state = self.optimizer.update(updates, state, params, **extra)
         if set(self.sharding.mesh.axis_names) == axes_of(self.sharding):
@@ -57,14 +56,14 @@ class shard_state(Wrapper):
             updates = lay_out(updates, NamedSharding(self.sharding.mesh, PartitionSpec()))
         return updates, tree_map_with_path(self._cut, state)
 
-    def _cut(self, path: Any, x: jax.Array) -> jax.Array:
+    def _cut(self, path: KeyPath, x: jax.Array) -> jax.Array:
         mesh, pieces = self.sharding.mesh, pieces_of(self.sharding)
         lengths = [length if length % pieces == 0 else 0 for length in jnp.shape(x)]
         traced = isinstance(x, Tracer)
         if not any(lengths):
             return x if traced else put(x, NamedSharding(mesh, PartitionSpec()))
         # The other axes as they are; in a mesh of automatic axes only the compiler knows how.
-        axes: list[Any] = [PartitionSpec.UNCONSTRAINED if traced else None] * x.ndim
+        axes: list[object] = [PartitionSpec.UNCONSTRAINED if traced else None] * x.ndim
         if is_explicit(self.sharding) or mesh_of(x) == mesh:
             known = jax.typeof(x).sharding.spec if traced else getattr(x.sharding, "spec", ())
             axes = [*known, *[None] * (x.ndim - len(known))]
@@ -79,5 +78,5 @@ class shard_state(Wrapper):
 _PADDED = 512  # elements: one length for all usual numbers of devices, so that a checkpoint goes from one to another
 
 
-def _is_packed(x: Any) -> bool:
+def _is_packed(x: Leaf) -> bool:
     return isinstance(x, Packed)

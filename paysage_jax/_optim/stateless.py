@@ -16,8 +16,6 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
 from .._core.pytree import Number, as_number, converted, function, number
 from .._core.trees import (
-    Params,
-    Updates,
     Where,
     as_scalar,
     at_leaves,
@@ -32,8 +30,9 @@ from .._core.trees import (
     selected,
     without,
 )
+from .._core.types import KeyPath, Leaf, Params, State, Tree, Updates
 from .packing import pack_all_like, unpack_all
-from .transformation import BEFORE, PROJECTION, State, Transformation, apply_updates
+from .transformation import BEFORE, PROJECTION, Transformation, apply_updates
 
 
 class _Stateless(Transformation):
@@ -48,7 +47,7 @@ class _Stateless(Transformation):
         return ()
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         if type(state) is not tuple or state:
             raise TypeError(f"{type(self).__name__}: expected the state (), got {type(state).__name__}")
@@ -64,7 +63,7 @@ class _Stateless(Transformation):
         return getattr(self, "where", None)
 
     def _at_selected(
-        self, rule: Callable[..., jax.Array], updates: Updates, params: Params | None, *trees: Any, wide: bool = False
+        self, rule: Callable[..., jax.Array], updates: Updates, params: Params | None, *trees: Tree, wide: bool = False
     ) -> Updates:
         """rule(u, p, *leaves), in at least float32, at the leaves that `where` selects; u itself at the others.
 
@@ -75,7 +74,7 @@ class _Stateless(Transformation):
         check_floating("params", without([not c for c in chosen], params))
         check_addable("updates", updates, "params", params)
 
-        def apply(u: Any, p: Any, *leaves: Any) -> jax.Array:
+        def apply(u: Leaf, p: Leaf, *leaves: Leaf) -> jax.Array:
             dtype = jnp.result_type(p)
             new = rule(*(jnp.asarray(x, moment_dtype(dtype)) for x in (u, p, *leaves)))
             return new if wide else new.astype(dtype)
@@ -85,7 +84,7 @@ class _Stateless(Transformation):
         return structure.unflatten([apply(*row) if c else row[0] for c, *row in rows])
 
 
-def _widened(x: Any) -> jax.Array:
+def _widened(x: Leaf) -> jax.Array:
     return jnp.asarray(x, moment_dtype(jnp.result_type(x)))
 
 
@@ -114,7 +113,7 @@ class clip_by_global_norm(_Stateless):
         # Twice the root of the factor, for the factor itself may underflow.
         root = jnp.where(total > max_norm, jnp.sqrt(max_norm) / jnp.sqrt(total), 1)
 
-        def scaled(g: Any) -> jax.Array:
+        def scaled(g: Leaf) -> jax.Array:
             wide = _widened(g)
             return (wide * root.astype(wide.dtype) * root.astype(wide.dtype)).astype(jnp.result_type(g))
 
@@ -188,7 +187,7 @@ class project(_Stateless):
 def non_negative(params: Params) -> Params:
     """max(p, 0), element by element. Raises TypeError for a complex leaf."""
 
-    def clamp(path: Any, p: Any) -> jax.Array:
+    def clamp(path: KeyPath, p: Leaf) -> jax.Array:
         if jnp.iscomplexobj(p):
             raise TypeError(f"non_negative: params{keystr(path)}: complex numbers have no order")
         return jnp.maximum(p, 0)
@@ -199,7 +198,7 @@ def non_negative(params: Params) -> Params:
 def unit_column_norm(params: Params) -> Params:
     """Every matrix with its columns scaled to Euclidean norm 1 (a column of zeros stays); other leaves as they are."""
 
-    def scale(p: Any) -> Any:
+    def scale(p: Leaf) -> Leaf:
         if jnp.ndim(p) != 2 or not is_inexact(p):
             return p
         return jax.vmap(direction, in_axes=1, out_axes=1)(_widened(p)).astype(jnp.result_type(p))
@@ -210,7 +209,7 @@ def unit_column_norm(params: Params) -> Params:
 # --- a learning rate for each leaf -------------------------------------------------------------------
 
 
-def _as_numbers(where: str, tree: Any) -> Any:
+def _as_numbers(where: str, tree: Tree) -> Tree:
     return tree_map_with_path(lambda path, x: as_number(f"{where}{keystr(path)}", x), tree)
 
 
@@ -234,17 +233,17 @@ class scale_leaves(Transformation):
         return ()
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         given, updates = updates, unpack_all(updates)
         check_floating("updates", updates)
 
-        def scale(u: Any, factor: Any) -> jax.Array:
+        def scale(u: Leaf, factor: Leaf) -> jax.Array:
             wide = moment_dtype(jnp.result_type(u))
             return (jnp.asarray(u, wide) * as_scalar("scale_leaves", factor).astype(wide)).astype(jnp.result_type(u))
 
         leaves, structure = jax.tree.flatten(updates)
         return pack_all_like(structure.unflatten(map(scale, leaves, self._factors_of(updates))), given), state
 
-    def _factors_of(self, tree: Any) -> list[Any]:
+    def _factors_of(self, tree: Tree) -> list[Leaf]:
         return at_leaves("scale_leaves", tree_flatten_with_path(self.factors)[0], tree)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._core.trees import check_floating, moment_dtype
+from .._core.types import Leaf, State, Tree
 from .leafwise import Leafwise
 
 _DTYPES = [np.dtype(name) for name in ("float16", "float32", "float64")]
@@ -26,11 +26,11 @@ class Stepper:
 
     def __init__(self, optimizer: Leafwise) -> None:
         self.optimizer = optimizer
-        self.state: Any = None
+        self.state: State = None
         self._in_numpy: bool | None = None  # once False it stays so
-        self._delta: Any = None  # the last one, for its shapes
+        self._delta: Tree = None  # the last one, for its shapes
 
-    def __call__(self, stepsize: float, gradient: Any) -> Any:
+    def __call__(self, stepsize: float, gradient: Tree) -> Tree:
         """What is to be subtracted from the parameters, in the array kinds and dtypes of the gradient.
 
         Args:
@@ -50,7 +50,7 @@ class Stepper:
         self._in_numpy, self._delta = in_numpy, delta
         return delta
 
-    def moments_as_trees(self) -> Any:
+    def moments_as_trees(self) -> State:
         """The state as the functional optimizer has it: None before the first step."""
         if not self._in_numpy:
             return self.state
@@ -66,10 +66,10 @@ class Stepper:
         return twin
 
 
-def as_given(given: Any, computed: Any) -> Any:
+def as_given(given: Tree, computed: Tree) -> Tree:
     """The computed tree in the array kinds of the given one; NumPy arrays are new and writable."""
 
-    def convert(g: Any, x: Any) -> Any:
+    def convert(g: Leaf, x: Leaf) -> Leaf:
         # np.array, not np.asarray: the view of a JAX array is read-only. A float64 leaf gets float64 back.
         return np.array(x, dtype=np.promote_types(g.dtype, x.dtype)) if isinstance(g, np.ndarray) else x
 

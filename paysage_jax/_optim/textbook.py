@@ -15,7 +15,8 @@ from typing import NamedTuple
 from jax import Array
 
 from .._core.pytree import Number, Schedule, number, rate, static
-from .._core.trees import Params, abs_sq, divisor, root, sum_of_weights
+from .._core.trees import abs_sq, divisor, root, sum_of_weights
+from .._core.types import Params
 from .leafwise import Leafwise
 
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from .._core.pytree import Pytree, accepted, converted, static
-from .._core.trees import Params, Updates, check_addable, check_same_tree, is_inexact, moment_dtype, real_dtype
-
-State = Any
+from .._core.trees import check_addable, check_same_tree, is_inexact, moment_dtype, real_dtype
+from .._core.types import Extra, Leaf, Params, State, Tree, Updates
 
 # The stages of a chain.
 BEFORE, OPTIMIZER, PROJECTION, LAST = range(4)
 _PLACES = {PROJECTION: "after all that changes the updates", LAST: "last"}
+
+
+class GradientTransformation(Protocol):
+    """A pair (init, update), of this package, of optax or of yours."""
+
+    @property
+    def init(self) -> Callable[[Params], State]: ...
+    @property
+    def update(self) -> Callable[..., tuple[Updates, State]]: ...
 
 
 class Transformation(Pytree, ABC):
@@ -45,7 +54,7 @@ class Transformation(Pytree, ABC):
 
     @abstractmethod
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         """(updates, state) after one step; no argument is modified.
 
@@ -59,7 +68,7 @@ class Transformation(Pytree, ABC):
             TypeError, ValueError: at trace time, naming the leaf that does not fit.
         """
 
-    def __iter__(self) -> Iterator[Callable[..., Any]]:
+    def __iter__(self) -> Iterator[Callable[..., Tree]]:
         return iter((self.init, self.update))
 
     def check_for(self, params: Params) -> None:
@@ -89,7 +98,7 @@ def next_step(step: jax.Array) -> jax.Array:
     return jnp.minimum(step, jnp.iinfo(step.dtype).max - 1) + 1
 
 
-def at_step(name: str, value: Any, step: Any, extra: dict[str, Any]) -> jax.Array:
+def at_step(name: str, value: Leaf, step: ArrayLike, extra: Extra) -> jax.Array:
     """A number, or a schedule at `step`, in the default float dtype. Raises TypeError if that returns no number."""
     if not callable(value):
         return jnp.asarray(value, dtype=float)
@@ -109,18 +118,18 @@ def at_step(name: str, value: Any, step: Any, extra: dict[str, Any]) -> jax.Arra
 class _Foreign(Transformation):
     """Another library's (init, update) pair."""
 
-    pair: Any = static()
+    pair: GradientTransformation = static()
 
     def init(self, params: Params) -> State:
         return self.pair.init(params)
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         return self.pair.update(updates, state, params, **accepted(self.pair.update, extra, positional=3))
 
 
-def as_transformation(pair: Any) -> Transformation:
+def as_transformation(pair: object) -> Transformation:
     """Return a `Transformation` unchanged; wrap another library's pair as one.
 
     Raises:
@@ -168,7 +177,7 @@ class chain(Transformation):
 
     members: tuple[Transformation, ...]
 
-    def __init__(self, *args: Any, members: Iterable[Any] = ()) -> None:
+    def __init__(self, *args: GradientTransformation, members: Iterable[GradientTransformation] = ()) -> None:
         object.__setattr__(self, "members", tuple(map(as_transformation, (*args, *members))))
         _check_order(self._in_order())
 
@@ -179,7 +188,7 @@ class chain(Transformation):
         return tuple(member.init(params) for member in self.members)
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         if type(state) is not tuple:
             raise TypeError(f"chain: expected a tuple of {len(self.members)} states, got {type(state).__name__}")
@@ -201,7 +210,7 @@ def _check_order(steps: list[Transformation]) -> None:
             raise ValueError(f"chain: {names[1]} stands after {names[0]}; {wrong} belongs {place}")
 
 
-def check_state(owner: Any, state: State, expected: type) -> None:
+def check_state(owner: object, state: State, expected: type) -> None:
     """Raise TypeError unless the state that `owner` was given is of the expected type."""
     if not isinstance(state, expected):
         name, got = type(owner).__name__, type(state).__name__
@@ -216,7 +225,7 @@ def no_step(step: Callable[[State], tuple[Updates, State]], state: State) -> tup
     return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), updates), state
 
 
-def find_states(state: State, kind: type) -> list[Any]:
+def find_states(state: State, kind: type) -> list[State]:
     """The states of type `kind` anywhere in a chained or wrapped `state`."""
     return [s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
 
@@ -231,7 +240,7 @@ def apply_updates(params: Params, updates: Updates) -> Params:
     check_same_tree("updates", updates, "params", params)
     check_addable("updates", updates, "params", params)
 
-    def add(p: Any, u: Any) -> jax.Array:
+    def add(p: Leaf, u: Leaf) -> jax.Array:
         if jnp.result_type(u) == jax.dtypes.float0:  # of an integer, from jax.grad(allow_int=True)
             return p
         dtype = jnp.result_type(p)

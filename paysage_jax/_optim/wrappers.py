@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from .._core.pytree import Count, count, function
-from .._core.trees import Params, Updates, Where, all_finite, check_same_tree, selected, without, zeros_like_moments
+from .._core.trees import Where, all_finite, check_same_tree, selected, without, zeros_like_moments
+from .._core.types import Params, State, Updates
 from .packing import pack_all_like, unpack_all
-from .transformation import State, Wrapper, check_state, next_step, no_step
+from .transformation import Wrapper, check_state, next_step, no_step
 
 # --- round an optimizer ------------------------------------------------------------------------------
 
@@ -37,7 +38,7 @@ class skip_nonfinite(Wrapper):
         return SkipNonfiniteState(self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         def take(inner: State) -> tuple[Updates, State]:
             return self.optimizer.update(updates, inner, params, **extra)
@@ -64,7 +65,7 @@ class freeze(Wrapper):
         return self.optimizer.init(without(frozen, params))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
         given, updates, params = updates, unpack_all(updates), unpack_all(params)
         frozen = selected("freeze", self.where, updates)
@@ -116,7 +117,7 @@ class accumulate(Wrapper):
         return AccumulateState(inner, jnp.zeros((), jnp.int32), total, jnp.zeros((), jnp.float32))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, *, rows: Any = None, **extra: Any
+        self, updates: Updates, state: State, params: Params | None = None, *, rows: Any = None, **extra: object
     ) -> tuple[Updates, State]:
         check_state(self, state, AccumulateState)
         check_same_tree("updates", updates, "the state", state.total)

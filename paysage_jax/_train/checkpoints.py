@@ -22,9 +22,13 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from .._core.devices import put
 from .._core.pytree import check_count
+from .._core.types import Leaf, Tree
 from .history import empty_rows
 
 VERSION = 1
+
+Settings = dict[str, object]  # what a run was called with, as JSON takes it
+Description = dict[str, Any]  # what the leaves of a checkpoint are, as JSON has it
 
 
 def _orbax() -> Any:
@@ -35,7 +39,7 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
-def _local(name: str, folder: Any) -> Path:
+def _local(name: str, folder: object) -> Path:
     """The absolute path of a local directory. Raises TypeError or ValueError for what is no path, or a URL."""
     try:
         path = os.path.expanduser(os.fsdecode(folder))
@@ -61,7 +65,7 @@ class Checkpoints:
         TypeError, ValueError: for other values, and for a URL.
     """
 
-    directory: Any
+    directory: str | os.PathLike[str]
     every: int = 1
     keep: int = 3
 
@@ -71,7 +75,7 @@ class Checkpoints:
         check_count("Checkpoints: keep", self.keep)
 
     @classmethod
-    def of(cls, checkpoints: Any) -> Checkpoints:
+    def of(cls, checkpoints: object) -> Checkpoints:
         """Options as they are; a directory with the defaults."""
         return checkpoints if isinstance(checkpoints, cls) else cls(checkpoints)
 
@@ -84,7 +88,7 @@ class CheckpointManager:
         settings: what the run was called with, as JSON takes it; another run is refused by it.
     """
 
-    def __init__(self, options: Checkpoints, settings: dict[str, Any]) -> None:
+    def __init__(self, options: Checkpoints, settings: Settings) -> None:
         self._folder, self._settings = _local("Checkpoints: directory", options.directory), settings
         self.every = int(options.every)
         if self._folder.exists() and not self._folder.is_dir():
@@ -99,7 +103,7 @@ class CheckpointManager:
         """That of the last whole checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, epoch: int, tree: Any) -> None:
+    def save(self, epoch: int, tree: Tree) -> None:
         """Begin to write, unless this epoch has been written; what was begun before is finished first."""
         if epoch in self._manager.all_steps():
             return
@@ -111,7 +115,7 @@ class CheckpointManager:
         )
         self._manager.save(epoch, args=content, force=True)
 
-    def latest(self, like: Any) -> Any:
+    def latest(self, like: Tree) -> Tree:
         """The last whole checkpoint as a tree like this one, or None.
 
         Its history may have any number of rows. Metrics and early stopping may be new, or missing in this run.
@@ -156,13 +160,13 @@ class CheckpointManager:
     def __enter__(self) -> CheckpointManager:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leave the directory; what goes wrong in writing, `wait` says."""
         with contextlib.suppress(Exception):
             self._manager.close()
 
 
-def read_checkpoint(folder: Any, epoch: int | None = None) -> dict[str, Any]:
+def read_checkpoint(folder: object, epoch: int | None = None) -> Tree:
     """A checkpoint as plain nested dictionaries of NumPy arrays, to look at without the code of the model.
 
     Args:
@@ -190,7 +194,7 @@ def read_checkpoint(folder: Any, epoch: int | None = None) -> dict[str, Any]:
             raise ValueError(
                 f"read_checkpoint: {error} Older checkpoints that can be read: {older or 'none'}{hint}."
             ) from None
-    tree: dict[str, Any] = {}
+    tree: Tree = {}
     for leaf, array in zip(about["leaves"], arrays, strict=True):
         inner = tree
         for name in leaf["path"][:-1]:
@@ -202,11 +206,11 @@ def read_checkpoint(folder: Any, epoch: int | None = None) -> dict[str, Any]:
 # --- leaves and their description --------------------------------------------------------------------
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: Leaf) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
 
 
-def _as(old: Any, x: np.ndarray) -> Any:
+def _as(old: Leaf, x: np.ndarray) -> Leaf:
     """An array read from a file as what it was: a key, an array of JAX, or one of NumPy; on the devices of a mesh."""
     if not isinstance(old, jax.Array):
         return x
@@ -216,7 +220,7 @@ def _as(old: Any, x: np.ndarray) -> Any:
     return put(new, old.sharding) if isinstance(old.sharding, NamedSharding) else new
 
 
-def _flat(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _flat(tree: Tree) -> tuple[dict[str, Leaf], Description]:
     """The leaves under their numbers, without the empty ones, which orbax refuses; and what they are."""
     leaves, described = {}, []
     for number, (path, leaf) in enumerate(tree_flatten_with_path(tree)[0]):
@@ -228,7 +232,7 @@ def _flat(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return leaves, {"leaves": described, "states": _names_of_states(tree)}
 
 
-def _names_of_states(tree: Any) -> list[str]:
+def _names_of_states(tree: Tree) -> list[str]:
     """The types of NamedTuples in the tree: two optimizers may have leaves alike."""
     if not isinstance(tree, tuple | list | dict):
         return []
@@ -252,7 +256,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise _DamagedError(f"the checkpoint {path} is damaged: {type(error).__name__}: {reason}.") from None
 
 
-def _read(manager: Any, epoch: int, folder: Path) -> tuple[list[np.ndarray], dict[str, Any]]:
+def _read(manager: Any, epoch: int, folder: Path) -> tuple[list[np.ndarray], Description]:
     path, args = folder / str(epoch), _orbax().args
     if not (path / "about").is_dir():
         raise ValueError(f"{path} is no checkpoint of paysage_jax: it has no directory about")
@@ -279,7 +283,7 @@ def _older(manager: Any, epoch: int, folder: Path) -> list[int]:
     return found
 
 
-def _check(where: str, saved: dict[str, Any], expected: dict[str, Any], states: list[str]) -> None:
+def _check(where: str, saved: Description, expected: Description, states: list[str]) -> None:
     """Raise ValueError where the leaves or the types of states differ; metrics and early stopping may come and go."""
     old, new = ({leaf["name"]: leaf for leaf in described["leaves"]} for described in (saved, expected))
     for name in old | new:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from .interrupts import postponed
 from .processes import broadcast_from_0, call_on_0
 from .source import Loader, Memory
 from .step import FitResult, Outcome
+
+Callback = Callable[[FitResult], object]
 
 _SECONDS = 0.1  # what a call of the program should take at least
 
@@ -60,7 +62,9 @@ class Host:
         disk: where checkpoints are written, or None.
     """
 
-    def __init__(self, result: FitResult, epochs: int, callback: Any, bar: Any, disk: CheckpointManager | None) -> None:
+    def __init__(
+        self, result: FitResult, epochs: int, callback: object, bar: Any, disk: CheckpointManager | None
+    ) -> None:
         self.result, self.epochs, self._callback, self._bar, self._disk = result, epochs, callback, bar, disk
         self._history = History(result.history)
         self._began, self._measurements = self.done, 0
@@ -149,5 +153,5 @@ def progress_bar(epochs: int, done: int) -> Any:
     return tqdm(total=epochs, initial=done, unit="epoch", disable=None)
 
 
-def _is_true(answer: Any) -> bool:
+def _is_true(answer: object) -> bool:
     return isinstance(answer, bool | np.generic | jax.Array) and np.asarray(answer).dtype == bool and bool(answer)

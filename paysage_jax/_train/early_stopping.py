@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._core.pytree import Count, Number, Pytree, count, number, static
-from .._core.trees import Params, as_scalar
+from .._core.trees import as_scalar
+from .._core.types import Params, Row, Tree
 
 # --- early stopping ----------------------------------------------------------------------------------
 
@@ -45,7 +46,7 @@ class early_stopping(Pytree):
         zero = jnp.zeros((), jnp.int32)
         return Best(jax.tree.map(jnp.array, params), zero, jnp.zeros((), float), zero)
 
-    def update(self, best: Best, params: Params, values: dict[str, Any]) -> Best:
+    def update(self, best: Best, params: Params, values: Row) -> Best:
         """After one more measurement."""
         value = values[self.metric]
         if not isinstance(value, jax.Array) or jnp.iscomplexobj(value):
@@ -56,7 +57,7 @@ class early_stopping(Pytree):
         new = Best(params, values["epoch"], value, jnp.zeros((), jnp.int32))
         return jax.tree.map(lambda n, o: jnp.where(improved, n, o), new, best._replace(waited=best.waited + 1))
 
-    def resumed(self, run: Any) -> Best:
+    def resumed(self, run: Tree) -> Best:
         """The best measurement of a run that resumes, a `FitResult`: none yet if it was of another metric.
 
         The last measurement, if it is that of the parameters, is compared again, for `maximize` may have changed.

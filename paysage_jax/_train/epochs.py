@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from .._core.batches import Batch, batch_size_of, weight_of
+from .._core.batches import batch_size_of, weight_of
 from .._core.devices import lay_out
 from .._core.pytree import Pytree, static
 from .._core.trees import all_finite
+from .._core.types import Batch, Row, Statistics, Tree
 from .._ebm.estimators import Estimator
 from .._optim.convergence import ConvergenceState, converged, is_lost, still_converged
 from .._optim.transformation import Transformation, find_states
@@ -40,10 +42,10 @@ class Program(Pytree):
     batch_size: int = static()
     shuffle: bool = static()
     metrics_every: int = static()
-    zero_sums: Any = ()
-    empty_row: Any = ()
+    zero_sums: Tree = ()
+    empty_row: Tree = ()
 
-    def to_agree(self) -> dict[str, Any]:
+    def to_agree(self) -> Row:
         """What must be the same in all processes, by name."""
         return {name: value for name, value in vars(self).items() if name != "placement"}
 
@@ -63,7 +65,7 @@ class Epoch(NamedTuple):
     number: jax.Array
     key: jax.Array
     state: TrainState
-    sums: Any
+    sums: Tree
 
 
 class _Keys(NamedTuple):
@@ -72,7 +74,7 @@ class _Keys(NamedTuple):
     metrics: jax.Array
 
 
-def _keys_of(program: Program, epoch: Any) -> _Keys:
+def _keys_of(program: Program, epoch: ArrayLike) -> _Keys:
     return _Keys(*jax.random.split(jax.random.fold_in(program.key, epoch), 3))
 
 
@@ -84,7 +86,7 @@ def begin_epoch(program: Program, result: FitResult) -> Epoch:
     return Epoch(number, _keys_of(program, number).steps, result.state, program.zero_sums)
 
 
-def step(program: Program, epoch: Epoch, batch: Batch, i: Any) -> Epoch:
+def step(program: Program, epoch: Epoch, batch: Batch, i: ArrayLike) -> Epoch:
     """Step number i of an epoch."""
     key = jax.random.fold_in(epoch.key, i)
     state, statistics = update(program.estimator, program.optimizer, epoch.state, batch, key, epoch=epoch.number)
@@ -92,7 +94,7 @@ def step(program: Program, epoch: Epoch, batch: Batch, i: Any) -> Epoch:
     return epoch._replace(state=program.placement.keep_state(state), sums=sums)
 
 
-def _sums_of(statistics: Any, batch: Batch) -> Any:
+def _sums_of(statistics: Statistics, batch: Batch) -> Tree:
     """The scalars among the statistics times the rows, and the weight of the rows."""
     rows = batch_size_of("batch", batch)
     return {name: jnp.asarray(rows, x.dtype) * x for name, x in scalars_of(statistics).items()}, weight_of(batch)
@@ -114,7 +116,7 @@ def finish_epoch(program: Program, result: FitResult, epoch: Epoch) -> tuple[Fit
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), ended, failed), statistics
 
 
-def measure_epoch(program: Program, result: FitResult, statistics: Any) -> tuple[FitResult, dict[str, Any]]:
+def measure_epoch(program: Program, result: FitResult, statistics: Statistics) -> tuple[FitResult, Row]:
     """The result with the best measurement renewed, and a row of the history."""
     key = _keys_of(program, result.epochs_done - 1).metrics
     values = measure(program.metrics, result.state, key, result.epochs_done, statistics)
@@ -129,14 +131,14 @@ def measure_epoch(program: Program, result: FitResult, statistics: Any) -> tuple
     return result._replace(best=best, outcome=outcome), values
 
 
-def measure_if_due(program: Program, result: FitResult, statistics: Any) -> tuple[FitResult, dict[str, Any]]:
+def measure_if_due(program: Program, result: FitResult, statistics: Statistics) -> tuple[FitResult, Row]:
     """`measure_epoch`, or an empty row where the epoch that has just ended is not to be measured."""
     due = (result.epochs_done % program.metrics_every == 0) & (result.outcome != Outcome.NON_FINITE)
 
-    def skip(result: FitResult, statistics: Any) -> tuple[FitResult, dict[str, Any]]:
+    def skip(result: FitResult, statistics: Statistics) -> tuple[FitResult, Row]:
         return result, jax.tree.map(jnp.asarray, program.empty_row)
 
-    def take(result: FitResult, statistics: Any) -> tuple[FitResult, dict[str, Any]]:
+    def take(result: FitResult, statistics: Statistics) -> tuple[FitResult, Row]:
         return measure_epoch(program, result, statistics)
 
     return jax.lax.cond(due, take, skip, result, statistics)
@@ -157,7 +159,7 @@ def outcome_now(program: Program, result: FitResult) -> jax.Array:
 
 
 @jax.jit
-def _first_sums_and_row(program: Program, result: FitResult, batch: Batch) -> Any:
+def _first_sums_and_row(program: Program, result: FitResult, batch: Batch) -> Tree:
     statistics = estimate(program.estimator, result.state, batch, program.key)[2]
     sums = jax.tree.map(jnp.asarray, _sums_of(statistics, batch))
     return sums, measure_epoch(program, result, scalars_of(statistics))[1]
@@ -174,7 +176,7 @@ def with_shapes(program: Program, result: FitResult, batch: Batch) -> Program:
 
 
 @jax.jit
-def run_epochs(program: Program, data: Any, result: FitResult, stop: Any) -> FitResult:
+def run_epochs(program: Program, data: object, result: FitResult, stop: ArrayLike) -> FitResult:
     """Epochs up to number `stop`, or to the end of the run, on data in memory.
 
     The history of the result that comes back has the rows measured meanwhile; if there is a history already, they are
@@ -186,14 +188,14 @@ def run_epochs(program: Program, data: Any, result: FitResult, stop: Any) -> Fit
     if not history:
         history, measured = _rows(program), result.epochs_done // every
 
-    def epoch(carry: Any) -> Any:
+    def epoch(carry: Tree) -> Tree:
         result, _ = carry
         return finish_epoch(program, result, _all_steps(program, data, begin_epoch(program, result)))
 
-    def goes_on(result: FitResult, end: Any) -> jax.Array:
+    def goes_on(result: FitResult, end: Tree) -> jax.Array:
         return (result.epochs_done < end) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
 
-    def epochs_and_row(carry: Any) -> Any:
+    def epochs_and_row(carry: Tree) -> Tree:
         # A loop of its own between measurements: under vmap a condition is a selection, and would measure every epoch.
         result, history = carry
         end = jnp.minimum(stop, (result.epochs_done // every + 1) * every)
@@ -207,11 +209,11 @@ def run_epochs(program: Program, data: Any, result: FitResult, stop: Any) -> Fit
     return place.keep_result(result)._replace(history=lay_out(history, place.replicated))
 
 
-def _rows(program: Program) -> Any:
+def _rows(program: Program) -> Tree:
     return jax.tree.map(lambda x: jnp.zeros((program.rows_at_once, *x.shape), x.dtype), program.empty_row)
 
 
-def _all_steps(program: Program, data: Any, epoch: Epoch) -> Epoch:
+def _all_steps(program: Program, data: object, epoch: Epoch) -> Epoch:
     """The steps of an epoch, each on its batch."""
     place, size = program.placement, batch_size_of("data", data)
     each = program.batch_size // place.shards  # rows that a shard gives to a batch
@@ -219,7 +221,7 @@ def _all_steps(program: Program, data: Any, epoch: Epoch) -> Epoch:
     order = place.order(_keys_of(program, epoch.number).order, size, program.shuffle)
     whole = order[:, : full * each].reshape(place.shards, full, each).swapaxes(0, 1)
 
-    def numbered(epoch: Epoch, numbered_rows: Any) -> tuple[Epoch, None]:
+    def numbered(epoch: Epoch, numbered_rows: Tree) -> tuple[Epoch, None]:
         i, chosen = numbered_rows
         return step(program, epoch, place.take(data, chosen), i), None
 

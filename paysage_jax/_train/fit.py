@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +15,10 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from .._core.batches import own
 from .._core.devices import is_partitioned
 from .._core.pytree import check_count
-from .._core.trees import Params
+from .._core.types import Batch, Params
 from .._ebm.estimators import Estimator, check_estimator, entry_of
-from .._optim.transformation import as_transformation
-from .checkpoints import CheckpointManager, Checkpoints
+from .._optim.transformation import GradientTransformation, as_transformation
+from .checkpoints import CheckpointManager, Checkpoints, Settings
 from .driver import Host, drive, progress_bar
 from .early_stopping import early_stopping as EarlyStopping
 from .epochs import Program, begin_epoch_of_loader, donating_step, outcome_now, with_shapes
@@ -38,9 +37,9 @@ except ImportError:  # jax 0.9
 
 def fit(
     params: Params,
-    optimizer: Any,
+    optimizer: GradientTransformation,
     estimator: Estimator,
-    data: Any,
+    data: object,
     *,
     epochs: int,
     key: jax.Array,
@@ -51,9 +50,9 @@ def fit(
     metrics: Mapping[str, Metric] | None = None,
     metrics_every: int = 1,
     early_stopping: EarlyStopping | None = None,
-    callback: Callable[[FitResult], Any] | None = None,
+    callback: Callable[[FitResult], object] | None = None,
     progress: bool = False,
-    checkpoints: Any = None,
+    checkpoints: object = None,
     resume: FitResult | None = None,
 ) -> FitResult:
     """Train until epoch number `epochs`, or until the run has converged, stopped improving or become non-finite.
@@ -197,7 +196,7 @@ def start_or_resume(
     return program, result
 
 
-def _start(program: Program, params: Params, first: Any, key: jax.Array) -> FitResult:
+def _start(program: Program, params: Params, first: Batch, key: jax.Array) -> FitResult:
     place = program.placement
     params = place.put_whole("params", own(params))
     zero = jnp.zeros((), jnp.int32)
@@ -217,7 +216,7 @@ def _carrying(resume: FitResult | None) -> Iterator[None]:
         raise
 
 
-def _split(key: Any) -> tuple[jax.Array, jax.Array]:
+def _split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     try:
         init_key, run_key = jax.random.split(key)
     except (TypeError, ValueError) as error:
@@ -239,7 +238,7 @@ def _with_room(program: Program, result: FitResult, epochs: int) -> FitResult:
     return result._replace(history=jax.tree.map(lambda *parts: jnp.concatenate(parts), result.history, room))
 
 
-def _settings(program: Program, source: Memory | Loader) -> dict[str, Any]:
+def _settings(program: Program, source: Memory | Loader) -> Settings:
     """What makes another run, as JSON takes it."""
     key = f"{program.key.dtype} {jax.random.key_data(program.key)}"
     settings = dict(shuffle=program.shuffle, metrics_every=program.metrics_every, key=key)
@@ -249,13 +248,13 @@ def _settings(program: Program, source: Memory | Loader) -> dict[str, Any]:
 # --- mistakes ----------------------------------------------------------------------------------------
 
 
-def _refuse(**on_host: Any) -> None:
+def _refuse(**on_host: object) -> None:
     for name, value in on_host.items():
         if value is not None:
             raise ValueError(f"fit: {name} is for the host: not under jax.jit and jax.vmap")
 
 
-def _check_first_step(program: Program, result: FitResult, first: Any, resumed: bool) -> None:
+def _check_first_step(program: Program, result: FitResult, first: Batch, resumed: bool) -> None:
     """Raise ValueError where processes differ in what they compute, or a resumed state is not as a step leaves it."""
     if jax.process_count() == 1 and not resumed:
         return
@@ -270,7 +269,7 @@ def _check_first_step(program: Program, result: FitResult, first: Any, resumed: 
                 raise ValueError(f"fit: resume{keystr(path)}: expected {expected}; was it made without jax_enable_x64?")
 
 
-def _check_params(params: Any) -> None:
+def _check_params(params: Params) -> None:
     if params is None:
         raise TypeError("fit: params must be a pytree of arrays, got None; only with resume= they are not used")
     for path, x in tree_leaves_with_path(params):
@@ -284,7 +283,7 @@ def _check_params(params: Any) -> None:
             raise TypeError(f"{where}: a PRNG key ({dtype}) cannot be trained: {hint}")
 
 
-def _check_kinds(key: Any, shuffle: Any, stopping: Any, callback: Any, resume: Any) -> None:
+def _check_kinds(key: jax.Array, shuffle: object, stopping: object, callback: object, resume: FitResult | None) -> None:
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(f"fit: key must be a key, jax.random.key({key if isinstance(key, int) else 0}), got {key!r}")
     if not isinstance(shuffle, bool | np.bool_):

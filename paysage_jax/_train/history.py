@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,16 @@ from jax.tree_util import keystr
 
 from .._core.pytree import as_pytree
 from .._core.trees import moment_dtype
+from .._core.types import KeyPath, Leaf, Row, State, Statistics, Tree
+from .._ebm.model import HasParams
 
-Metric = Callable[..., Any]
+Metric = Callable[[HasParams, jax.Array], Tree]
 
 
 # --- one measurement ---------------------------------------------------------------------------------
 
 
-def scalars_of(statistics: Any) -> dict[str, jax.Array]:
+def scalars_of(statistics: Statistics) -> dict[str, jax.Array]:
     """The floating scalars among the statistics of an estimator (a NamedTuple or a dict), in at least float32."""
     named = statistics._asdict() if hasattr(statistics, "_asdict") else statistics
     items = named.items() if isinstance(named, dict) else ()
@@ -30,13 +31,13 @@ def scalars_of(statistics: Any) -> dict[str, jax.Array]:
     return {name: x.astype(moment_dtype(x.dtype)) for name, x in floating.items()}
 
 
-def learning_rate_of(optimizer_state: Any) -> dict[str, jax.Array]:
+def learning_rate_of(optimizer_state: State) -> dict[str, jax.Array]:
     """The learning rate last applied under its name; an array where the state holds several, nothing where none."""
 
-    def has_rate(state: Any) -> bool:
+    def has_rate(state: State) -> bool:
         return "learning_rate" in getattr(state, "_fields", ())
 
-    def is_one(rate: Any) -> bool:
+    def is_one(rate: Leaf) -> bool:
         return isinstance(rate, jax.Array) and rate.shape == () and jnp.issubdtype(rate.dtype, jnp.floating)
 
     states = jax.tree.leaves(optimizer_state, is_leaf=has_rate)
@@ -45,8 +46,8 @@ def learning_rate_of(optimizer_state: Any) -> dict[str, jax.Array]:
 
 
 def measure(
-    metrics: dict[str, Metric], state: Any, key: jax.Array, epochs_done: jax.Array, statistics: Any
-) -> dict[str, Any]:
+    metrics: dict[str, Metric], state: State, key: jax.Array, epochs_done: jax.Array, statistics: Statistics
+) -> Row:
     """One row of the history. A metric overrides a statistic of the same name."""
     values = learning_rate_of(state.optimizer_state) | statistics | {"epoch": epochs_done}
     for name, metric in metrics.items():
@@ -59,7 +60,7 @@ def measure(
     return values
 
 
-def check_metrics(metrics: Any) -> dict[str, Metric]:
+def check_metrics(metrics: object) -> dict[str, Metric]:
     """The metrics as callable pytrees.
 
     Raises:
@@ -82,12 +83,12 @@ def check_metrics(metrics: Any) -> dict[str, Metric]:
 # --- the history -------------------------------------------------------------------------------------
 
 
-def empty_rows(shapes: Any, rows: int) -> Any:
+def empty_rows(shapes: Tree, rows: int) -> Tree:
     """Rows without a measurement: epoch -1, NaN in floating and complex arrays, and the largest or False in others."""
 
-    def empty(path: Any, shape: Any) -> np.ndarray:
+    def empty(path: KeyPath, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         if keystr(path) == "['epoch']":
-            value: Any = -1
+            value: object = -1
         elif jnp.issubdtype(shape.dtype, jnp.inexact):
             value = 0 if jax.config.jax_debug_nans else np.nan  # type: ignore[attr-defined]
         else:
@@ -97,7 +98,7 @@ def empty_rows(shapes: Any, rows: int) -> Any:
     return jax.tree_util.tree_map_with_path(empty, shapes)
 
 
-def rows_before(history: Any, shapes: Any, every: int) -> Any:
+def rows_before(history: Tree, shapes: Tree, every: int) -> Tree:
     """The rows of an earlier history that were reached; none without one. Metrics that are new have no values in them.
 
     Raises ValueError where they do not fit.
@@ -119,7 +120,7 @@ def rows_before(history: Any, shapes: Any, every: int) -> Any:
     return history
 
 
-def latest(history: Any) -> dict[str, str]:
+def latest(history: Tree) -> dict[str, str]:
     """The scalars measured last, as text."""
     scalars = {name: x for name, x in history.items() if name != "epoch" and getattr(x, "ndim", 0) == 1 and len(x)}
     return {name: f"{float(x[-1]):.4g}" for name, x in scalars.items() if x.dtype.kind in "biuf"}
@@ -128,15 +129,15 @@ def latest(history: Any) -> dict[str, str]:
 class History:
     """Rows on the host: NumPy arrays that grow, with room for more."""
 
-    def __init__(self, rows: Any) -> None:
+    def __init__(self, rows: Tree) -> None:
         self._rows = jax.tree.map(np.array, rows)
         self._count = len(rows["epoch"])
 
-    def extend(self, rows: Any, count: int) -> None:
+    def extend(self, rows: Tree, count: int) -> None:
         """Add the first `count` rows."""
         end = self._count + count
 
-        def add(old: np.ndarray, new: Any) -> np.ndarray:
+        def add(old: np.ndarray, new: Leaf) -> np.ndarray:
             if end > len(old):  # what was given out stays as it is
                 old = np.concatenate([old, np.empty((max(end, 64), *old.shape[1:]), old.dtype)])
             old[self._count : end] = np.asarray(new)[:count]
@@ -145,7 +146,7 @@ class History:
         self._rows = jax.tree.map(add, self._rows, rows)
         self._count = end
 
-    def arrays(self) -> Any:
+    def arrays(self) -> Tree:
         """The rows so far, read-only."""
 
         def view(x: np.ndarray) -> np.ndarray:

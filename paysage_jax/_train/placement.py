@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
-from .._core.batches import Batch, batch_size_of
+from .._core.batches import batch_size_of
 from .._core.devices import (
     axes_of,
     canonical,
@@ -33,6 +32,7 @@ from .._core.devices import (
 )
 from .._core.pytree import check_count
 from .._core.trees import check_same_tree
+from .._core.types import Batch, KeyPath, Leaf, Params, Sharding, State, Tree
 from .processes import lockstep
 
 
@@ -47,11 +47,11 @@ class Placement:
 
     sharding: NamedSharding | None = None
     shards: int = 1
-    state: tuple[Any, ...] | None = None
-    result: tuple[Any, ...] | None = None
+    state: tuple[Sharding, ...] | None = None
+    result: tuple[Sharding, ...] | None = None
 
     @property
-    def copy(self) -> Callable[[Any], Any]:
+    def copy(self) -> Callable[[np.ndarray], Leaf]:
         """What makes a copy of a NumPy array: on the host, where it goes to the devices of a mesh later."""
         return jnp.array if self.sharding is None else np.array
 
@@ -84,7 +84,7 @@ class Placement:
             else:
                 yield jax.tree.map(lambda x: put(process_allgather(x, tiled=True), self.replicated), batch)
 
-    def put_whole(self, name: str, tree: Any) -> Any:
+    def put_whole(self, name: str, tree: Tree) -> Tree:
         """What else a run needs: arrays on the mesh as they are, the others whole on each device.
 
         Raises ValueError for one in pieces on another mesh.
@@ -93,7 +93,7 @@ class Placement:
             return tree
         mesh = self.sharding.mesh
 
-        def place(path: Any, x: Any) -> jax.Array:
+        def place(path: KeyPath, x: Leaf) -> jax.Array:
             other = mesh_of(x)
             if other == mesh:
                 return x
@@ -103,16 +103,16 @@ class Placement:
 
         return tree_map_with_path(place, tree)
 
-    def put_chains(self, tree: Any) -> Any:
+    def put_chains(self, tree: Tree) -> Tree:
         """An estimator's state: the leading axes, where they divide, over the devices."""
         if self.sharding is None:
             return tree
         return jax.tree.map(lambda x: self._rows(x, jnp.ndim(x) > 0 and len(x) % self.devices == 0), tree)
 
-    def put_run(self, run: Any, params: Any, optimizer_state: Any) -> tuple[Any, Placement]:
+    def put_run(self, run: Tree, params: Params, optimizer_state: State) -> tuple[Tree, Placement]:
         """A run with its parameters and the optimizer's state laid out as these; and the placement that keeps it so."""
 
-        def as_of(name: str, tree: Any, like: Any) -> Any:
+        def as_of(name: str, tree: Tree, like: Tree) -> Tree:
             check_same_tree(f"fit: resume.{name}", tree, "this run's", like)
             return jax.tree.map(lambda x, y: put(x, y.sharding), tree, like)
 
@@ -133,7 +133,7 @@ class Placement:
         state, result = ([x.sharding for x in jax.tree.leaves(tree)] for tree in (placed.state, placed))
         return placed._replace(history=run.history), replace(self, state=tuple(state), result=tuple(result))
 
-    def holds(self, tree: Any) -> bool:
+    def holds(self, tree: Tree) -> bool:
         """Whether all leaves lie on the mesh."""
         return self.sharding is not None and all(mesh_of(x) == self.sharding.mesh for x in jax.tree.leaves(tree))
 
@@ -143,16 +143,16 @@ class Placement:
         return _first_rows(data, size, self.replicated) if self.sharding else jax.tree.map(lambda x: x[:size], data)
 
     @property
-    def replicated(self) -> Any:
+    def replicated(self) -> NamedSharding | None:
         """On every device the same."""
         return self.sharding and NamedSharding(self.sharding.mesh, PartitionSpec())
 
-    def _rows(self, tree: Any, divides: bool) -> Any:
+    def _rows(self, tree: Tree, divides: bool) -> Tree:
         if self.sharding is None:
             return tree
         return jax.tree.map(lambda x: put(x, self.sharding if divides else self.replicated), tree)
 
-    def _rows_of_all(self, x: Any) -> jax.Array:
+    def _rows_of_all(self, x: Leaf) -> jax.Array:
         if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return self._rows(x, True)
         joined = jax.make_array_from_process_local_data(self.sharding, canonical(x))
@@ -200,11 +200,11 @@ class Placement:
         of_shards = {"in_specs": (here, here), "out_specs": here, "axis_names": axes_of(self.sharding)}
         return jax.shard_map(rows, mesh=self.sharding.mesh, **of_shards)(data, chosen)
 
-    def keep_state(self, state: Any) -> Any:
+    def keep_state(self, state: State) -> Tree:
         """The state of a run, where it began."""
         return lay_out(state, self.state)
 
-    def keep_result(self, result: Any) -> Any:
+    def keep_result(self, result: Tree) -> Tree:
         """The result of a run without its history, where it began."""
         return lay_out(result, self.result)
 
@@ -217,7 +217,7 @@ def _first_rows(data: Batch, size: int, whole: NamedSharding) -> Batch:
     return jax.sharding.auto_axes(take, out_sharding=whole)(data) if is_explicit(whole) else lay_out(take(data), whole)
 
 
-def placement(sharding: Any, shards: Any) -> Placement:
+def placement(sharding: Sharding | None, shards: object) -> Placement:
     """What the arguments `sharding` and `shards` of `fit` say.
 
     Raises:
@@ -239,7 +239,7 @@ def placement(sharding: Any, shards: Any) -> Placement:
     return Placement(sharding, int(shards))
 
 
-def check_not_partitioned(name: str, tree: Any) -> None:
+def check_not_partitioned(name: str, tree: Tree) -> None:
     """Raise ValueError for arrays over several devices, which without `sharding=` each device would get as a whole."""
     for path, x in tree_flatten_with_path(tree)[0]:
         if is_partitioned(x):

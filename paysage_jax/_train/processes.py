@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +17,18 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from .._core.batches import Batch, batch_size_of
+from .._core.batches import batch_size_of
+from .._core.types import Batch, Tree
 
 _FAILED, _ENDED = -1, -2
 
 
-def _gathered(*values: Any) -> np.ndarray:
+def _gathered(*values: int) -> np.ndarray:
     """(processes, values): whole numbers of every process."""
     return np.asarray(multihost_utils.process_allgather(np.array(values, np.int32))).reshape(-1, len(values))
 
 
-def _checksum(tree: Any) -> int:
+def _checksum(tree: Tree) -> int:
     """Of paths, shapes, dtypes and numbers, or of a text; of an array over several processes not of its numbers."""
     if isinstance(tree, str):
         return zlib.crc32(tree.encode()) & 0x7FFFFFFF
@@ -60,7 +60,7 @@ def raise_on_all_processes() -> Iterator[None]:
         raise RuntimeError(f"fit: process {failed.argmax()} raised at its arguments")
 
 
-def agree(**arguments: Any) -> None:
+def agree(**arguments: Tree) -> None:
     """Raise ValueError on every process, naming it, for an argument that is not the same in all of them."""
     if jax.process_count() == 1:
         return

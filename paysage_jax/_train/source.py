@@ -5,15 +5,14 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
+from jax.typing import ArrayLike
 
 from .._core.batches import (
-    Batch,
     Entry,
     Weighted,
     as_arrays,
@@ -29,6 +28,8 @@ from .._core.batches import (
     states_as_floats,
 )
 from .._core.pytree import accepted
+from .._core.types import Batch, Tree
+from .checkpoints import Settings
 from .epochs import Program, begin_epoch_of_loader, donating_step, finish_epoch_of_loader, run_epochs
 from .placement import Placement, check_not_partitioned
 from .step import FitResult
@@ -36,7 +37,7 @@ from .step import FitResult
 NESTED = "rows in a list become data in memory by numpy.array(data), with batch_size"
 
 
-def check_leaves(**trees: Any) -> None:
+def check_leaves(**trees: Tree) -> None:
     """Raise TypeError, naming it, for a leaf that is neither number nor array."""
     for name, tree in trees.items():
         for path, leaf in tree_flatten_with_path(tree)[0]:
@@ -51,10 +52,11 @@ _AS_IT_IS = Entry()
 # --- how data enter ----------------------------------------------------------------------------------
 
 
+_Later = tuple[str, Batch, jax.Array]  # where, the batch, whether it is finite
 _STEPS_LATER = 8  # by then a batch has been computed, and to ask for it costs no wait
 
 
-def open_source(data: Any, batch_size: Any, placement: Placement, entry: Entry = _AS_IT_IS) -> Memory | Loader:
+def open_source(data: object, batch_size: object, placement: Placement, entry: Entry = _AS_IT_IS) -> Memory | Loader:
     """Data in memory, or a loader.
 
     Raises:
@@ -80,7 +82,7 @@ class Memory:
         entry: how the estimator wants them.
     """
 
-    def __init__(self, data: Any, batch_size: Any, placement: Placement, entry: Entry) -> None:
+    def __init__(self, data: object, batch_size: object, placement: Placement, entry: Entry) -> None:
         data = as_arrays("fit: data", data, np.asarray)
         self.rows = batch_size_of("data", data)
         if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= self.rows:
@@ -94,7 +96,7 @@ class Memory:
         self.data = as_arrays("fit: data", states_as_floats(data, entry.dtype), placement.copy)
         self.batch_size = int(batch_size)
 
-    def settings(self, placement: Placement) -> dict[str, Any]:
+    def settings(self, placement: Placement) -> Settings:
         """What makes another run of the same data."""
         return {"batch_size": self.batch_size, "rows": self.rows, "shards": placement.shards}
 
@@ -104,11 +106,11 @@ class Memory:
         if placement.sharding is None:
             check_not_partitioned("data", self.data)
 
-    def first_batch(self, placement: Placement, begun: Any, last: int) -> Batch:
+    def first_batch(self, placement: Placement, begun: ArrayLike, last: int) -> Batch:
         """A batch as every epoch has one."""
         return placement.first_rows(self.data, self.batch_size)
 
-    def advance(self, program: Program, result: FitResult, stop: Any) -> FitResult:
+    def advance(self, program: Program, result: FitResult, stop: ArrayLike) -> FitResult:
         """Epochs up to number `stop`; the history is that of these epochs."""
         return run_epochs(program, self.data, result, stop)
 
@@ -130,7 +132,7 @@ class Loader:
 
     data, batch_size, rows = None, 0, 0  # known of data in memory only
 
-    def __init__(self, data: Any, placement: Placement, entry: Entry = _AS_IT_IS) -> None:
+    def __init__(self, data: object, placement: Placement, entry: Entry = _AS_IT_IS) -> None:
         if isinstance(data, Iterator):
             raise ValueError("fit: data is an iterator, to be read once; give a list, a loader or a generator function")
         if isinstance(data, type) or not (callable(data) or hasattr(data, "__iter__")):
@@ -139,14 +141,14 @@ class Loader:
         self._data, self._copy, self._entry = data, placement.copy, entry
         self._opened: dict[int, Iterator[Batch]] = {}
 
-    def settings(self, placement: Placement) -> dict[str, Any]:
+    def settings(self, placement: Placement) -> Settings:
         """Nothing that is known of the data makes another run."""
         return dict.fromkeys(("batch_size", "rows", "shards"))
 
     def put(self, placement: Placement) -> None:
         """Batches are brought to their devices one by one."""
 
-    def first_batch(self, placement: Placement, begun: Any, last: int) -> Batch:
+    def first_batch(self, placement: Placement, begun: ArrayLike, last: int) -> Batch:
         """The first batch of epoch `begun`, at most `last`; it is not drawn again when the epoch is read."""
         batch = next(placement.put_batches(map(self._peek, [min(int(begun), last)])))
         rows = batch_size_of("batch", batch)
@@ -156,7 +158,7 @@ class Loader:
             check_not_partitioned("data", batch)
         return placement.first_rows(batch, rows)
 
-    def advance(self, program: Program, result: FitResult, stop: Any) -> FitResult:
+    def advance(self, program: Program, result: FitResult, stop: ArrayLike) -> FitResult:
         """One epoch; the history is one row."""
         epoch = begin_epoch_of_loader(program, result)
         steps = program.replace_unchecked(metrics={}, early_stopping=None, zero_sums=(), empty_row=())
@@ -176,7 +178,7 @@ class Loader:
         return self._opened.pop(epoch) if epoch in self._opened else self._read(epoch)
 
     def _read(self, epoch: int) -> Iterator[Batch]:
-        source: Any = self._data
+        source: Iterable[Batch] = self._data
         if not hasattr(source, "__iter__"):
             source = _call(source, epoch)
             if isinstance(source, dict | Weighted) or hasattr(source, "__array__") or not hasattr(source, "__iter__"):
@@ -194,7 +196,7 @@ class Loader:
         if number == 0:
             raise ValueError(f"fit: data yielded no batch in epoch {epoch}")
 
-    def _enter(self, where: str, batch: Any) -> tuple[Batch, list[Any]]:
+    def _enter(self, where: str, batch: Batch) -> tuple[Batch, list[_Later]]:
         """The batch as arrays, checked if it is on the host; and what `check_finite` is to see of it later."""
         check_dense("fit: batch", batch)
         # A list of arrays is what torch makes of a tuple; a list of numbers is rows.
@@ -224,7 +226,7 @@ class Loader:
             check_finite(where, batch, self._entry.missing)
 
 
-def _call(function: Callable[..., Any], epoch: int) -> Any:
+def _call(function: Callable[..., Iterable[Batch]], epoch: int) -> Iterable[Batch]:
     parameters = inspect.signature(function).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if any(p.kind in positional and p.default is p.empty for p in parameters):

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._core.batches import Batch, batch_size_of
-from .._core.trees import Params
+from .._core.batches import batch_size_of
+from .._core.types import Batch, Extra, Params, State, Statistics, Tree
 from .._ebm.estimators import Estimator, EstimatorState, check_estimator
-from .._optim.transformation import State, apply_updates, as_transformation
+from .._optim.transformation import GradientTransformation, apply_updates, as_transformation
+from .early_stopping import Best
 from .history import scalars_of
 
 
@@ -29,7 +30,7 @@ class Outcome(IntEnum):
     INTERRUPTED = 5
 
     @classmethod
-    def _missing_(cls, value: Any) -> Any:
+    def _missing_(cls, value: object) -> Outcome | None:
         # A scalar array, as a result has it; Python 3.13 does not find the member by itself.
         return cls(int(value)) if isinstance(value, jax.Array | np.ndarray) and value.size == 1 else None
 
@@ -55,8 +56,8 @@ class FitResult(NamedTuple):
     estimator_state: EstimatorState
     epochs_done: jax.Array
     outcome: jax.Array
-    best: Any
-    history: dict[str, Any]
+    best: Best | tuple[()]
+    history: Tree
 
     @property
     def state(self) -> TrainState:
@@ -68,8 +69,13 @@ class FitResult(NamedTuple):
 
 
 def update(
-    estimator: Estimator, optimizer: Any, state: TrainState, batch: Batch, key: jax.Array, **extra: Any
-) -> tuple[TrainState, Any]:
+    estimator: Estimator,
+    optimizer: GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    **extra: object,
+) -> tuple[TrainState, Statistics]:
     if not all(hasattr(state, name) for name in TrainState._fields):
         raise TypeError(f"step(state, batch, key): state must be a TrainState, got {type(state).__name__}")
     gradient, estimator_state, statistics = estimate(estimator, state, batch, key)
@@ -78,7 +84,7 @@ def update(
     return TrainState(apply_updates(state.params, updates), optimizer_state, estimator_state), statistics
 
 
-def estimate(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Params, Any, Any]:
+def estimate(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Params, State, Statistics]:
     """(gradient, estimator_state, statistics). Raises TypeError if the estimator returns something else."""
     values = estimator.estimate(state.params, batch, state.estimator_state, key)
     if not isinstance(values, tuple | list) or len(values) != 3:
@@ -90,8 +96,8 @@ def estimate(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Arr
 
 
 def _what_is_known(
-    estimator: Estimator, params: Params, batch: Batch, key: jax.Array, gradient: Params, statistics: Any
-) -> dict[str, Any]:
+    estimator: Estimator, params: Params, batch: Batch, key: jax.Array, gradient: Params, statistics: Statistics
+) -> Extra:
     """The extra arguments of an optimizer; for optax `value`, `value_fn` and `grad`, which is that of `jax.grad`."""
     known = {"statistics": statistics, "gradient": gradient, "grad": jax.tree.map(jnp.conj, gradient)}
     known["rows"] = batch_size_of("batch", batch)
@@ -107,7 +113,7 @@ def _what_is_known(
 _jitted_update = jax.jit(update, donate_argnames="state")
 
 
-def train_step(estimator: Estimator, optimizer: Any) -> Callable[..., tuple[TrainState, Any]]:
+def train_step(estimator: Estimator, optimizer: GradientTransformation) -> Callable[..., tuple[TrainState, Statistics]]:
     """One jitted step: `step(state, batch, key, **extra) -> (state, statistics)`.
 
     The state is donated: use the one that comes back. Changing the learning rate does not recompile.
