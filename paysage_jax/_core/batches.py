@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, SupportsInt
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +163,7 @@ def check_finite(name: str, tree: Tree, missing: bool = False) -> None:
             raise ValueError(f"{name}{keystr(path)}: expected finite numbers, got {value} in {place(index)}{fill}")
 
 
-def place(index: Sequence[int]) -> str:
+def place(index: Sequence[SupportsInt]) -> str:
     """An index as errors name it: row 3, column 5."""
     row, *column = map(int, index)
     return f"row {row}" + (f", column {column[0] if len(column) == 1 else tuple(column)}" if column else "")

@@ -24,7 +24,7 @@ def checked(name: str, sharding: Sharding | None) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(first))
 
 
-def put(x: Leaf, sharding: Sharding | None) -> jax.Array:
+def put(x: Leaf, sharding: Sharding) -> jax.Array:
     """On its devices, of a NumPy array without a copy on another one; every process has all of it."""
     if not isinstance(x, jax.Array | np.ndarray):
         x = np.asarray(x)
@@ -49,7 +49,7 @@ def is_partitioned(x: Leaf) -> bool:
     return isinstance(x, jax.Array) and not isinstance(x, Tracer) and not x.sharding.is_fully_replicated
 
 
-def lay_out(tree: Tree, sharding: Sharding | None) -> Tree:
+def lay_out(tree: Tree, sharding: NamedSharding | tuple[NamedSharding, ...] | None) -> Tree:
     """The tree in the compiled program with its leaves in one layout, or each in its own of a tuple; None: as it is."""
     if sharding is None:
         return tree
@@ -71,7 +71,7 @@ def is_explicit(sharding: NamedSharding) -> bool:
     return AxisType.Explicit in sharding.mesh.axis_types
 
 
-def constrain(x: jax.Array, sharding: Sharding | None) -> jax.Array:
+def constrain(x: jax.Array, sharding: NamedSharding) -> jax.Array:
     return (jax.sharding.reshard if is_explicit(sharding) else jax.lax.with_sharding_constraint)(x, sharding)
 
 

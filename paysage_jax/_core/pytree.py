@@ -164,7 +164,7 @@ def as_rate(where: str, value: Leaf, dtype: DTypeLike | None = None) -> Leaf:
     return _Rate(_Number(_Interval.of("[0, inf)")))(where, value, dtype)
 
 
-def check_count(where: str, value: object) -> None:
+def check_count(where: str, value: Leaf) -> None:
     """Raise TypeError or ValueError unless `value` is one positive integer."""
     _Count()(where, value)
     if np.ndim(value):

@@ -123,7 +123,7 @@ def as_scalar(name: str, value: object) -> jax.Array:
 # --- dtypes ------------------------------------------------------------------------------------------
 
 
-def moment_dtype(dtype: DTypeLike) -> np.dtype:
+def moment_dtype(dtype: np.dtype) -> np.dtype:
     """The dtype in which a parameter's arithmetic is done and its moments are kept: at least float32.
 
     Complex and integer dtypes stay as they are.

@@ -23,7 +23,7 @@ from .._core.batches import Weighted, as_arrays, as_floats, check_finite
 from .._core.devices import take_rows, whole
 from .._core.pytree import Pytree, as_pytree, check_count
 from .._core.trees import as_scalar, check_same_tree, floating_dtype, moment_dtype
-from .._core.types import Batch, KeyPath, Params, Tree
+from .._core.types import Batch, Params, Tree
 from .estimators import as_states, run_chains
 from .model import EnergyModel, as_model
 from .phases import energies_of, hints, rows
@@ -83,7 +83,7 @@ class linear_path(Pytree):
 class _backwards(Pytree):
     """The same path from its end."""
 
-    path: KeyPath
+    path: Path
 
     def __call__(self, beta: jax.Array) -> Params:
         return self.path(1 - beta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,7 +31,7 @@ class CenterState(NamedTuple):
     offsets: dict[str, jax.Array]
 
 
-def _as_connections(_: str, connections: object) -> tuple[Connection, ...] | None:
+def _as_connections(_: str, connections: Iterable[Iterable[str]] | None) -> tuple[Connection, ...] | None:
     return None if connections is None else tuple(Connection(*connection) for connection in connections)
 
 

@@ -78,7 +78,7 @@ class Model(Pytree):
     integer_states: bool = static(default=False)
 
 
-def as_model(where: str, model: object) -> EnergyModel:
+def as_model(where: str, model: EnergyModel) -> EnergyModel:
     """The model, if it has all that is used of one. Raises TypeError otherwise."""
     if isinstance(model, type):
         raise TypeError(f"{where} must be a model, got the class {model.__name__}: call it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from .._core.batches import Weighted
 from .._core.pytree import converted
 from .._core.trees import is_inexact
-from .._core.types import Batch, Params, Tree
+from .._core.types import Batch, Params, Statistics, Tree
 from .estimators import EstimatorState, hints_for, persistent_contrastive_divergence, states_of
 from .model import Energy
 from .phases import energies_of, rows, two_phases
@@ -32,7 +32,7 @@ class TemperedStatistics(NamedTuple):
     lowest_swap_rate: jax.Array
 
 
-def _as_betas(where: str, betas: object) -> tuple[float, ...]:
+def _as_betas(where: str, betas: Iterable[float]) -> tuple[float, ...]:
     betas = tuple(map(float, betas))
     if len(betas) < 2 or betas[0] < 0 or betas[-1] != 1 or not np.all(np.diff(betas) > 0):
         raise ValueError(f"{where} must increase from a nonnegative number to 1, got {betas}")
@@ -75,7 +75,7 @@ class parallel_tempering(persistent_contrastive_divergence):
 
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
-    ) -> tuple[Params, EstimatorState, TemperedStatistics]:
+    ) -> tuple[Params, EstimatorState, Statistics]:
         data = states_of(self, params, batch, key)
         rows("estimator_state", estimator_state)
         betas = jnp.stack([jnp.asarray(beta, float) for beta in self.betas])

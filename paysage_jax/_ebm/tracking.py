@@ -67,7 +67,7 @@ def _as_key(where: str, key: object) -> jax.Array | np.ndarray:
     return key
 
 
-def _as_start(where: str, estimate: object) -> AnnealedEstimate:
+def _as_start(where: str, estimate: AnnealedEstimate) -> AnnealedEstimate:
     """Of an estimate what a run starts from."""
     if not (hasattr(estimate, "log_z") and hasattr(estimate, "chains")):
         raise TypeError(f"{where} must be an AnnealedEstimate(log_z, chains), got {type(estimate).__name__}")

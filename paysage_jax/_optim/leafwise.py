@@ -58,9 +58,7 @@ class Leafwise(Transformation):
 
     # Of a method with `*moments: Any, **_: object` type checkers allow an override that names its moments.
     @abstractmethod
-    def rule(
-        self, t: jax.Array, g: jax.Array, p: jax.Array | None, *moments: Any, **_: object
-    ) -> tuple[jax.Array, ...]:
+    def rule(self, t: jax.Array, g: jax.Array, p: jax.Array | None, *moments: Any, **_: Any) -> tuple[jax.Array, ...]:
         """(u, *moments) of one leaf: the update that is added to the parameter, and the moments after it.
 
         All are in the dtype of the moments, and so are the fields of self: the numbers of this step. Where g is
@@ -100,7 +98,7 @@ class Leafwise(Transformation):
 
 def update_leaves(
     rule: Callable[..., tuple[jax.Array, ...]],
-    numbers: Leafwise,
+    numbers: Tree,
     t: jax.Array,
     updates: Updates,
     params: Params | None,

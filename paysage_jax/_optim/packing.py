@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.tree_util import PyTreeDef, tree_flatten_with_path
+from jax.tree_util import tree_flatten_with_path
 
 from .._core.pytree import static
 from .._core.trees import check_addable, check_floating, check_same_tree, moment_dtype
@@ -38,7 +38,7 @@ class Layout:
     buffers end in zeros, so that their length is a multiple of `multiple`.
     """
 
-    structure: PyTreeDef
+    structure: Tree
     shapes: tuple[tuple[int, ...], ...]
     groups: tuple[tuple[int, ...], ...]
     multiple: int = 1

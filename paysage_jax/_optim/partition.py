@@ -40,7 +40,7 @@ def _members(where: str, optimizers: object) -> dict[Label, Transformation]:
     return {name: as_transformation(optimizers[name]) for name in sorted(optimizers)}
 
 
-def _as_labels(_: str, labels: object) -> Function | _ByPath:
+def _as_labels(_: str, labels: object) -> Labels:
     if callable(labels) and all_leaves([labels]):
         return as_pytree(labels)
     if isinstance(labels, Function | _ByPath):  # which `dataclasses.replace` hands on

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ def as_transformation(pair: object) -> Transformation:
     if not (hasattr(pair, "init") and hasattr(pair, "update")):
         hint = ": call it" if callable(pair) else ""
         raise TypeError(f"expected an optimizer or transformation, with init and update, got {pair!r}{hint}")
-    return _Foreign(pair)
+    return _Foreign(cast(GradientTransformation, pair))
 
 
 class Wrapper(Transformation):

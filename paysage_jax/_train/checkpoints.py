@@ -27,6 +27,8 @@ from .history import empty_rows
 
 VERSION = 1
 
+Directory = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
 Settings = dict[str, object]  # what a run was called with, as JSON takes it
 Description = dict[str, Any]  # what the leaves of a checkpoint are, as JSON has it
 
@@ -39,7 +41,7 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
-def _local(name: str, folder: object) -> Path:
+def _local(name: str, folder: Directory) -> Path:
     """The absolute path of a local directory. Raises TypeError or ValueError for what is no path, or a URL."""
     try:
         path = os.path.expanduser(os.fsdecode(folder))
@@ -65,7 +67,7 @@ class Checkpoints:
         TypeError, ValueError: for other values, and for a URL.
     """
 
-    directory: str | os.PathLike[str]
+    directory: Directory
     every: int = 1
     keep: int = 3
 
@@ -75,9 +77,9 @@ class Checkpoints:
         check_count("Checkpoints: keep", self.keep)
 
     @classmethod
-    def of(cls, checkpoints: object) -> Checkpoints:
+    def of(cls, checkpoints: Checkpoints | Directory) -> Checkpoints:
         """Options as they are; a directory with the defaults."""
-        return checkpoints if isinstance(checkpoints, cls) else cls(checkpoints)
+        return checkpoints if isinstance(checkpoints, Checkpoints) else cls(checkpoints)
 
 
 class CheckpointManager:
@@ -166,7 +168,7 @@ class CheckpointManager:
             self._manager.close()
 
 
-def read_checkpoint(folder: object, epoch: int | None = None) -> Tree:
+def read_checkpoint(folder: Directory, epoch: int | None = None) -> Tree:
     """A checkpoint as plain nested dictionaries of NumPy arrays, to look at without the code of the model.
 
     Args:

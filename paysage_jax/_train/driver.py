@@ -22,6 +22,8 @@ from .step import FitResult, Outcome
 
 Callback = Callable[[FitResult], object]
 
+Callback = Callable[[FitResult], object]
+
 _SECONDS = 0.1  # what a call of the program should take at least
 
 
@@ -63,7 +65,12 @@ class Host:
     """
 
     def __init__(
-        self, result: FitResult, epochs: int, callback: object, bar: Any, disk: CheckpointManager | None
+        self,
+        result: FitResult,
+        epochs: int,
+        callback: Callable[[FitResult], object] | None,
+        bar: Any,
+        disk: CheckpointManager | None,
     ) -> None:
         self.result, self.epochs, self._callback, self._bar, self._disk = result, epochs, callback, bar, disk
         self._history = History(result.history)
@@ -95,9 +102,9 @@ class Host:
         if self._bar is not None:
             self._bar.set_postfix(latest(self.result.history), refresh=False)
             self._bar.update(self.done - self._bar.n)
-        if self._callback and self._measurements:
+        if (callback := self._callback) and self._measurements:
             given = jax.tree.map(lambda x: x, self.result)  # with dicts and lists of its own, which it may change
-            stops = call_on_0(lambda: _is_true(self._callback(given)))
+            stops = call_on_0(lambda: _is_true(callback(given)))
             if stops and not int(self.result.outcome):
                 stopped = jnp.full_like(self.result.outcome, Outcome.STOPPED)
                 self.result = self.result._replace(outcome=stopped)

@@ -18,7 +18,7 @@ from .._core.pytree import check_count
 from .._core.types import Batch, Params
 from .._ebm.estimators import Estimator, check_estimator, entry_of
 from .._optim.transformation import GradientTransformation, as_transformation
-from .checkpoints import CheckpointManager, Checkpoints, Settings
+from .checkpoints import CheckpointManager, Checkpoints, Directory, Settings
 from .driver import Host, drive, progress_bar
 from .early_stopping import early_stopping as EarlyStopping
 from .epochs import Program, begin_epoch_of_loader, donating_step, outcome_now, with_shapes
@@ -52,7 +52,7 @@ def fit(
     early_stopping: EarlyStopping | None = None,
     callback: Callable[[FitResult], object] | None = None,
     progress: bool = False,
-    checkpoints: object = None,
+    checkpoints: Checkpoints | Directory | None = None,
     resume: FitResult | None = None,
 ) -> FitResult:
     """Train until epoch number `epochs`, or until the run has converged, stopped improving or become non-finite.

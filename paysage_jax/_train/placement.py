@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,8 +48,8 @@ class Placement:
 
     sharding: NamedSharding | None = None
     shards: int = 1
-    state: tuple[Sharding, ...] | None = None
-    result: tuple[Sharding, ...] | None = None
+    state: tuple[NamedSharding, ...] | None = None
+    result: tuple[NamedSharding, ...] | None = None
 
     @property
     def copy(self) -> Callable[[np.ndarray], Leaf]:
@@ -143,14 +144,15 @@ class Placement:
         return _first_rows(data, size, self.replicated) if self.sharding else jax.tree.map(lambda x: x[:size], data)
 
     @property
-    def replicated(self) -> NamedSharding | None:
+    def replicated(self) -> Any:
         """On every device the same."""
         return self.sharding and NamedSharding(self.sharding.mesh, PartitionSpec())
 
     def _rows(self, tree: Tree, divides: bool) -> Tree:
         if self.sharding is None:
             return tree
-        return jax.tree.map(lambda x: put(x, self.sharding if divides else self.replicated), tree)
+        where: Any = self.sharding if divides else self.replicated
+        return jax.tree.map(lambda x: put(x, where), tree)
 
     def _rows_of_all(self, x: Leaf) -> jax.Array:
         if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
@@ -217,7 +219,7 @@ def _first_rows(data: Batch, size: int, whole: NamedSharding) -> Batch:
     return jax.sharding.auto_axes(take, out_sharding=whole)(data) if is_explicit(whole) else lay_out(take(data), whole)
 
 
-def placement(sharding: Sharding | None, shards: object) -> Placement:
+def placement(sharding: Sharding | None, shards: Leaf) -> Placement:
     """What the arguments `sharding` and `shards` of `fit` say.
 
     Raises:

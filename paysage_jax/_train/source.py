@@ -28,7 +28,7 @@ from .._core.batches import (
     states_as_floats,
 )
 from .._core.pytree import accepted
-from .._core.types import Batch, Tree
+from .._core.types import Batch, Leaf, Tree
 from .checkpoints import Settings
 from .epochs import Program, begin_epoch_of_loader, donating_step, finish_epoch_of_loader, run_epochs
 from .placement import Placement, check_not_partitioned
@@ -106,7 +106,7 @@ class Memory:
         if placement.sharding is None:
             check_not_partitioned("data", self.data)
 
-    def first_batch(self, placement: Placement, begun: ArrayLike, last: int) -> Batch:
+    def first_batch(self, placement: Placement, begun: Leaf, last: int) -> Batch:
         """A batch as every epoch has one."""
         return placement.first_rows(self.data, self.batch_size)
 
@@ -143,12 +143,12 @@ class Loader:
 
     def settings(self, placement: Placement) -> Settings:
         """Nothing that is known of the data makes another run."""
-        return dict.fromkeys(("batch_size", "rows", "shards"))
+        return {"batch_size": None, "rows": None, "shards": None}
 
     def put(self, placement: Placement) -> None:
         """Batches are brought to their devices one by one."""
 
-    def first_batch(self, placement: Placement, begun: ArrayLike, last: int) -> Batch:
+    def first_batch(self, placement: Placement, begun: Leaf, last: int) -> Batch:
         """The first batch of epoch `begun`, at most `last`; it is not drawn again when the epoch is read."""
         batch = next(placement.put_batches(map(self._peek, [min(int(begun), last)])))
         rows = batch_size_of("batch", batch)
@@ -178,7 +178,7 @@ class Loader:
         return self._opened.pop(epoch) if epoch in self._opened else self._read(epoch)
 
     def _read(self, epoch: int) -> Iterator[Batch]:
-        source: Iterable[Batch] = self._data
+        source: Tree = self._data
         if not hasattr(source, "__iter__"):
             source = _call(source, epoch)
             if isinstance(source, dict | Weighted) or hasattr(source, "__array__") or not hasattr(source, "__iter__"):

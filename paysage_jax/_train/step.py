@@ -15,7 +15,6 @@ from .._core.batches import batch_size_of
 from .._core.types import Batch, Extra, Params, State, Statistics, Tree
 from .._ebm.estimators import Estimator, EstimatorState, check_estimator
 from .._optim.transformation import GradientTransformation, apply_updates, as_transformation
-from .early_stopping import Best
 from .history import scalars_of
 
 
@@ -56,7 +55,7 @@ class FitResult(NamedTuple):
     estimator_state: EstimatorState
     epochs_done: jax.Array
     outcome: jax.Array
-    best: Best | tuple[()]
+    best: Tree
     history: Tree
 
     @property
