@@ -82,6 +82,7 @@ def tracked(chains):
     return pj.log_partition(jax.jit(track.update)(updates, state, PATH.start)[1])
 
 
+@pytest.mark.slow_unless("uint8")
 @pytest.mark.parametrize("dtype", ["uint8", "bool", ">f4", ">i8"])
 def test_annealing_takes_zeros_and_ones_of_any_dtype(dtype):
     """In unsigned arithmetic -v wraps around: log Z was -196, and log p of a row above 0."""
@@ -159,6 +160,7 @@ def test_a_double_beyond_float32_is_named_in_every_batch():
         annealed(np.where(COINS == 1, 1e39, 0.0))
 
 
+@pytest.mark.slow_unless(">u2")
 @pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4", ">u2", "longdouble"])
 def test_other_byte_orders_and_long_doubles_are_data(dtype):
     """Of FITS, netCDF and IDX files; JAX's words were "Error interpreting argument to stage"."""
@@ -290,6 +292,7 @@ def test_rows_and_labels_are_named_before_their_values():
 # --- weights -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_unless("1e-300", "weight2")
 @pytest.mark.parametrize("weight", [1e-300, np.float32(1e-40), np.float32(3e38), 1e300, 1e308, True, np.uint8(7)])
 def test_only_ratios_of_weights_count(weight):
     """Sums of them overflow or underflow: likelihoods were NaN, and a run made no step and said nothing."""

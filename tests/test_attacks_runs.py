@@ -63,6 +63,7 @@ def replaces_parameters(result):
     del result.params["b"]
 
 
+@pytest.mark.slow_unless("pops")
 @pytest.mark.parametrize("callback", [pops, writes_text, replaces_parameters])
 def test_a_callback_may_write_to_what_it_is_given_and_changes_nothing(callback, tmp_path):
     result = whole(epochs=2, callback=callback, checkpoints=tmp_path)
@@ -112,6 +113,7 @@ class Scripted(Estimator):
         return jax.tree.map(lambda p: jnp.where(bad, jnp.nan, jnp.ones_like(p)), params), estimator_state + 1, {}
 
 
+@pytest.mark.slow_unless("accumulate-iterable", "warm up-in memory")
 @each_kind
 @pytest.mark.parametrize(
     ("optimizer", "steps"),
@@ -142,6 +144,7 @@ def stop_on(metric, **options):
     return {"metrics": {metric: likeness}, "early_stopping": early_stopping(metric, patience=3, **options)}
 
 
+@pytest.mark.slow_unless("result")
 @pytest.mark.parametrize("way", ["result", "checkpoints"])
 def test_early_stopping_on_another_metric_forgets_the_best_of_the_first(way, tmp_path):
     """The loss is positive and the likeness negative: no likeness is above the best loss."""

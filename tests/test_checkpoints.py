@@ -45,6 +45,7 @@ def steps(folder):
 # --- the same call again -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow_unless("in memory")
 @each_kind
 def test_the_same_call_goes_on_and_ends_bit_for_bit_as_uncut(kind, tmp_path):
     """With chance in every part of it."""
@@ -102,6 +103,7 @@ def raising(error):
     return callback
 
 
+@pytest.mark.slow_unless("error1-iterable")
 @each_kind
 @pytest.mark.parametrize("error", [Broken(), KeyboardInterrupt()])
 def test_what_was_done_when_something_raises_is_on_disk(kind, error, tmp_path):
@@ -169,6 +171,7 @@ class Everything(Transformation):
         return jax.tree.map(lambda g: -0.1 * g, updates), state
 
 
+@pytest.mark.slow_unless("in memory")
 @each_kind
 def test_all_kinds_of_leaves_and_keys_survive(kind, tmp_path):
     data, options = kind(DATA)

@@ -369,6 +369,7 @@ def dtypes_of(tree):
     return {jnp.result_type(x) for x in jax.tree.leaves(tree)}
 
 
+@pytest.mark.slow_unless("bfloat16")
 @each_half
 def test_a_pixel_that_is_always_on_has_finite_log_odds_in_half_precision(dtype):
     data = BITS.copy()
@@ -397,6 +398,7 @@ def test_rare_states_are_drawn_as_rarely_in_half_precision(dtype):
         assert abs(seen - rate) < 5 * np.sqrt(rate / (4 * rows))
 
 
+@pytest.mark.slow_unless("bfloat16")
 @each_half
 def test_in_half_precision_energies_are_as_exact_as_the_parameters(dtype):
     half = jax.tree.map(lambda p: p.astype(dtype), MACHINE)
@@ -416,6 +418,7 @@ def test_a_path_from_parameters_to_themselves_stays_there_in_half_precision():
     np.testing.assert_array_equal(on_the_way, np.broadcast_to(params, (41, 50)))
 
 
+@pytest.mark.slow
 def test_annealing_in_half_precision_finds_log_z():
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), MACHINE)
     annealing = rbm.annealing(half, BITS, 500, KEY)
@@ -425,6 +428,7 @@ def test_annealing_in_half_precision_finds_log_z():
     assert estimate.error < 0.1
 
 
+@pytest.mark.slow_unless("bfloat16")
 @each_half
 def test_the_gaussian_start_in_half_precision(dtype):
     data = jnp.asarray(REAL, dtype)

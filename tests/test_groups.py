@@ -418,6 +418,7 @@ def fitted(optimizer, epochs):
     return fit(LINEAR, optimizer, loss_gradient(squares), data, epochs=epochs, batch_size=20, key=KEY)
 
 
+@pytest.mark.slow
 def test_lbfgs_under_fit():
     optimizer = optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(max_backtracking_steps=15))
     np.testing.assert_allclose(fitted(optimizer, epochs=10).params["w"], SOLUTION, atol=1e-4)

@@ -53,6 +53,7 @@ except KeyboardInterrupt as error:
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="on a GPU the call of a loop returns at its end")
+@pytest.mark.slow
 def test_ctrl_c_is_heard_at_once_in_an_epoch_of_minutes(tmp_path):
     """At once: before the epoch has computed for a second, however long that takes on a machine under load."""
     assert float(python(INTERRUPTED, tmp_path / "result")) < 1

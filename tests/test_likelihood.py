@@ -84,6 +84,7 @@ def test_annealing_agrees_with_the_sum_within_its_error(reverse):
     np.testing.assert_allclose(error**2 * chains, (chains / size - 1) * chains / (chains - 1), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_annealing_of_gaussian_units():
     params = machine(2, 1.0, visible=4)
     params["layers"][0]["log_var"] = np.linspace(-1, 0.5, 4, dtype=np.float32)
@@ -114,6 +115,7 @@ def test_forward_tends_to_be_low_and_reverse_high():
         assert low.mean() + 2 * low.std() / np.sqrt(200) < exact(params) < high.mean() - 2 * high.std() / np.sqrt(200)
 
 
+@pytest.mark.slow
 def test_log_z_is_between_the_bounds():
     """Estimates that are this good are on either side of log Z, by noise; the bounds are not."""
     sides = set()
@@ -348,6 +350,7 @@ stopping = pj.early_stopping("likelihood", patience=10, maximize=True)
 run_to_the_stop = cache(partial(run, rate=0.3, epochs=60, early_stopping=stopping))
 
 
+@pytest.mark.slow
 def test_fit_knows_its_likelihood_and_stops_by_it():
     result = run_to_the_stop()
     history = result.history

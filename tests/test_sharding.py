@@ -126,6 +126,7 @@ def test_many_devices_are_one(optimizer, layout, loader):
         assert result.params["weights"][0]["matrix"].sharding.spec == P(None, "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "loader"), [(131, False), slow(123, True)])
 def test_rows_and_chains_that_do_not_divide(rows, loader):
     """The last batch is smaller; weights go with their rows; ten chains are whole on each device."""
@@ -179,12 +180,14 @@ def test_an_eighth_of_the_work_on_each_of_eight_devices(layout, name):
     assert flops[1] <= flops[0] / 7.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam in pieces", slow("packed in pieces")])
 def test_an_eighth_of_the_state_on_each_of_eight_devices(name):
     leaves = jax.tree.leaves(program(over(8), name)[0].optimizer_state)
     assert sum(x.addressable_shards[0].data.nbytes for x in leaves) <= sum(x.nbytes for x in leaves) / 7.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["8", slow("8 explicit")])
 def test_data_and_chains_stay_where_they_are(layout):
     """Nothing but sums goes between devices, and with a state in pieces also the updates."""
@@ -236,6 +239,7 @@ def test_a_run_goes_on_with_other_devices(before, after, on_disk, tmp_path):
     assert int(result.epochs_done) == EPOCHS
 
 
+@pytest.mark.slow
 def test_a_run_without_devices_goes_on_with_them(tmp_path):
     """And the reverse: the state in pieces is that of the optimizer itself."""
     for sharding, epochs in ((None, 3), (over(8), 6), (None, EPOCHS)):
@@ -338,6 +342,7 @@ def test_a_checkpoint_of_other_shards_is_refused(tmp_path):
         train(None, OPTIMIZERS["adam"], shards=1, epochs=2, checkpoints=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_model_in_pieces_stays_so_when_it_is_resumed_and_where_it_was_best():
     sharding = over(8, model=2)
     half = train(sharding, OPTIMIZERS["adam"], epochs=3, early_stopping=pj.early_stopping("data_energy", patience=99))
@@ -391,6 +396,7 @@ def test_a_metric_may_have_a_row_for_each_chain(kind):
     assert run.history["chains"].shape == (2, BATCH)
 
 
+@pytest.mark.slow
 def test_gaussian_units_are_drawn_where_their_rows_are():
     flops = []
     params = rbm.init_gaussian(np.random.default_rng(0).normal(size=(400, 96)).astype(np.float32), 64, KEY)

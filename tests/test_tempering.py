@@ -72,6 +72,7 @@ def exact(beta):
 tempered = pj.parallel_tempering(energy, gibbs, steps=60, betas=BETAS)
 
 
+@pytest.mark.slow
 def test_every_temperature_has_its_exact_probabilities_where_plain_gibbs_stays_in_one_mode():
     """Of each number of spins up: in each of 5 runs within 5 standard errors, and their mean within 4 of its own."""
     up = (EVERY_STATE > 0).sum(1)
