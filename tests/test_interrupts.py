@@ -9,6 +9,7 @@ import pytest
 
 from paysage_jax import Outcome
 from paysage_jax._train.checkpoints import CheckpointManager
+from paysage_jax._train.driver import Host
 from tests.helpers.runs import KINDS, assert_identical, each_kind, how, python, regress, regress_slowly
 
 in_memory = KINDS["in memory"]
@@ -143,3 +144,20 @@ def test_a_handler_of_the_user_is_left_alone(tmp_path, monkeypatch):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert heard == [1]
     assert how(result) == (8, Outcome.EPOCHS_EXHAUSTED)
+
+
+def test_a_second_ctrl_c_while_the_first_is_seen_to_carries_the_result(monkeypatch):
+    """In the instant between attaching the result and writing a checkpoint of it."""
+
+    def press(result):
+        if result.epochs_done == 2:
+            raise KeyboardInterrupt("the first")
+
+    def press_again(self, error):
+        raise KeyboardInterrupt("the second")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Host, "_save_for", press_again)
+        with pytest.raises(KeyboardInterrupt, match="the second") as caught:
+            regress(in_memory, callback=press)
+    assert how(caught.value.result) == (2, Outcome.INTERRUPTED)

@@ -122,21 +122,34 @@ class Host:
     def rescue(self) -> Iterator[None]:
         """Attach the result so far to an exception, Ctrl-C included, and write a checkpoint of it."""
         try:
-            yield
+            try:
+                yield
+            except BaseException as error:
+                self._attach_to(error)
+                self._save_for(error)
+                raise
         except BaseException as error:
-            error.result = self.result = self.result._replace(outcome=self._interrupted)  # type: ignore
-            result = "They are this exception's `result`, for fit(..., resume=result)"
-            error.add_note(f"fit: epochs done: {self.done}. {result}")
-            # Of several processes all write one checkpoint together, and the others may be gone.
-            if self._disk and self.done > self._began and jax.process_count() == 1:
-                try:
-                    with postponed():
-                        self._disk.save(self.done, self.result)
-                        self._disk.wait()
-                except BaseException as failed:  # Ctrl-C again
-                    reason = str(failed) or "interrupted again"
-                    error.add_note(f"fit: no checkpoint of them could be written: {reason}")
+            self._attach_to(error)  # a second Ctrl-C, that came while the first was seen to
             raise
+
+    def _attach_to(self, error: BaseException) -> None:
+        if getattr(error, "result", None) is self.result:
+            return
+        error.result = self.result = self.result._replace(outcome=self._interrupted)  # type: ignore
+        result = "They are this exception's `result`, for fit(..., resume=result)"
+        error.add_note(f"fit: epochs done: {self.done}. {result}")
+
+    def _save_for(self, error: BaseException) -> None:
+        # Of several processes all write one checkpoint together, and the others may be gone.
+        if self._disk is None or self.done == self._began or jax.process_count() > 1:
+            return
+        try:
+            with postponed():
+                self._disk.save(self.done, self.result)
+                self._disk.wait()
+        except BaseException as failed:  # Ctrl-C again
+            reason = str(failed) or "interrupted again"
+            error.add_note(f"fit: no checkpoint of them could be written: {reason}")
 
 
 def _wait(x: jax.Array) -> None:
