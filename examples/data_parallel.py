@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 import paysage_jax as pj
 
 PIXELS, HIDDEN, ROWS, BATCH = 784, 500, 2400, 240
+MODEL = pj.rbm.RBM()
 
 
 def patterns(seed, patterns=20, flipped=0.1):
@@ -34,7 +35,7 @@ def train(images, devices, shards, epochs, seed):
     """The result of `pj.fit` on a mesh of these devices, and a compiled step to look at."""
     rows = NamedSharding(jax.make_mesh((len(devices),), ("data",), devices=devices), PartitionSpec("data"))
     optimizer = pj.shard_state(pj.adam(0.002), rows)
-    estimator = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs)
+    estimator = pj.persistent_contrastive_divergence(MODEL)
     start_key, fit_key = jax.random.split(jax.random.key(seed))
     result = pj.fit(
         pj.rbm.init_bernoulli(images, HIDDEN, start_key),
@@ -46,7 +47,7 @@ def train(images, devices, shards, epochs, seed):
         key=fit_key,
         sharding=rows,
         shards=shards,
-        metrics={"validation": pj.pseudo_log_likelihood(pj.rbm.free_energy, patterns(seed)[:200])},
+        metrics={"validation": pj.pseudo_log_likelihood(MODEL, patterns(seed)[:200])},
     )
     step = pj.train_step(estimator, optimizer)
     batch = jax.ShapeDtypeStruct((BATCH, PIXELS), np.float32, sharding=rows)

@@ -20,6 +20,8 @@ from tensorboardX import SummaryWriter
 
 import paysage_jax as pj
 
+MODEL = pj.rbm.RBM()
+
 
 def train(images, epochs, key, folder, callback):
     """The result of `pj.fit`; all that makes the run survive, report and stop is in its last four arguments."""
@@ -28,14 +30,14 @@ def train(images, epochs, key, folder, callback):
     return pj.fit(
         pj.rbm.init_bernoulli(images.train, 36, start_key),
         pj.chain(pj.center(), pj.sgd(pj.per_epoch(pj.power_law_decay(0.3, 0.1)))),
-        pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs, chains=100),
+        pj.persistent_contrastive_divergence(MODEL, num_chains=100),
         images.train,
         epochs=epochs,
         batch_size=digits.BATCH,
         key=fit_key,
         metrics={
-            "validation": pj.pseudo_log_likelihood(pj.rbm.free_energy, validation),
-            "gap": pj.free_energy_gap(pj.rbm.free_energy, images.train, images.validation),
+            "validation": pj.pseudo_log_likelihood(MODEL, validation),
+            "gap": pj.free_energy_gap(MODEL, images.train, images.validation),
         },
         early_stopping=pj.early_stopping("validation", patience=40, maximize=True),
         callback=callback,

@@ -35,7 +35,7 @@ import paysage_jax as pj
 
 BATCH = 100
 FILES = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
-MODEL = (pj.rbm.free_energy, pj.rbm.gibbs)
+MODEL = pj.rbm.RBM()
 SHOWN = 64  # filters and samples in the picture
 
 
@@ -71,6 +71,9 @@ def draw_pixels(params, grey, key):
     return (jax.random.uniform(key, grey.shape) < grey).astype(grey.dtype)
 
 
+MODEL_OF_GREY = pj.Model(pj.rbm.free_energy, pj.rbm.gibbs, sample_hidden=draw_pixels)
+
+
 def make_optimizer(learning_rate, epochs, weight_decay):
     """SGD on the centred gradient and the decay of W; the rate falls linearly to 0 after the last epoch."""
     falling = pj.per_epoch(lambda epoch: learning_rate * (1 - epoch / epochs))
@@ -87,22 +90,22 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, e
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
     start = pj.rbm.init_bernoulli(images.train, hidden, start_key)
     annealing = pj.rbm.annealing(start, images.train, tracked, path_key)
-    first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
+    first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
     every = min(every, epochs)
     anchor = {"reanneal_every": every * math.ceil(len(images.train) / BATCH), "reanneal_steps": 1000}
-    tracker = pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, every=5, **anchor)
+    tracker = pj.track_log_partition(MODEL, first, track_key, every=5, **anchor)
     rows = {"train": images.train, "validation": images.validation}
-    metrics = {name: pj.log_likelihood(pj.rbm.free_energy, v) for name, v in rows.items()}
+    metrics = {name: pj.tracked_log_likelihood(MODEL, v) for name, v in rows.items()}
     return pj.fit(
         start,
         pj.chain(optimizer, tracker),
-        pj.persistent_contrastive_divergence(*MODEL, chains=chains, complete=None if once else draw_pixels),
+        pj.persistent_contrastive_divergence(MODEL if once else MODEL_OF_GREY, num_chains=chains),
         images.train if once else images.grey,
         epochs=epochs,
         batch_size=BATCH,
         key=fit_key,
         metrics_every=every,
-        metrics=metrics | {"error": lambda params, key, state: pj.log_partition(state).error},
+        metrics=metrics | {"error": lambda state, key: pj.tracked_log_partition(state).error},
         early_stopping=pj.early_stopping("validation", patience=epochs, maximize=True),
         **watch,
     )
@@ -117,9 +120,9 @@ def run_chains(params, v, key, steps):
 def bracket(params, images, samples, key, temperatures):
     """log Z by forward and by reverse annealing, from as many chains as there are samples of the model."""
     path_key, forward_key, reverse_key = jax.random.split(key, 3)
-    path, start, log_z_start = pj.rbm.annealing(params, images.train, len(samples), path_key)
-    forward = pj.annealed_importance_sampling(*MODEL, path, start, log_z_start, forward_key, temperatures)
-    back = pj.reverse_annealed_importance_sampling(*MODEL, path, samples, log_z_start, reverse_key, temperatures)
+    annealing = pj.rbm.annealing(params, images.train, len(samples), path_key)
+    forward = pj.annealed_importance_sampling(MODEL, annealing, forward_key, temperatures)
+    back = pj.reverse_annealed_importance_sampling(MODEL, annealing, samples, reverse_key, temperatures)
     return {"forward": forward, "reverse": back}
 
 
