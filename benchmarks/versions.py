@@ -35,7 +35,8 @@ def machine(visible, hidden, gaussian):
     bits = (random.random((10 * BATCH, visible)) < 0.3).astype(np.float32)
     data = random.normal(size=bits.shape).astype(np.float32) if gaussian else bits
     make = rbm.init_gaussian if gaussian else rbm.init_bernoulli
-    estimator = pj.contrastive_divergence(rbm.free_energy, rbm.gibbs)
+    model = [rbm.RBM()] if hasattr(rbm, "RBM") else [rbm.free_energy, rbm.gibbs]  # two functions up to 0.2
+    estimator = pj.contrastive_divergence(*model)
     return make(data, hidden, jax.random.key(0)), estimator, pj.adam(1e-3), data
 
 
