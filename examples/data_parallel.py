@@ -1,9 +1,9 @@
-"""One RBM on many devices: rows and chains in pieces, the optimizer's state too, and the numbers of one device.
+"""One RBM on many devices: rows and chains in pieces, the optimizer's state too, and the results of one device.
 
     python examples/data_parallel.py --devices 8
     python examples/launch.py --processes 2 examples/data_parallel.py --devices 2
 
-Trains 784 x 500 units on made patterns over all devices that there are (`--devices` makes so many of a CPU), and says
+Trains 784 x 500 units on made patterns over all devices (`--devices` makes that many of a CPU), and says
 what lies where, and how much each device computes, holds and sends. In one process it trains once more on the first
 device alone, in as many shards, and draws both over each other.
 """
@@ -87,7 +87,7 @@ def draw(curves):
 def main(argv=None):
     """Train on all devices, and in one process also on the first alone."""
     parser = shared.make_parser(__doc__, epochs=10, picture="data_parallel.png")
-    parser.add_argument("--devices", type=int, help="so many of the CPU for each process (default: what there is)")
+    parser.add_argument("--devices", type=int, help="of the CPU, for each process (default: all devices)")
     options = shared.parse(parser, argv, devices=(1, 64))
     if options.devices:
         jax.config.update("jax_num_cpu_devices", options.devices)

@@ -5,7 +5,7 @@
 
 Centred PCD on handwritten digits with a pseudo-likelihood of validation images that stops the run in time. The folder
 gets a checkpoint every 5 epochs, history.csv, a picture redrawn as it goes, and events for TensorBoard. Kill it when
-you like: the same command goes on where it was, and ends with the same numbers.
+you like: the same command resumes where it was, and ends with the same numbers.
 """
 
 import csv
@@ -76,7 +76,7 @@ def draw(result, images):
 
 
 def main(argv=None):
-    """Train or go on, and say how it ended."""
+    """Train or resume, and say how it ended."""
     parser = shared.make_parser(__doc__, 300)
     parser.add_argument("--folder", type=Path, default=Path("long_run"), help="of all that the run leaves")
     options = shared.parse(parser, argv)

@@ -31,7 +31,7 @@ LEARNING_RATES = {
 
 
 def make_optimizer(convention, name, learning_rate):
-    """`pj.adam` or `pj.classic.adam`, say, the rate falling as 1 / (1 + epoch / 10)."""
+    """For example `pj.adam` or `pj.classic.adam`, the rate falling as 1 / (1 + epoch / 10)."""
     library = pj if convention == "textbook" else pj.classic
     return getattr(library, name)(pj.per_epoch(pj.power_law_decay(learning_rate, 0.1)))
 

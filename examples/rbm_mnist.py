@@ -8,7 +8,7 @@ anew at every step (with `--once` once, too: then the machine overfits). A twelf
 for validation. Centred PCD, the rate falling linearly to 0. The log-likelihood of training and validation images is
 tracked along the run; the parameters of the best validation are kept. Then annealed importance sampling says what the
 test images get: forward (tends to say too much) and in reverse (too little), with bounds that the likelihood is
-between. The folder of the run gets its checkpoints: kill it when you like, the same command goes on.
+between. The folder of the run gets its checkpoints: kill it when you like, the same command resumes it.
 
 On two cores of an AMD EPYC, seeds 0, 1, 2, by the command above with --seed (24 minutes of training each):
 
@@ -82,7 +82,7 @@ def make_optimizer(learning_rate, epochs, weight_decay):
 
 
 def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, every=5, once=False, **watch):
-    """The result of `pj.fit`: PCD with so many `chains`, the likelihood by so many others, measured `every` epochs.
+    """The result of `pj.fit`: PCD with `chains`, the likelihood by `tracked` others, measured `every` epochs.
 
     Log Z is anchored just before, for this machine learns faster than chains can follow; in between every fifth update
     is enough to see how it goes.
@@ -113,7 +113,7 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, e
 
 @partial(jax.jit, static_argnames="steps")
 def run_chains(params, v, key, steps):
-    """The states v after so many Gibbs steps."""
+    """The states v after `steps` Gibbs steps."""
     return jax.lax.fori_loop(0, steps, lambda i, v: pj.rbm.gibbs(params, v, jax.random.fold_in(key, i)), v)
 
 
@@ -149,7 +149,7 @@ def draw(history, annealed, params, samples, images):
 
 
 def main(argv=None):
-    """Train or go on, bracket, print, draw."""
+    """Train or resume, bracket, print, draw."""
     parser = shared.make_parser(__doc__, 400, "rbm_mnist.png")
     parser.add_argument("--data", help="the folder of MNIST's IDX files, gzip or not")
     parser.add_argument("--folder", default="rbm_mnist", help="of the checkpoints")
@@ -192,7 +192,7 @@ def main(argv=None):
         annealed[name] = pj.rbm.log_likelihood(best.params, images.test, estimate.log_z)
         bound = pj.rbm.log_likelihood(best.params, images.test, estimate.bound)
         validation = pj.rbm.log_likelihood(best.params, images.validation, estimate.log_z)
-        size = f"effective size {estimate.effective_sample_size:.0f} of {options.annealed}"
+        size = f"effective sample size {estimate.effective_sample_size:.0f} of {options.annealed}"
         print(f"{name:9}  {annealed[name]:7.2f} {bound:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
 
     hidden = pj.rbm.sample_hidden(best.params, samples, sample_key)
