@@ -1,7 +1,7 @@
 """Where gradients come from: contrastive divergence, persistent chains, an ordinary loss.
 
-The transition of a model is a Markov kernel that leaves its distribution invariant. If the energy is that of complete
-states and the data leave units of them hidden, `model.sample_hidden(params, v, key) -> states` draws these.
+`transition(params, v, key) -> v` is a Markov kernel that leaves the model's distribution unchanged. If the energy is
+that of complete states and the data leave units of them hidden, `complete(params, v, key) -> states` draws these.
 """
 
 from __future__ import annotations
