@@ -23,13 +23,13 @@ def digits():
 
 
 def tracked_run(data, optimizer, key, hidden, epochs, chains, steps):
-    """The result of a centred run that tracks log Z with an anchor every epoch; its history has the exact one."""
+    """The result of a centred run that tracks log Z and reanneals every epoch; its history has the exact one."""
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
     start = rbm.init_bernoulli(data, hidden, start_key)
     annealing = rbm.annealing(start, data, chains, path_key)
     first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
-    anchor = {"reanneal_every": len(data) // BATCH, "reanneal_steps": steps}
-    tracker = pj.track_log_partition(MODEL, first, track_key, **anchor)
+    again = {"reanneal_every": len(data) // BATCH, "reanneal_steps": steps}
+    tracker = pj.track_log_partition(MODEL, first, track_key, **again)
     metrics = {
         "exact": lambda state, key: rbm.log_partition(state.params),
         "tracked": lambda state, key: pj.tracked_log_partition(state).log_z,

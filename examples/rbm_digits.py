@@ -44,12 +44,12 @@ def train(optimizer, params, images, key, epochs, **watch):
 
 
 def tracker(params, images, key, every):
-    """Tracks log Z of a run that starts from `params`, and anchors it `every` epochs."""
+    """Tracks log Z of a run that starts from `params`, and reanneals `every` epochs."""
     path_key, anneal_key, track_key = jax.random.split(key, 3)
     annealing = pj.rbm.annealing(params, images.train, CHAINS, path_key)
     first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
-    anchor = {"reanneal_every": every * len(images.batches), "reanneal_steps": 300}
-    return pj.track_log_partition(MODEL, first, track_key, steps_per_update=2, **anchor)
+    again = {"reanneal_every": every * len(images.batches), "reanneal_steps": 300}
+    return pj.track_log_partition(MODEL, first, track_key, steps_per_update=2, **again)
 
 
 def exact_log_likelihood(v):

@@ -84,7 +84,7 @@ def make_optimizer(learning_rate, epochs, weight_decay):
 def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, every=5, once=False, **watch):
     """The result of `pj.fit`: PCD with `chains`, the likelihood by `tracked` others, measured `every` epochs.
 
-    Log Z is anchored just before, for this machine learns faster than chains can follow; in between every fifth update
+    The run reanneals just before, for this machine learns faster than chains can follow; in between every fifth update
     is enough to see how it goes.
     """
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
@@ -92,8 +92,8 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, e
     annealing = pj.rbm.annealing(start, images.train, tracked, path_key)
     first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
     every = min(every, epochs)
-    anchor = {"reanneal_every": every * math.ceil(len(images.train) / BATCH), "reanneal_steps": 1000}
-    tracker = pj.track_log_partition(MODEL, first, track_key, every=5, **anchor)
+    again = {"reanneal_every": every * math.ceil(len(images.train) / BATCH), "reanneal_steps": 1000}
+    tracker = pj.track_log_partition(MODEL, first, track_key, every=5, **again)
     rows = {"train": images.train, "validation": images.validation}
     metrics = {name: pj.tracked_log_likelihood(MODEL, v) for name, v in rows.items()}
     return pj.fit(
