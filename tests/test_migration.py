@@ -85,7 +85,7 @@ def arguments(name):
     return list(inspect.signature(value).parameters) if callable(value) else []
 
 
-@pytest.mark.parametrize(("function", "old", "new"), arguments_of_0_3())
+@pytest.mark.parametrize(("function", "old", "new"), list(arguments_of_0_3()))
 def test_the_new_argument_is_taken(function, old, new):
     assert new in arguments(function)
     before = {name for text in names(old) for name in re.findall(r"\w+", text)}
