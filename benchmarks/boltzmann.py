@@ -35,7 +35,7 @@ class Runs:
 
 def epochs_of_training(seconds: float) -> Iterator[Result]:
     """Contrastive divergence (CD-1) with Adam; scikit-learn's chains are persistent and its steps plain."""
-    estimator = pj.contrastive_divergence(rbm.free_energy, rbm.gibbs)
+    estimator = pj.contrastive_divergence(rbm.RBM())
     for name, data, hidden, epochs in (("digits", digits.load().train, 64, 30), ("patterns", patterns(), 500, 5)):
         start = rbm.init_bernoulli(jnp.array(data), hidden, jax.random.key(0))
         for batch_size in (50, 100):

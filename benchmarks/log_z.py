@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 import paysage_jax as pj
 from paysage_jax import rbm
 
-MODEL = (rbm.free_energy, rbm.gibbs)
+MODEL = rbm.RBM()
 BATCH = 50
 OPTIMIZERS = {"sgd": (pj.sgd, 1.0), "adam": (pj.adam, 0.03)}
 
@@ -23,19 +23,19 @@ def digits():
 
 
 def tracked_run(data, optimizer, key, hidden, epochs, chains, steps):
-    """The result of a centred run that tracks log Z with an anchor every epoch; its history has the exact one."""
+    """The result of a centred run that tracks log Z and reanneals every epoch; its history has the exact one."""
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
     start = rbm.init_bernoulli(data, hidden, start_key)
     annealing = rbm.annealing(start, data, chains, path_key)
-    first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
-    anchor = {"reanneal_every": len(data) // BATCH, "reanneal_steps": steps}
-    tracker = pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, **anchor)
+    first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
+    again = {"reanneal_every": len(data) // BATCH, "reanneal_steps": steps}
+    tracker = pj.track_log_partition(MODEL, first, track_key, **again)
     metrics = {
-        "exact": lambda params, key: rbm.log_partition(params),
-        "tracked": lambda params, key, state: pj.log_partition(state).log_z,
-        "error": lambda params, key, state: pj.log_partition(state).error,
+        "exact": lambda state, key: rbm.log_partition(state.params),
+        "tracked": lambda state, key: pj.tracked_log_partition(state).log_z,
+        "error": lambda state, key: pj.tracked_log_partition(state).error,
     }
-    estimator = pj.persistent_contrastive_divergence(*MODEL)
+    estimator = pj.persistent_contrastive_divergence(MODEL)
     chain = pj.chain(pj.center(), optimizer, tracker)
     return pj.fit(start, chain, estimator, data, epochs=epochs, batch_size=BATCH, key=fit_key, metrics=metrics)
 
@@ -43,17 +43,17 @@ def tracked_run(data, optimizer, key, hidden, epochs, chains, steps):
 def annealed(params, training_chains, data, held_out, key, chains, steps):
     """Bounds and estimates of log Z, and RAISE on samples of the model and on held-out rows, all minus the exact."""
     path_key, forward_key, on_key, back_key, draw_key, raise_key = jax.random.split(key, 6)
-    path, start, log_z_start = rbm.annealing(params, data, chains, path_key)
-    forward = pj.annealed_importance_sampling(*MODEL, path, start, log_z_start, forward_key, steps)
-    samples = jnp.resize(training_chains, start.shape)
+    annealing = rbm.annealing(params, data, chains, path_key)
+    forward = pj.annealed_importance_sampling(MODEL, annealing, forward_key, steps)
+    samples = jnp.resize(training_chains, annealing.start.shape)
     on = lambda i, v: rbm.gibbs(params, v, jax.random.fold_in(on_key, i))  # noqa: E731
     samples = jax.lax.fori_loop(0, 1000, on, samples)
-    back = pj.reverse_annealed_importance_sampling(*MODEL, path, samples, log_z_start, back_key, steps)
+    back = pj.reverse_annealed_importance_sampling(MODEL, annealing, samples, back_key, steps)
     exact = rbm.log_partition(params)
 
     def raised(v):
-        bound = pj.reverse_ais_log_prob(*MODEL, path, v, log_z_start, raise_key, steps)
-        return jnp.mean(bound + rbm.free_energy(params, v)) + exact
+        log_p = pj.reverse_ais_log_prob(MODEL, annealing, v, raise_key, steps)
+        return jnp.mean(log_p + rbm.free_energy(params, v)) + exact
 
     over_exact = [x - exact for x in (forward.bound, forward.log_z, back.log_z, back.bound)]
     return jnp.stack([*over_exact, raised(exact_samples(params, 2000, draw_key)), raised(held_out)])

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import paysage_jax as pj
+from paysage_jax.extend import Estimator
 
 from .boltzmann import patterns
 from .measure import Result, compare
@@ -17,10 +18,10 @@ from .measure import Result, compare
 HIDDEN, BATCH, EPOCHS, RATE = 500, 100, 2, 0.05
 
 
-class Silent(pj.Estimator):
+class Silent(Estimator):
     """Another estimator, without its statistics."""
 
-    estimator: pj.Estimator
+    estimator: Estimator
 
     def init(self, params, batch, key):
         return self.estimator.init(params, batch, key)
@@ -48,13 +49,14 @@ class Epochs:
 
 def reporting(seconds: float) -> Iterator[Result]:
     """An epoch of PCD with statistics, a callback, early stopping, checkpoints, log Z tracked, beside one without."""
-    estimator = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs)
+    model = pj.rbm.RBM()
+    estimator = pj.persistent_contrastive_divergence(model)
     data = jnp.array(patterns(rows=6000))
     start = pj.rbm.init_bernoulli(data, HIDDEN, jax.random.key(0))
     run = partial(Epochs, start=start, data=data)
-    metrics = {"size": lambda params, key: jnp.sum(params["layers"][0]["loc"] ** 2)}
+    metrics = {"size": lambda state, key: jnp.sum(state.params["layers"][0]["loc"] ** 2)}
     stopping = pj.early_stopping("size", patience=10**6)
-    tracker = partial(pj.track_log_partition, pj.rbm.free_energy, pj.rbm.gibbs, 0.0, data[:BATCH], jax.random.key(1))
+    tracker = partial(pj.track_log_partition, model, pj.AnnealedEstimate(0.0, data[:BATCH]), jax.random.key(1))
     mine = {
         "statistics": run(estimator),
         "callback": run(Silent(estimator), callback=lambda result: None),

@@ -61,14 +61,14 @@ def ours(form, optimizer, params, gradients):
     params = jax.tree.map(jnp.copy, params)
     step = step_of(optimizer, pj.apply_updates)
     if form == "packed parameters":
-        step = step_of(optimizer, pj.apply_updates, arrange=pj.pack_like)
+        step = step_of(optimizer, pj.apply_updates, arrange=pj.packing.pack_like)
     if form == "packed moments":
-        optimizer = pj.pack_moments(optimizer)
+        optimizer = pj.packing.pack_moments(optimizer)
         step = step_of(optimizer, pj.apply_updates)
     if form in ("packed", "packed parameters"):
-        params = pj.pack(params)
+        params = pj.packing.pack(params)
     if form == "packed":
-        gradients = pj.pack(gradients)
+        gradients = pj.packing.pack(gradients)
     return step, params, optimizer.init(params), gradients
 
 
@@ -229,7 +229,7 @@ def training(seconds: float) -> Iterator[Result]:
         params = jax.tree.map(jnp.copy, params)
         return Loop(step, params, optimizer.init(params), target)
 
-    packed = loop(pj.adam(RATE), pj.apply_updates, pj.pack(params), pj.unpack)
+    packed = loop(pj.adam(RATE), pj.apply_updates, pj.packing.pack(params), pj.packing.unpack)
     mine = {"packed": packed}
     others = {"optax": optax and loop(optax.adam(RATE), optax.apply_updates, params)}
     check_same_work(leaves_of(params), mine | others)

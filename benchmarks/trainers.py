@@ -41,7 +41,7 @@ def trainers(seconds: float) -> Iterator[Result]:
 
 def _fit(start, data, sweeps):
     optimizer = pj.chain(pj.center(decay=0.0), pj.clip_by_global_norm(TINY), pj.sgd(RATE / TINY))
-    estimator = pj.persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, steps=sweeps)
+    estimator = pj.persistent_contrastive_divergence(rbm.RBM(), steps=sweeps)
     options = {"epochs": EPOCHS, "batch_size": BATCH, "key": jax.random.key(0)}
     return pj.fit(start, optimizer, estimator, data, **options).params
 

@@ -55,5 +55,5 @@ def on_device(tree, dtype=jnp.float32):
 
 def leaves_of(params):
     """The leaves of a tree, packed or not, as numpy arrays."""
-    tree = pj.unpack(params) if isinstance(params, pj.Packed) else params
+    tree = pj.packing.unpack(params) if isinstance(params, pj.packing.Packed) else params
     return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(tree)]

@@ -16,6 +16,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BATCH = 100
@@ -35,7 +36,8 @@ def machine(visible, hidden, gaussian):
     bits = (random.random((10 * BATCH, visible)) < 0.3).astype(np.float32)
     data = random.normal(size=bits.shape).astype(np.float32) if gaussian else bits
     make = rbm.init_gaussian if gaussian else rbm.init_bernoulli
-    estimator = pj.contrastive_divergence(rbm.free_energy, rbm.gibbs)
+    model: Any = [rbm.RBM()] if hasattr(rbm, "RBM") else [rbm.free_energy, rbm.gibbs]  # two functions up to 0.2
+    estimator = pj.contrastive_divergence(*model)
     return make(data, hidden, jax.random.key(0)), estimator, pj.adam(1e-3), data
 
 
@@ -68,7 +70,8 @@ def epoch(visible, hidden, loader=False):
 
     params, estimator, optimizer, data = machine(visible, hidden, gaussian=False)
     batches = [data[i : i + BATCH] for i in range(0, len(data), BATCH)]
-    source, options = (batches, {}) if loader else (data, {"batch_size": BATCH})
+    source = batches if loader else data
+    options: Any = {} if loader else {"batch_size": BATCH}
 
     def work(count):
         run = pj.fit(params, optimizer, estimator, source, epochs=count, key=jax.random.key(1), **options)
@@ -137,7 +140,7 @@ class Worker:
 
     def __init__(self, folder, case):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = python(folder, __file__, "--serve", case, **pipes)
+        self.process: Any = python(folder, __file__, "--serve", case, **pipes)
         self.process.stdout.readline()
 
     def __call__(self, count):

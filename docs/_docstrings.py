@@ -10,6 +10,13 @@ from sphinx.transforms import SphinxTransform
 
 import paysage_jax
 
+# The module that has the entry of a name; classes are called by their names alone in any text.
+HOMES = dict.fromkeys(paysage_jax.__all__, "paysage_jax")
+MODULES = (paysage_jax.extend, paysage_jax.packing, paysage_jax.states)
+HOMES |= {name: module.__name__ for module in MODULES for name in module.__all__ if name[0].isupper()}
+OF_2017 = [name for name in paysage_jax.__all__ if hasattr(paysage_jax.optimizers, name) and name[0].isupper()]
+HOMES |= dict.fromkeys(OF_2017, "paysage_jax.optimizers")
+
 SECTION = re.compile(r"(Args|Raises|Returns|Yields|Attributes):$")
 NAME = re.compile(r"(?:pj\.|paysage_jax\.)?([A-Za-z_][\w.]*)(?:\(.*\))?$", re.DOTALL)
 
@@ -60,13 +67,14 @@ def process_signature(app, what, name, obj, options, signature, returned):
 
 
 def resolve(app, env, node, contnode):
-    """Before intersphinx: `classic.adam` in any room is ours, and `statistics`, without a dot, no module of Python."""
+    """Before intersphinx: `classic.adam` and `Model` are ours in any module, `statistics` is no module of Python."""
     if node.get("reftype") != "obj":
         return None
     name, python = node["reftarget"], env.domains["py"]
-    if name.split(".")[0] in ("classic", "optimizers", "paysage_0_2", "rbm"):
-        return python.resolve_xref(env, node["refdoc"], app.builder, "obj", f"paysage_jax.{name}", node, contnode)
-    return None if "." in name else contnode
+    if "." in name or name[0].isupper():
+        found = python.resolve_xref(env, node["refdoc"], app.builder, "obj", _full_name(name), node, contnode)
+        return found if "." in name else found or contnode
+    return contnode
 
 
 class LinkNames(SphinxTransform):
@@ -79,7 +87,7 @@ class LinkNames(SphinxTransform):
             if isinstance(literal.parent, (pending_xref, nodes.reference, nodes.title)):
                 continue
             match = NAME.match(literal.astext())
-            if match and match[1].split(".")[0] in paysage_jax.__all__:
+            if match and match[1].split(".")[0] in HOMES:
                 target = {"refdomain": "py", "reftype": "obj", "reftarget": _full_name(match[1])}
                 link = pending_xref("", refdoc=self.env.docname, refexplicit=True, refwarn=False, **target)
                 literal.replace_self(link)
@@ -87,9 +95,8 @@ class LinkNames(SphinxTransform):
 
 
 def _full_name(name):
-    """The classes of 2017 have their entries where they are defined."""
-    here = getattr(getattr(paysage_jax, name, None), "__module__", "") == "paysage_jax.optimizers"
-    return f"paysage_jax.optimizers.{name}" if here else f"paysage_jax.{name}"
+    home = HOMES.get(name.split(".")[0])
+    return f"{home}.{name}" if home else name
 
 
 def setup(app):

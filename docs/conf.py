@@ -38,7 +38,7 @@ default_role = "py:obj"  # what docstrings mean by `name`
 copybutton_exclude = ".linenos, .gp, .go"
 
 autodoc_member_order = "bysource"
-autodoc_type_aliases = {name: f"paysage_jax.{name}" for name in ("Number", "Schedule")}
+autodoc_type_aliases = {name: f"paysage_jax.extend.{name}" for name in ("Number", "Schedule")}
 autodoc_type_aliases |= {name: name for name in ("Params", "Updates", "State", "Metric", "Batch")}
 python_use_unqualified_type_names = True
 autosummary_generate = False

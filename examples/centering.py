@@ -43,13 +43,13 @@ def train(optimizer, images, epochs, key):
     history = pj.fit(
         start,
         optimizer,
-        pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs),
+        pj.persistent_contrastive_divergence(pj.rbm.RBM()),
         images,
         epochs=epochs,
         batch_size=digits.BATCH,
         shuffle=False,  # as in paysage; with shuffled batches the plain gradient loses less
         key=key,
-        metrics={"log-likelihood": lambda params, key: log_likelihood(params, images)},
+        metrics={"log-likelihood": lambda state, key: log_likelihood(state.params, images)},
         metrics_every=max(1, epochs // 6),
     ).history
     return jnp.append(0, history["epoch"]), jnp.append(log_likelihood(start, images), history["log-likelihood"])

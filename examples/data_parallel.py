@@ -1,9 +1,9 @@
-"""One RBM on many devices: rows and chains in pieces, the optimizer's state too, and the numbers of one device.
+"""One RBM on many devices: rows and chains in pieces, the optimizer's state too, and the results of one device.
 
     python examples/data_parallel.py --devices 8
     python examples/launch.py --processes 2 examples/data_parallel.py --devices 2
 
-Trains 784 x 500 units on made patterns over all devices that there are (`--devices` makes so many of a CPU), and says
+Trains 784 x 500 units on made patterns over all devices (`--devices` makes that many of a CPU), and says
 what lies where, and how much each device computes, holds and sends. In one process it trains once more on the first
 device alone, in as many shards, and draws both over each other.
 """
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 import paysage_jax as pj
 
 PIXELS, HIDDEN, ROWS, BATCH = 784, 500, 2400, 240
+MODEL = pj.rbm.RBM()
 
 
 def patterns(seed, patterns=20, flipped=0.1):
@@ -34,7 +35,7 @@ def train(images, devices, shards, epochs, seed):
     """The result of `pj.fit` on a mesh of these devices, and a compiled step to look at."""
     rows = NamedSharding(jax.make_mesh((len(devices),), ("data",), devices=devices), PartitionSpec("data"))
     optimizer = pj.shard_state(pj.adam(0.002), rows)
-    estimator = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs)
+    estimator = pj.persistent_contrastive_divergence(MODEL)
     start_key, fit_key = jax.random.split(jax.random.key(seed))
     result = pj.fit(
         pj.rbm.init_bernoulli(images, HIDDEN, start_key),
@@ -46,7 +47,7 @@ def train(images, devices, shards, epochs, seed):
         key=fit_key,
         sharding=rows,
         shards=shards,
-        metrics={"validation": pj.pseudo_log_likelihood(pj.rbm.free_energy, patterns(seed)[:200])},
+        metrics={"validation": pj.pseudo_log_likelihood(MODEL, patterns(seed)[:200])},
     )
     step = pj.train_step(estimator, optimizer)
     batch = jax.ShapeDtypeStruct((BATCH, PIXELS), np.float32, sharding=rows)
@@ -86,7 +87,7 @@ def draw(curves):
 def main(argv=None):
     """Train on all devices, and in one process also on the first alone."""
     parser = shared.make_parser(__doc__, epochs=10, picture="data_parallel.png")
-    parser.add_argument("--devices", type=int, help="so many of the CPU for each process (default: what there is)")
+    parser.add_argument("--devices", type=int, help="of the CPU, for each process (default: all devices)")
     options = shared.parse(parser, argv, devices=(1, 64))
     if options.devices:
         jax.config.update("jax_num_cpu_devices", options.devices)

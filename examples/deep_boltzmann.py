@@ -61,6 +61,9 @@ def complete(params, v, key):
     return jax.lax.fori_loop(0, 10, lambda i, x: (v, *gibbs(params, x, jax.random.fold_in(key, i))[1:]), start)
 
 
+MODEL = pj.Model(energy, gibbs, sample_hidden=complete)
+
+
 def log_likelihood(params, v):
     """The mean of log p(v), exact: given h, all units of v and g are independent."""
     b, c, d, W, U = parts(params)
@@ -90,7 +93,7 @@ def train(start, estimator, measure, images, epochs, key):
         batch_size=digits.BATCH,
         key=key,
         metrics={
-            "nats": lambda params, key: jnp.stack([measure(params, v) for v in (images.train, images.validation)])
+            "nats": lambda state, key: jnp.stack([measure(state.params, v) for v in (images.train, images.validation)])
         },
         metrics_every=math.ceil(epochs / 8),
     )
@@ -103,11 +106,11 @@ def main(argv=None):
     keys = jax.random.split(jax.random.key(options.seed), 4)
 
     pcd = pj.persistent_contrastive_divergence
-    rbm = pcd(pj.rbm.free_energy, pj.rbm.gibbs, steps=5), rbm_log_likelihood
+    rbm = pcd(pj.rbm.RBM(), steps=5), rbm_log_likelihood
     start = init(images.train, keys[0])
     one_layer = [pj.rbm.init_bernoulli(images.train, n, keys[0]) for n in (FIRST, FIRST + SECOND)]
     runs = {
-        f"DBM, {FIRST} + {SECOND}": (start, pcd(energy, gibbs, steps=5, complete=complete), log_likelihood),
+        f"DBM, {FIRST} + {SECOND}": (start, pcd(MODEL, steps=5), log_likelihood),
         f"RBM, {FIRST}": (one_layer[0], *rbm),
         f"RBM, {FIRST + SECOND}": (one_layer[1], *rbm),
     }

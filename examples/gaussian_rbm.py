@@ -44,13 +44,18 @@ def train(data, held_out, hidden, epochs, key):
     return pj.fit(
         start,
         pj.rmsprop(pj.per_epoch(pj.power_law_decay(0.01, 0.1))),
-        pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs, steps=10, chains=500),
+        pj.persistent_contrastive_divergence(pj.rbm.RBM(), num_chains=500, steps=10),
         data,
         epochs=epochs,
         batch_size=200,
         key=key,
-        metrics={"nats": lambda params, key: pj.rbm.log_likelihood(params, held_out, pj.rbm.log_partition(params))},
+        metrics={"nats": lambda state, key: log_likelihood(state.params, held_out)},
     )
+
+
+def log_likelihood(params, white):
+    """Exact, in nats per pixel."""
+    return pj.rbm.log_likelihood(params, white, pj.rbm.log_partition(params))
 
 
 def gaussian_log_likelihood(white):

@@ -5,7 +5,7 @@
 
 Centred PCD on handwritten digits with a pseudo-likelihood of validation images that stops the run in time. The folder
 gets a checkpoint every 5 epochs, history.csv, a picture redrawn as it goes, and events for TensorBoard. Kill it when
-you like: the same command goes on where it was, and ends with the same numbers.
+you like: the same command resumes where it was, and ends with the same numbers.
 """
 
 import csv
@@ -20,6 +20,8 @@ from tensorboardX import SummaryWriter
 
 import paysage_jax as pj
 
+MODEL = pj.rbm.RBM()
+
 
 def train(images, epochs, key, folder, callback):
     """The result of `pj.fit`; all that makes the run survive, report and stop is in its last four arguments."""
@@ -28,14 +30,14 @@ def train(images, epochs, key, folder, callback):
     return pj.fit(
         pj.rbm.init_bernoulli(images.train, 36, start_key),
         pj.chain(pj.center(), pj.sgd(pj.per_epoch(pj.power_law_decay(0.3, 0.1)))),
-        pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs, chains=100),
+        pj.persistent_contrastive_divergence(MODEL, num_chains=100),
         images.train,
         epochs=epochs,
         batch_size=digits.BATCH,
         key=fit_key,
         metrics={
-            "validation": pj.pseudo_log_likelihood(pj.rbm.free_energy, validation),
-            "gap": pj.free_energy_gap(pj.rbm.free_energy, images.train, images.validation),
+            "validation": pj.pseudo_log_likelihood(MODEL, validation),
+            "gap": pj.free_energy_gap(MODEL, images.train, images.validation),
         },
         early_stopping=pj.early_stopping("validation", patience=40, maximize=True),
         callback=callback,
@@ -74,7 +76,7 @@ def draw(result, images):
 
 
 def main(argv=None):
-    """Train or go on, and say how it ended."""
+    """Train or resume, and say how it ended."""
     parser = shared.make_parser(__doc__, 300)
     parser.add_argument("--folder", type=Path, default=Path("long_run"), help="of all that the run leaves")
     options = shared.parse(parser, argv)

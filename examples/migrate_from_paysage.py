@@ -96,7 +96,7 @@ def rewritten_0_2():
 
 def train(optimizer, params, images, key, epochs):
     """The whole run as one compiled call."""
-    estimator = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs)
+    estimator = pj.persistent_contrastive_divergence(pj.rbm.RBM())
     options = {"epochs": epochs, "batch_size": digits.BATCH, "shuffle": False, "key": key}
     return pj.fit(params, optimizer, estimator, images, **options).params
 

@@ -106,13 +106,13 @@ def train(data, log_p, epochs, key):
     # No momentum (b1), for the chains answer late and it would swing; the average stills what noise is left.
     adam = pj.adam(pj.per_epoch(pj.power_law_decay(0.02, 0.1)), b1=0.0)
 
-    def distance(params, key, state):
+    def distance(state, key):
         return divergence(log_p, log_density(pj.averaged_parameters(state.optimizer_state)))
 
     result = pj.fit(
         init(init_key),
         pj.chain(adam, pj.average_parameters(0.99)),
-        pj.persistent_contrastive_divergence(energy, langevin, steps=5, chains=CHAINS),
+        pj.persistent_contrastive_divergence(pj.Model(energy, langevin), num_chains=CHAINS, steps=5),
         data,
         epochs=epochs,
         batch_size=250,

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import paysage_jax as pj
 
-MODEL = (pj.rbm.free_energy, pj.rbm.gibbs)
+MODEL = pj.rbm.RBM()
 CHAINS = 400  # that track the likelihood
 SHOWN = 36  # filters, images and samples in the picture
 LEARNING_RATES = {
@@ -31,38 +31,38 @@ LEARNING_RATES = {
 
 
 def make_optimizer(convention, name, learning_rate):
-    """`pj.adam` or `pj.classic.adam`, say, the rate falling as 1 / (1 + epoch / 10)."""
+    """For example `pj.adam` or `pj.classic.adam`, the rate falling as 1 / (1 + epoch / 10)."""
     library = pj if convention == "textbook" else pj.classic
     return getattr(library, name)(pj.per_epoch(pj.power_law_decay(learning_rate, 0.1)))
 
 
 def train(optimizer, params, images, key, epochs, **watch):
     """The result of `pj.fit`, with the batches in the same order in every epoch, as in paysage."""
-    estimator = pj.persistent_contrastive_divergence(*MODEL)
+    estimator = pj.persistent_contrastive_divergence(MODEL)
     options = {"epochs": epochs, "batch_size": digits.BATCH, "shuffle": False, "key": key}
     return pj.fit(params, optimizer, estimator, images.train, **options, **watch)
 
 
 def tracker(params, images, key, every):
-    """Tracks log Z of a run that starts from `params`, and anchors it `every` epochs."""
+    """Tracks log Z of a run that starts from `params`, and reanneals `every` epochs."""
     path_key, anneal_key, track_key = jax.random.split(key, 3)
     annealing = pj.rbm.annealing(params, images.train, CHAINS, path_key)
-    first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
-    anchor = {"reanneal_every": every * len(images.batches), "reanneal_steps": 300}
-    return pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, steps_per_update=2, **anchor)
+    first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
+    again = {"reanneal_every": every * len(images.batches), "reanneal_steps": 300}
+    return pj.track_log_partition(MODEL, first, track_key, steps_per_update=2, **again)
 
 
 def exact_log_likelihood(v):
     """A metric, for machines of few hidden units."""
-    return lambda params, key: pj.rbm.log_likelihood(params, v, pj.rbm.log_partition(params))
+    return lambda state, key: pj.rbm.log_likelihood(state.params, v, pj.rbm.log_partition(state.params))
 
 
 def bracket(params, images, samples, key):
     """[[training, validation] by forward annealing, the same by reverse annealing from samples of the model]."""
     path_key, forward_key, reverse_key = jax.random.split(key, 3)
-    path, start, log_z_start = pj.rbm.annealing(params, images.train, len(samples), path_key)
-    forward = pj.annealed_importance_sampling(*MODEL, path, start, log_z_start, forward_key)
-    back = pj.reverse_annealed_importance_sampling(*MODEL, path, samples, log_z_start, reverse_key)
+    annealing = pj.rbm.annealing(params, images.train, len(samples), path_key)
+    forward = pj.annealed_importance_sampling(MODEL, annealing, forward_key)
+    back = pj.reverse_annealed_importance_sampling(MODEL, annealing, samples, reverse_key)
     rows = images.train, images.validation
     return [[float(pj.rbm.log_likelihood(params, v, x.log_z)) for v in rows] for x in (forward, back)]
 
@@ -97,7 +97,7 @@ def main(argv=None):
     optimizer = make_optimizer(options.convention, options.optimizer, learning_rate)
     optimizer = pj.chain(optimizer, tracker(start, images, track_key, every))
     rows = {"training": images.train, "validation": images.validation}
-    metrics = {name: pj.log_likelihood(pj.rbm.free_energy, v) for name, v in rows.items()}
+    metrics = {name: pj.tracked_log_likelihood(MODEL, v) for name, v in rows.items()}
     if options.hidden <= pj.rbm.MOST_HIDDEN:
         metrics |= {f"{name}, exact": exact_log_likelihood(v) for name, v in rows.items()}
     watch = {"metrics": metrics, "progress": True}

@@ -8,7 +8,7 @@ anew at every step (with `--once` once, too: then the machine overfits). A twelf
 for validation. Centred PCD, the rate falling linearly to 0. The log-likelihood of training and validation images is
 tracked along the run; the parameters of the best validation are kept. Then annealed importance sampling says what the
 test images get: forward (tends to say too much) and in reverse (too little), with bounds that the likelihood is
-between. The folder of the run gets its checkpoints: kill it when you like, the same command goes on.
+between. The folder of the run gets its checkpoints: kill it when you like, the same command resumes it.
 
 On two cores of an AMD EPYC, seeds 0, 1, 2, by the command above with --seed (24 minutes of training each):
 
@@ -35,7 +35,7 @@ import paysage_jax as pj
 
 BATCH = 100
 FILES = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
-MODEL = (pj.rbm.free_energy, pj.rbm.gibbs)
+MODEL = pj.rbm.RBM()
 SHOWN = 64  # filters and samples in the picture
 
 
@@ -71,6 +71,9 @@ def draw_pixels(params, grey, key):
     return (jax.random.uniform(key, grey.shape) < grey).astype(grey.dtype)
 
 
+MODEL_OF_GREY = pj.Model(pj.rbm.free_energy, pj.rbm.gibbs, sample_hidden=draw_pixels)
+
+
 def make_optimizer(learning_rate, epochs, weight_decay):
     """SGD on the centred gradient and the decay of W; the rate falls linearly to 0 after the last epoch."""
     falling = pj.per_epoch(lambda epoch: learning_rate * (1 - epoch / epochs))
@@ -79,30 +82,30 @@ def make_optimizer(learning_rate, epochs, weight_decay):
 
 
 def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, every=5, once=False, **watch):
-    """The result of `pj.fit`: PCD with so many `chains`, the likelihood by so many others, measured `every` epochs.
+    """The result of `pj.fit`: PCD with `chains`, the likelihood by `tracked` others, measured `every` epochs.
 
-    Log Z is anchored just before, for this machine learns faster than chains can follow; in between every fifth update
+    The run reanneals just before, for this machine learns faster than chains can follow; in between every fifth update
     is enough to see how it goes.
     """
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
     start = pj.rbm.init_bernoulli(images.train, hidden, start_key)
     annealing = pj.rbm.annealing(start, images.train, tracked, path_key)
-    first = pj.annealed_importance_sampling(*MODEL, *annealing, anneal_key, steps=100)
+    first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
     every = min(every, epochs)
-    anchor = {"reanneal_every": every * math.ceil(len(images.train) / BATCH), "reanneal_steps": 1000}
-    tracker = pj.track_log_partition(*MODEL, first.log_z, first.chains, track_key, every=5, **anchor)
+    again = {"reanneal_every": every * math.ceil(len(images.train) / BATCH), "reanneal_steps": 1000}
+    tracker = pj.track_log_partition(MODEL, first, track_key, every=5, **again)
     rows = {"train": images.train, "validation": images.validation}
-    metrics = {name: pj.log_likelihood(pj.rbm.free_energy, v) for name, v in rows.items()}
+    metrics = {name: pj.tracked_log_likelihood(MODEL, v) for name, v in rows.items()}
     return pj.fit(
         start,
         pj.chain(optimizer, tracker),
-        pj.persistent_contrastive_divergence(*MODEL, chains=chains, complete=None if once else draw_pixels),
+        pj.persistent_contrastive_divergence(MODEL if once else MODEL_OF_GREY, num_chains=chains),
         images.train if once else images.grey,
         epochs=epochs,
         batch_size=BATCH,
         key=fit_key,
         metrics_every=every,
-        metrics=metrics | {"error": lambda params, key, state: pj.log_partition(state).error},
+        metrics=metrics | {"error": lambda state, key: pj.tracked_log_partition(state).error},
         early_stopping=pj.early_stopping("validation", patience=epochs, maximize=True),
         **watch,
     )
@@ -110,16 +113,16 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, e
 
 @partial(jax.jit, static_argnames="steps")
 def run_chains(params, v, key, steps):
-    """The states v after so many Gibbs steps."""
+    """The states v after `steps` Gibbs steps."""
     return jax.lax.fori_loop(0, steps, lambda i, v: pj.rbm.gibbs(params, v, jax.random.fold_in(key, i)), v)
 
 
 def bracket(params, images, samples, key, temperatures):
     """log Z by forward and by reverse annealing, from as many chains as there are samples of the model."""
     path_key, forward_key, reverse_key = jax.random.split(key, 3)
-    path, start, log_z_start = pj.rbm.annealing(params, images.train, len(samples), path_key)
-    forward = pj.annealed_importance_sampling(*MODEL, path, start, log_z_start, forward_key, temperatures)
-    back = pj.reverse_annealed_importance_sampling(*MODEL, path, samples, log_z_start, reverse_key, temperatures)
+    annealing = pj.rbm.annealing(params, images.train, len(samples), path_key)
+    forward = pj.annealed_importance_sampling(MODEL, annealing, forward_key, temperatures)
+    back = pj.reverse_annealed_importance_sampling(MODEL, annealing, samples, reverse_key, temperatures)
     return {"forward": forward, "reverse": back}
 
 
@@ -146,7 +149,7 @@ def draw(history, annealed, params, samples, images):
 
 
 def main(argv=None):
-    """Train or go on, bracket, print, draw."""
+    """Train or resume, bracket, print, draw."""
     parser = shared.make_parser(__doc__, 400, "rbm_mnist.png")
     parser.add_argument("--data", help="the folder of MNIST's IDX files, gzip or not")
     parser.add_argument("--folder", default="rbm_mnist", help="of the checkpoints")
@@ -189,7 +192,7 @@ def main(argv=None):
         annealed[name] = pj.rbm.log_likelihood(best.params, images.test, estimate.log_z)
         bound = pj.rbm.log_likelihood(best.params, images.test, estimate.bound)
         validation = pj.rbm.log_likelihood(best.params, images.validation, estimate.log_z)
-        size = f"effective size {estimate.effective_sample_size:.0f} of {options.annealed}"
+        size = f"effective sample size {estimate.effective_sample_size:.0f} of {options.annealed}"
         print(f"{name:9}  {annealed[name]:7.2f} {bound:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
 
     hidden = pj.rbm.sample_hidden(best.params, samples, sample_key)

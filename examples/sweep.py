@@ -37,7 +37,7 @@ def sweep(images, epochs, learning_rate, key):
     params = pj.fit(
         pj.rbm.init_bernoulli(images, HIDDEN, init_key),
         pj.adam(pj.per_epoch(pj.power_law_decay(learning_rate, 0.1))),
-        pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs),
+        pj.persistent_contrastive_divergence(pj.rbm.RBM()),
         images,
         epochs=epochs,
         batch_size=digits.BATCH,

@@ -63,7 +63,7 @@ from .optimizers import (
     StochasticGradientDescent,
 )
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [  # noqa: RUF022 (by topic)
     # namespaces

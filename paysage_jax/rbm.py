@@ -14,7 +14,7 @@ float32; states and means have the dtype of the states given.
 from __future__ import annotations
 
 from functools import wraps
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -384,8 +384,8 @@ class RBM(Pytree):
     >>> result = pj.fit(params, pj.sgd(0.1), estimator, v, epochs=2, batch_size=4, key=key)
     """
 
-    sample_hidden: ClassVar[None] = None
-    integer_states: ClassVar[bool] = False
+    sample_hidden = None
+    integer_states = False
 
     def energy(self, params: Params, v: States) -> Array:
         """The free energy: hidden units are summed out."""

@@ -12,7 +12,18 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from paysage_jax import Checkpoints, Outcome, Transformation, adam, chain, classic, fit, loss_gradient, read_checkpoint, sgd
+from paysage_jax import (
+    Checkpoints,
+    Outcome,
+    Transformation,
+    adam,
+    chain,
+    classic,
+    fit,
+    loss_gradient,
+    read_checkpoint,
+    sgd,
+)
 from paysage_jax._train import checkpoints as room
 from tests.helpers import kills
 from tests.helpers.runs import (

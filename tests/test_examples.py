@@ -53,7 +53,8 @@ def ten_seeds():
     images = digits.load()
     init_keys, train_keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(jnp.arange(10)))
     start = jax.vmap(lambda key: pj.rbm.init_bernoulli(images.train, 16, key))(init_keys)
-    likelihood = jax.jit(jax.vmap(lambda params: rbm_digits.exact_log_likelihood(images.train)(params, None)))
+    metric = rbm_digits.exact_log_likelihood(images.train)
+    likelihood = jax.jit(jax.vmap(lambda params: metric(pj.TrainState(params, (), ()), None)))
     return images, start, train_keys, likelihood
 
 
@@ -210,9 +211,9 @@ def test_other_rates_do_not_compile_again(sweep_printed):
 def test_a_sweep_measures_only_when_it_is_time():
     measured = []
 
-    def metric(params, key):
+    def metric(state, key):
         jax.debug.callback(lambda: measured.append(None))
-        return params
+        return state.params
 
     def train(learning_rate):
         return pj.fit(

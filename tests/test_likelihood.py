@@ -224,7 +224,11 @@ def walk(steps=STEPS, size=0.05, seed=5):
 @pytest.mark.slow_unless("{'reanneal_every': 40, 'reanneal_steps': 60, 'every': 7}")
 @pytest.mark.parametrize(
     "options",
-    [{"resample_below": 0.9}, {"steps_per_update": 3, "every": 5}, {"reanneal_every": 40, "reanneal_steps": 60, "every": 7}],
+    [
+        {"resample_below": 0.9},
+        {"steps_per_update": 3, "every": 5},
+        {"reanneal_every": 40, "reanneal_steps": 60, "every": 7},
+    ],
     ids=str,
 )
 def test_log_z_is_followed_within_its_error(options):

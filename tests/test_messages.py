@@ -235,7 +235,9 @@ def test_a_damaged_checkpoint_names_the_older_ones_and_what_to_do(file, three, t
     folder = damaged(three, tmp_path / "run", [3], file)
     message = rf"^fit: the checkpoint {folder}/3 is damaged: .* that can be read: \[2, 1\]. "
     refuses(lambda: go_on(checkpoints=folder), ValueError, message + f"To resume from epoch 2, delete {folder}/3.$")
-    message = rf"^read_checkpoint: the checkpoint {folder}/3 is damaged: .*; restore\(folder, epoch=2\) reads the newest"
+    message = (
+        rf"^read_checkpoint: the checkpoint {folder}/3 is damaged: .*; restore\(folder, epoch=2\) reads the newest"
+    )
     refuses(lambda: read_checkpoint(folder), ValueError, message)
     assert read_checkpoint(folder, epoch=2)["epochs_done"] == 2
     shutil.rmtree(folder / "3")
@@ -260,7 +262,9 @@ def test_a_url_is_refused_at_the_call(url, tmp_path, monkeypatch):
 
 def test_what_is_no_path_is_named():
     refuses(lambda: run(checkpoints=5), TypeError, "^Checkpoints: directory must be the path of a directory, got 5$")
-    refuses(lambda: read_checkpoint(None), TypeError, "^read_checkpoint: folder must be the path of a directory, got None$")
+    refuses(
+        lambda: read_checkpoint(None), TypeError, "^read_checkpoint: folder must be the path of a directory, got None$"
+    )
 
 
 def test_an_estimator_needs_no_base():
