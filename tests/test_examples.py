@@ -210,9 +210,9 @@ def test_other_rates_do_not_compile_again(sweep_printed):
 def test_a_sweep_measures_only_when_it_is_time():
     measured = []
 
-    def metric(params, key):
+    def metric(state, key):
         jax.debug.callback(lambda: measured.append(None))
-        return params
+        return state.params
 
     def train(learning_rate):
         return pj.fit(

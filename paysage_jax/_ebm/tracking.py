@@ -101,7 +101,6 @@ class track_log_partition(Transformation):
         reanneal_every: updates, a positive integer; the updates of an epoch, or a multiple, so that what is
             measured then is fresh. None: never.
         reanneal_steps: annealing steps of an anchor, a positive integer.
-        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, when traced.
