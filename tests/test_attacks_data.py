@@ -91,7 +91,7 @@ def test_annealing_takes_zeros_and_ones_of_any_dtype(dtype):
     """In unsigned arithmetic -v wraps around: log Z was -196, and log p of a row above 0."""
     states = COINS.astype(dtype)
     for anneal in (annealed, annealed_back, log_prob, tracked):
-        close(jax.tree.leaves(anneal(states))[:2], jax.tree.leaves(anneal(COINS))[:2])
+        close(anneal(states), anneal(COINS))
     assert annealed(states).log_z == pytest.approx(LOG_Z, abs=0.05)
     close(log_prob(states[:3]), COINS[:3] @ FIELDS - LOG_Z, atol=0.2)
 

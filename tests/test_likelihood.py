@@ -53,7 +53,7 @@ def annealed(annealing, key, steps, samples=None):
     """Forward, or of samples back."""
     if samples is None:
         return pj.annealed_importance_sampling(MODEL, annealing, key, steps)
-    return pj.reverse_annealed_importance_sampling(MODEL, annealing, samples, key, steps)
+    return pj.reverse_annealed_importance_sampling(MODEL, annealing._replace(start=None), samples, key, steps)
 
 
 @partial(jax.jit, static_argnames="runs")
@@ -135,11 +135,11 @@ def test_log_z_is_between_the_bounds():
 def test_raise_is_below_and_comes_close_with_steps_and_chains():
     for seed in range(4):
         params = machine(seed, 1.5)
-        forward = annealing(params, DATA, 2000, jax.random.key(0))
+        path = annealing(params, DATA, 2000, jax.random.key(0))._replace(start=None)
         v = draw(params, 400)
         log_p = minus_energies(params, v) - exact(params)
         few, many, chains = (
-            np.asarray(log_prob(forward, v, jax.random.key(2), **options)) - log_p
+            np.asarray(log_prob(path, v, jax.random.key(2), **options)) - log_p
             for options in (dict(steps=5), dict(steps=300), dict(steps=5, num_chains=50))
         )
         error = few.std() / np.sqrt(len(v))
@@ -247,6 +247,15 @@ def test_log_z_is_followed_within_its_error(options):
     # Chains that forget slowly make the error larger than it is said to be, but not many times.
     assert np.sqrt(np.mean(np.square(deviations))) < 2.5
     assert abs(np.mean(deviations)) < 4 / np.sqrt(10)
+
+
+def test_a_run_starts_from_the_estimate_of_annealing():
+    key, params = jax.random.key(0), machine(1)
+    estimate = annealed(annealing(params, DATA, 2000, key), key, steps=20)
+    known = pj.AnnealedEstimate(estimate.log_z, estimate.chains)
+    whole, parts = (at_start(pj.track_log_partition(MODEL, start, key), params) for start in (estimate, known))
+    assert_identical(whole, parts)
+    assert log_partition(whole).log_z == estimate.log_z
 
 
 def test_between_times_nothing_moves_but_the_count():
