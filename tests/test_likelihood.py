@@ -132,7 +132,7 @@ def test_log_z_is_between_the_bounds():
     assert len(sides) == 4
 
 
-def test_raise_is_below_and_comes_close_with_steps_and_chains():
+def test_reverse_ais_is_below_log_p_and_comes_close_with_steps_and_chains():
     for seed in range(4):
         params = machine(seed, 1.5)
         path = annealing(params, DATA, 2000, jax.random.key(0))._replace(start=None)
@@ -269,7 +269,7 @@ def test_between_times_nothing_moves_but_the_count():
     np.testing.assert_array_equal(states.step, np.arange(1, STEPS + 1))
 
 
-def test_an_anchor_mends_what_was_lost():
+def test_reannealing_mends_what_was_lost():
     updates, one_state = walk(60), np.zeros((400, 8), np.float32)
     params, lost = follow(tracker(machine(0), chains=one_state), machine(0), updates)
     _, mended = follow(tracker(machine(0), reanneal_every=60, reanneal_steps=200), machine(0), updates)
