@@ -327,9 +327,9 @@ def two_layers(first, second, matrix):
         ),
         (
             lambda: center().init(two_layers(2, 3, (3, 2))),
-            r"center: weights/0/matrix of shape \(3, 2\) does not join .*layers/1/loc, of shapes \(2, 3\)",
+            r"center: weights/0/matrix of shape \(3, 2\) does not connect .*layers/1/loc, of shapes \(2, 3\)",
         ),
-        (lambda: center().init(two_layers((), 3, (3,))), r"of shape \(3,\) does not join"),
+        (lambda: center().init(two_layers((), 3, (3,))), r"of shape \(3,\) does not connect"),
     ],
 )
 def test_mistakes_are_named(make, message):
@@ -348,7 +348,7 @@ def test_center_needs_the_statistics_of_two_phases():
         optimizer.update(gradient, state, PARAMS, statistics=statistics)
 
 
-def test_leaves_that_join_nothing_pass():
+def test_leaves_that_connect_nothing_pass():
     params = two_layers(2, 3, (2, 3)) | {"more": jnp.ones(2, int)}
     optimizer = center()
     statistics = PhaseStatistics(0.0, 0.0, params, params)
