@@ -162,7 +162,7 @@ def test_fit_compiles_once(kind):
         assert not programs
         jax.jit(lambda x: x + 1)(1.0)
         assert programs  # they are counted
-    assert first_weight(first.params, None) != first_weight(second.params, None)
+    assert first_weight(first, None) != first_weight(second, None)
 
 
 def test_epochs_without_end_cost_no_memory():
