@@ -114,8 +114,8 @@ MUTATIONS = [
     Mutation(
         "missing copy: the chains that a run starts from are the user's own",
         "_ebm/estimators",
-        "return as_states(self.transition, params, jax.tree.map(jnp.array, start), key)",
-        "return as_states(self.transition, params, start, key)",
+        "return as_states(self.model.transition, params, jax.tree.map(jnp.array, chains), key)",
+        "return as_states(self.model.transition, params, chains, key)",
         "estimators fit",
     ),
     Mutation(

@@ -29,7 +29,8 @@ def loss(params, batch):
     return jnp.mean((batch.astype(jnp.float32) - params["b"][None]) ** 2)
 
 
-CD, LOSS = pj.contrastive_divergence(energy, draw), pj.loss_gradient(loss)
+MODEL = pj.Model(energy, draw)
+CD, LOSS = pj.contrastive_divergence(MODEL), pj.loss_gradient(loss)
 
 
 def fit(data, estimator=CD, params=ZERO, **options):
@@ -43,15 +44,16 @@ def close(actual, expected, rtol=1e-5, atol=1e-5):
 
 def read_as_a_whole(data):
     """Everything that reads rows of zeros and ones as a whole."""
+    machine, state = rbm.RBM(), pj.TrainState(BINARY, (), ())
     return {
         "init_bernoulli": rbm.init_bernoulli(data, 3, KEY)["layers"][0],
         "init_gaussian": rbm.init_gaussian(data, 3, KEY)["layers"][0],
         "standardize": rbm.standardize(data),
         "annealing": rbm.annealing(BINARY, data, 2, KEY).path.start["layers"][0],
         "log_likelihood": rbm.log_likelihood(BINARY, data, 0.0),
-        "pseudo": pj.pseudo_log_likelihood(rbm.free_energy, data)(BINARY, KEY),
-        "error": pj.reconstruction_error(rbm.gibbs, data)(BINARY, KEY),
-        "gap": pj.free_energy_gap(rbm.free_energy, BITS, data)(BINARY, KEY),
+        "pseudo": pj.pseudo_log_likelihood(machine, data)(state, KEY),
+        "error": pj.reconstruction_error(machine, data)(state, KEY),
+        "gap": pj.free_energy_gap(machine, BITS, data)(state, KEY),
     }
 
 
@@ -61,25 +63,27 @@ FIELDS = np.linspace(-2, 2, 6)
 LOG_Z = np.log1p(np.exp(FIELDS)).sum()  # of independent units
 PATH = pj.linear_path({"b": jnp.zeros(6)}, {"b": jnp.asarray(FIELDS, jnp.float32)})
 COINS = (rng.random((200, 6)) < 0.5).astype(np.float32)
+ANNEALING = pj.Annealing(PATH, COINS, 6 * np.log(2))
 
 
-def annealed(start, **options):
-    return pj.annealed_importance_sampling(energy, draw, PATH, start, 6 * np.log(2), KEY, steps=50, **options)
+def annealed(start):
+    return pj.annealed_importance_sampling(MODEL, ANNEALING._replace(start=start), KEY, steps=50)
 
 
 def annealed_back(samples):
-    return pj.reverse_annealed_importance_sampling(energy, draw, PATH, samples, 6 * np.log(2), KEY, steps=50)
+    return pj.reverse_annealed_importance_sampling(MODEL, ANNEALING, samples, KEY, steps=50)
 
 
-def bounds(v):
-    return pj.reverse_ais_log_prob(energy, draw, PATH, v, 6 * np.log(2), KEY, steps=50)
+def log_prob(v):
+    return pj.reverse_ais_log_prob(MODEL, ANNEALING, v, KEY, steps=50)
 
 
 def tracked(chains):
-    track = pj.track_log_partition(energy, draw, 6 * np.log(2), chains, KEY, steps_per_update=50)
+    start = pj.AnnealedEstimate(ANNEALING.log_z_start, chains)
+    track = pj.track_log_partition(MODEL, start, KEY, steps_per_update=50)
     state = track.init(PATH.start)
     updates = jax.tree.map(jnp.subtract, PATH.end, PATH.start)
-    return pj.log_partition(jax.jit(track.update)(updates, state, PATH.start)[1])
+    return pj.tracked_log_partition(jax.jit(track.update)(updates, state, PATH.start)[1])
 
 
 @pytest.mark.slow_unless("uint8")
@@ -87,10 +91,10 @@ def tracked(chains):
 def test_annealing_takes_zeros_and_ones_of_any_dtype(dtype):
     """In unsigned arithmetic -v wraps around: log Z was -196, and log p of a row above 0."""
     states = COINS.astype(dtype)
-    for anneal in (annealed, annealed_back, bounds, tracked):
-        close(jax.tree.leaves(anneal(states))[:2], jax.tree.leaves(anneal(COINS))[:2])
+    for anneal in (annealed, annealed_back, log_prob, tracked):
+        close(anneal(states), anneal(COINS))
     assert annealed(states).log_z == pytest.approx(LOG_Z, abs=0.05)
-    close(bounds(states[:3]), COINS[:3] @ FIELDS - LOG_Z, atol=0.2)
+    close(log_prob(states[:3]), COINS[:3] @ FIELDS - LOG_Z, atol=0.2)
 
 
 def test_annealing_keeps_categories_where_it_is_told_to():
@@ -102,16 +106,15 @@ def test_annealing_keeps_categories_where_it_is_told_to():
 
     h = rng.normal(size=(4, 3)).astype(np.float32)
     path, start = pj.linear_path({"h": jnp.zeros((4, 3))}, {"h": h}), rng.integers(0, 3, (200, 4)).astype(np.uint8)
-    run = (of_letters, letters, path, start, 4 * np.log(3), KEY, 50)
-    estimate = pj.annealed_importance_sampling(*run, integer_states=True)
+    annealing, model = pj.Annealing(path, start, 4 * np.log(3)), pj.Model(of_letters, letters, integer_states=True)
+    estimate = pj.annealed_importance_sampling(model, annealing, KEY, 50)
     assert estimate.log_z == pytest.approx(np.log(np.exp(h).sum(axis=1)).sum(), abs=0.1)
     assert estimate.chains.dtype == np.uint8
-    model = of_letters, letters, path, start[:2], 4 * np.log(3), KEY, 50
-    assert pj.reverse_ais_log_prob(*model, integer_states=True).shape == (2,)
-    track = pj.track_log_partition(of_letters, letters, 0.0, start, KEY, integer_states=True)
+    assert pj.reverse_ais_log_prob(model, annealing, start[:2], KEY, 50).shape == (2,)
+    track = pj.track_log_partition(model, pj.AnnealedEstimate(0.0, start), KEY)
     assert track.init(path.start).chains.dtype == np.uint8
     with pytest.raises(TypeError) as caught:
-        pj.annealed_importance_sampling(*run)
+        pj.annealed_importance_sampling(pj.Model(of_letters, letters), annealing, KEY, 50)
     assert "integer_states=True" in "".join(caught.value.__notes__)
 
 
@@ -132,7 +135,7 @@ def test_integers_are_not_wrapped_around():
     for data, options in ((labels, {}), ([labels], {"batch_size": None})):
         with pytest.raises(ValueError, match=r"\[1\]: 1099511627776 in row 0 does not fit in int32"):
             fit(data, LOSS, **options)
-    kept = pj.contrastive_divergence(energy, draw, integer_states=True)
+    kept = pj.contrastive_divergence(pj.Model(energy, draw, integer_states=True))
     with pytest.raises(ValueError, match="does not fit in int32"):
         fit(np.full((40, 5), 2**33), kept)
     far = rbm.standardize(large.astype(float) * [1, 1e-9] + [[0, 0], [1e9, 0], [0, 0]])
@@ -140,7 +143,7 @@ def test_integers_are_not_wrapped_around():
 
 
 def test_integers_that_become_floats_may_be_large():
-    state = pj.Outcome(fit(np.full((40, 5), 2**33), pj.contrastive_divergence(energy, draw)).outcome)
+    state = pj.Outcome(fit(np.full((40, 5), 2**33)).outcome)
     assert state is pj.Outcome.EPOCHS_EXHAUSTED
 
 
@@ -193,7 +196,7 @@ class Tensor:
 
 def test_arrays_of_another_library_by_hand():
     close(read_as_a_whole(Tensor(BITS)), read_as_a_whole(BITS))
-    for estimator in (CD, pj.persistent_contrastive_divergence(energy, draw)):
+    for estimator in (CD, pj.persistent_contrastive_divergence(MODEL)):
         state = estimator.init(ZERO, Tensor(BITS), KEY)
         gradient = estimator.estimate(ZERO, Tensor(BITS), state, KEY)[0]
         close(gradient, estimator.estimate(ZERO, BITS, state, KEY)[0])
@@ -233,7 +236,7 @@ def test_complex_numbers_are_no_units():
         lambda data: rbm.annealing(GAUSSIAN, data, 2, KEY),
         lambda data: rbm.log_likelihood(BINARY, data, 0.0),
         lambda data: rbm.log_likelihood(GAUSSIAN, data, 0.0),
-        lambda data: pj.pseudo_log_likelihood(rbm.free_energy, data),
+        lambda data: pj.pseudo_log_likelihood(rbm.RBM(), data),
     ):
         with pytest.raises(TypeError, match="got dtype complex64"):
             read(BITS + 0j)
@@ -270,15 +273,17 @@ def test_metrics_refuse_what_is_no_energy_of_each_row(wrong):
     def energies(params, v):
         return wrong(energy(params, v))
 
-    for metric in (pj.pseudo_log_likelihood(energies, BITS), pj.free_energy_gap(energies, BITS, BITS)):
+    model = pj.Model(energies, draw)
+    for metric in (pj.pseudo_log_likelihood(model, BITS), pj.free_energy_gap(model, BITS, BITS)):
         with pytest.raises(ValueError, match=r"energy\(params, v\): expected shape \(40,\), one for each state"):
-            metric(ZERO, KEY)
+            metric(pj.TrainState(ZERO, (), ()), KEY)
 
 
 @pytest.mark.parametrize("wrong", [lambda v: v[:, :1], lambda v: v[:1]])
 def test_a_reconstruction_has_the_shape_of_the_states(wrong):
+    metric = pj.reconstruction_error(pj.Model(energy, lambda params, v, key: wrong(v)), BITS)
     with pytest.raises(ValueError, match=r"transition\(params, v, key\): expected shape \(40, 5\) as in v"):
-        pj.reconstruction_error(lambda params, v, key: wrong(v), BITS)(ZERO, KEY)
+        metric(pj.TrainState(ZERO, (), ()), KEY)
 
 
 def test_rows_and_labels_are_named_before_their_values():
@@ -341,7 +346,7 @@ def test_integer_weights_of_a_loader_are_not_of_half_precision(dtype):
     params = {"b": jnp.zeros(5, dtype)}
     for weight in (257, 100001, 2**33):
         batches = [Weighted(BITS.astype(np.uint8), np.full(40, weight))]
-        result = fit(batches, Watching(energy, draw), params, batch_size=None, epochs=1)
+        result = fit(batches, Watching(MODEL), params, batch_size=None, epochs=1)
         np.testing.assert_allclose(result.history["weight"], weight, rtol=1e-6)
 
 
@@ -370,8 +375,8 @@ def test_a_batch_without_rows_is_named():
 
 def test_chains_start_from_finite_states():
     """Bernoulli draws made zeros of NaN."""
-    with pytest.raises(ValueError, match="start: expected finite numbers, got nan in row 0, column 0"):
-        pj.persistent_contrastive_divergence(energy, draw, start=np.full((3, 5), np.nan))
+    with pytest.raises(ValueError, match="chains: expected finite numbers, got nan in row 0, column 0"):
+        pj.persistent_contrastive_divergence(MODEL, chains=np.full((3, 5), np.nan))
 
 
 def test_the_energy_penalty_in_half_precision():
@@ -381,7 +386,7 @@ def test_the_energy_penalty_in_half_precision():
         return 100 * (-v @ params["b"] - 4)
 
     def statistics(dtype):
-        estimator = pj.contrastive_divergence(steep, lambda params, v, key: v, energy_penalty=1e-8)
+        estimator = pj.contrastive_divergence(pj.Model(steep, lambda params, v, key: v), energy_penalty=1e-8)
         return estimator.estimate({"b": jnp.ones(5, dtype)}, BITS.astype(dtype), (), KEY)[2]
 
     exact = 2e-8 * np.mean((100.0 * (BITS.sum(axis=1) + 4)) ** 2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paysage_jax import (
-    Estimator,
+    Model,
     Outcome,
     TrainState,
     accumulate,
@@ -26,6 +26,7 @@ from paysage_jax import (
     skip_nonfinite,
     train_step,
 )
+from paysage_jax.extend import Estimator
 from tests.helpers.runs import (
     DATA,
     IMAGES,
@@ -43,9 +44,9 @@ from tests.helpers.runs import (
 
 whole = partial(fit, PARAMS, sgd(0.1), regression, DATA, batch_size=ROWS, key=KEY)  # one step an epoch
 by_batch = partial(fit, PARAMS, sgd(0.1), regression, key=KEY)
-cd = contrastive_divergence(rbm.free_energy, rbm.gibbs)
-pcd = persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs)
-tempered = parallel_tempering(rbm.free_energy, rbm.gibbs, betas=(0.0, 1.0))
+cd = contrastive_divergence(rbm.RBM())
+pcd = persistent_contrastive_divergence(rbm.RBM())
+tempered = parallel_tempering(rbm.RBM(), betas=(0.0, 1.0))
 
 # --- callbacks ---------------------------------------------------------------------------------------
 
@@ -136,8 +137,8 @@ def test_an_epoch_that_stood_still_and_skipped_one_gradient_of_five_is_no_end(ki
 # --- early stopping that goes on ---------------------------------------------------------------------
 
 
-def likeness(params, key):
-    return -squares(params, DATA)
+def likeness(state, key):
+    return -squares(state.params, DATA)
 
 
 def stop_on(metric, **options):
@@ -183,7 +184,7 @@ def test_the_best_parameters_are_those_of_their_measurement_also_if_the_run_was_
         run(fails, epochs=6, early_stopping=early_stopping("likeness"))
     stopping = early_stopping("likeness", maximize=True)
     result = run(batches_of(DATA), epochs=5, early_stopping=stopping, resume=raised.value.result)
-    np.testing.assert_allclose(likeness(result.best.params, KEY), result.best.value, rtol=1e-5)
+    np.testing.assert_allclose(likeness(result.best, KEY), result.best.value, rtol=1e-5)
 
 
 # --- tempering ---------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def test_the_best_parameters_are_those_of_their_measurement_also_if_the_run_was_
 
 def test_tempering_leaves_integers_as_they_are():
     """A number of units, or of categories: hotter models have as many."""
-    model = {"machine": MACHINE, "hidden": jnp.array([2])}
+    params = {"machine": MACHINE, "hidden": jnp.array([2])}
 
     def energy(params, v):
         return params["hidden"][0] / 2 * rbm.free_energy(params["machine"], v)
@@ -204,7 +205,7 @@ def test_tempering_leaves_integers_as_they_are():
         _, ladders, statistics = jax.jit(estimator.estimate)(params, IMAGES, ladders, KEY)
         return ladders, statistics.swap_rates
 
-    whole_numbers = ladders_and_rates(parallel_tempering(energy, gibbs, betas=(0.0, 1.0)), model)
+    whole_numbers = ladders_and_rates(parallel_tempering(Model(energy, gibbs), betas=(0.0, 1.0)), params)
     chex.assert_trees_all_equal(whole_numbers, ladders_and_rates(tempered, MACHINE))
 
 
@@ -219,6 +220,10 @@ class Pair(Estimator):
 
     def estimate(self, params, batch, estimator_state, key):
         return params, estimator_state
+
+
+def mean_energy(params, v):
+    return rbm.free_energy(params, v).mean()
 
 
 on_images = partial(fit, MACHINE, sgd(0.1), data=IMAGES, batch_size=10, key=KEY)
@@ -242,9 +247,7 @@ sweep = jax.vmap(lambda rate: fit(PARAMS, sgd(rate), regression, DATA, epochs=1,
         (lambda: whole(epochs=1, key=np.zeros(2)), TypeError, "fit: key must be one key.*uint32"),
         (lambda: on_images(estimator=Pair(), epochs=1), TypeError, r"Pair.estimate: expected \(gradient, .* 2 values"),
         (
-            lambda: on_images(
-                estimator=parallel_tempering(lambda p, v: rbm.free_energy(p, v).mean(), rbm.gibbs), epochs=1
-            ),
+            lambda: on_images(estimator=parallel_tempering(Model(mean_energy, rbm.gibbs)), epochs=1),
             ValueError,
             r"energy\(params, v\): expected shape \(10,\)",
         ),

@@ -17,23 +17,19 @@ import pytest
 
 import paysage_jax as pj
 from paysage_jax import (
-    Leafwise,
-    Number,
-    Schedule,
-    SgdState,
-    Transformation,
     adam,
     apply_updates,
     chain,
     momentum,
-    pack,
     per_epoch,
     power_law_decay,
-    rate,
     rmsprop,
     sgd,
     warmup,
 )
+from paysage_jax.extend import Leafwise, Number, Schedule, Transformation, rate
+from paysage_jax.packing import pack
+from paysage_jax.states import SgdState
 from tests.helpers.problems import OPTIMIZERS, TEXTBOOK, TREES, each, gradients, rbm_tree, row, run, shaped, step
 
 PARAMS = rbm_tree()
@@ -464,7 +460,7 @@ STATEFUL = {
     "average_parameters": pj.average_parameters(),
     "skip_nonfinite": pj.skip_nonfinite(adam(0.1)),
     "freeze": pj.freeze(adam(0.1), lambda path: "loc" in path),
-    "pack_moments": pj.pack_moments(adam(0.1)),
+    "pack_moments": pj.packing.pack_moments(adam(0.1)),
     "track_convergence": pj.track_convergence(1.0),
     "center": center_of_two(),
 }
@@ -473,7 +469,7 @@ STATEFUL = {
 @each(STATEFUL)
 def test_a_wrong_state_is_refused_by_name(optimizer):
     """What orbax gives back without a target, the state of another optimizer or of other parameters."""
-    statistics = pj.PhaseStatistics(0.0, 0.0, PARAMS, PARAMS)
+    statistics = pj.states.PhaseStatistics(0.0, 0.0, PARAMS, PARAMS)
     message = r"\w+: expected .*(state|a tuple)|updates.*: missing|the state has"
     for wrong in (None, {"step": 0}, [], adam(0.1).init(PARAMS["layers"]), ((), ())):
         with refused(wrong, (TypeError, ValueError), message):

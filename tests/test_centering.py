@@ -12,7 +12,7 @@ import pytest
 
 from paysage_jax import (
     Connection,
-    PhaseStatistics,
+    Model,
     apply_updates,
     center,
     chain,
@@ -21,32 +21,38 @@ from paysage_jax import (
     sgd,
     skip_nonfinite,
 )
+from paysage_jax.states import PhaseStatistics
 from tests.helpers.problems import assert_trees_close, poisoned, rbm_tree, scaled, step
 
 PARAMS = rbm_tree()
 KEY = jax.random.key(0)
 ZEROS = jax.tree.map(np.zeros_like, PARAMS)
 
-JOINS = {2: [(0, 1)], 3: [(0, 1), (1, 2)], 4: [(0, 1), (1, 2), (2, 3)], "skip connection": [(0, 1), (1, 2), (0, 2)]}
+CONNECTIONS = {
+    2: [(0, 1)],
+    3: [(0, 1), (1, 2)],
+    4: [(0, 1), (1, 2), (2, 3)],
+    "skip connection": [(0, 1), (1, 2), (0, 2)],
+}
 SIZES = [5, 4, 3, 2]
 
 
-def machine(joins, seed=0):
-    """A Boltzmann machine of layers joined so: its parameters, and the explicit specification for `center`."""
+def machine(connections, seed=0):
+    """A Boltzmann machine of layers connected so: its parameters, and the explicit specification for `center`."""
     rng = np.random.default_rng(seed)
-    layers = 1 + max(max(join) for join in joins)
+    layers = 1 + max(map(max, connections))
     params = {
         "layers": [{"loc": rng.normal(size=n)} for n in SIZES[:layers]],
-        "weights": [{"matrix": rng.normal(size=(SIZES[i], SIZES[j]))} for i, j in joins],
+        "weights": [{"matrix": rng.normal(size=(SIZES[i], SIZES[j]))} for i, j in connections],
     }
-    names = [(f"weights/{k}/matrix", f"layers/{i}/loc", f"layers/{j}/loc") for k, (i, j) in enumerate(joins)]
+    names = [(f"weights/{k}/matrix", f"layers/{i}/loc", f"layers/{j}/loc") for k, (i, j) in enumerate(connections)]
     return jax.tree.map(jnp.float32, params), names
 
 
-def energy_of(joins):
+def energy_of(connections):
     def energy(params, state):
         biases = sum(x @ layer["loc"] for x, layer in zip(state, params["layers"], strict=True))
-        pairs = zip(joins, params["weights"], strict=True)
+        pairs = zip(connections, params["weights"], strict=True)
         return -biases - sum(jnp.sum((state[i] @ w["matrix"]) * state[j], axis=1) for (i, j), w in pairs)
 
     return energy
@@ -57,26 +63,26 @@ def draw_states(layers, rows, seed, mean=0.5):
     return [(rng.random((rows, n)) < mean).astype(np.float32) for n in SIZES[:layers]]
 
 
-def centred(joins, data, model, offsets):
+def centred(connections, data, model, offsets):
     """Melchior, Fischer & Wiskott, from the states themselves, in float64: covariances round the offsets."""
     data, model = ([x.astype(np.float64) for x in states] for states in (data, model))
 
     def covariance(states, i, j):
         return (states[i] - offsets[i]).T @ (states[j] - offsets[j]) / len(states[i])
 
-    W = [covariance(model, i, j) - covariance(data, i, j) for i, j in joins]
+    W = [covariance(model, i, j) - covariance(data, i, j) for i, j in connections]
     b = [m.mean(0) - d.mean(0) for d, m in zip(data, model, strict=True)]
-    for (i, j), dW in zip(joins, W, strict=True):
+    for (i, j), dW in zip(connections, W, strict=True):
         b[i] = b[i] - dW @ offsets[j]
         b[j] = b[j] - dW.T @ offsets[i]
     return {"layers": [{"loc": x} for x in b], "weights": [{"matrix": x} for x in W]}
 
 
 @pytest.mark.parametrize("enhanced", [False, True], ids=["centred", "enhanced"])
-@pytest.mark.parametrize("kind", JOINS)
+@pytest.mark.parametrize("kind", CONNECTIONS)
 def test_center_is_the_centred_gradient_of_the_paper(kind, enhanced):
     """Over three steps of an estimator, with offsets that are running means of the activations."""
-    joins, decay = JOINS[kind], 0.7
+    connections, decay = CONNECTIONS[kind], 0.7
 
     def mean_of_two(data, model):
         return (data + model) / 2
@@ -84,13 +90,13 @@ def test_center_is_the_centred_gradient_of_the_paper(kind, enhanced):
     def running_mean(offset, activation):
         return decay * offset + (1 - decay) * activation
 
-    params, names = machine(joins)
+    params, names = machine(connections)
     optimizer = center(decay, enhanced, names if kind == "skip connection" else None)
     layers = len(params["layers"])
 
     @jax.jit
     def estimate_and_center(data, model, state):
-        estimator = contrastive_divergence(energy_of(joins), lambda params, v, key: model)
+        estimator = contrastive_divergence(Model(energy_of(connections), lambda params, v, key: model))
         gradient, _, statistics = estimator.estimate(params, data, (), KEY)
         return optimizer.update(gradient, state, params, statistics=statistics)
 
@@ -100,14 +106,14 @@ def test_center_is_the_centred_gradient_of_the_paper(kind, enhanced):
         activations = [x.mean(0) for x in (jax.tree.map(mean_of_two, data, model) if enhanced else data)]
         offsets = activations if t == 0 else jax.tree.map(running_mean, offsets, activations)
         updates, state = estimate_and_center(data, model, state)
-        assert_trees_close(updates, centred(joins, data, model, offsets))
+        assert_trees_close(updates, centred(connections, data, model, offsets))
     assert_trees_close(state.offsets, {f"layers/{i}/loc": offset for i, offset in enumerate(offsets)})
     assert int(state.step) == 3
 
 
 def test_the_enhanced_gradient_is_a_difference_of_covariances():
     """Cho, Raiko & Ilin (2013): dW = Cov_data - Cov_model, each round its own mean, less the biases' part."""
-    params, _ = machine(JOINS[2])
+    params, _ = machine(CONNECTIONS[2])
     (v, h), (v_model, h_model) = draw_states(2, 6, seed=0, mean=0.8), draw_states(2, 6, seed=1, mean=0.3)
     statistics = statistics_of(params, [v, h], [v_model, h_model])
     optimizer = center(0.0, enhanced=True)
@@ -122,7 +128,7 @@ def test_the_enhanced_gradient_is_a_difference_of_covariances():
     assert_trees_close(updates, {"layers": [{"loc": db}, {"loc": dc}], "weights": [{"matrix": dW}]})
 
 
-pair_energy = energy_of(JOINS[2])
+pair_energy = energy_of(CONNECTIONS[2])
 
 
 @partial(jax.jit, static_argnames="energy")
@@ -157,7 +163,7 @@ def free_energy(params, v, mu=0.0, lam=0.0):
 @hypothesis.given(seed=st.integers(0, 1000))
 def test_a_centred_step_is_a_plain_step_of_the_reparametrised_machine(seed):
     """E = -(v-μ)·b - (h-λ)·c - (v-μ)·W(h-λ): a plain step in its parameters, mapped back, is the centred step."""
-    params, _ = machine(JOINS[2], seed)
+    params, _ = machine(CONNECTIONS[2], seed)
     v_data, v_model = (draw_states(1, 6, seed + 1, 0.8)[0], draw_states(1, 6, seed + 2, 0.3)[0])
     expected, actual = both_steps(params, v_data, v_model)
     assert_trees_close(actual, expected, atol=5e-6)
@@ -220,7 +226,7 @@ def test_a_flip_of_the_data_mirrors_a_centred_training(flip, layer, enhanced):
 
     inverted digits train alike. The plain gradient does not have this symmetry.
     """
-    params, _ = machine(JOINS[2])
+    params, _ = machine(CONNECTIONS[2])
     data, model = (
         [np.stack(x) for x in zip(*(draw_states(2, 6, seed + t, mean) for t in range(10)), strict=True)]
         for seed, mean in ((0, 0.8), (10, 0.4))
@@ -237,20 +243,20 @@ def test_a_flip_of_the_data_mirrors_a_centred_training(flip, layer, enhanced):
     assert distance(sgd(0.1)) > 0.1
 
 
-@pytest.mark.parametrize("kind", JOINS)
+@pytest.mark.parametrize("kind", CONNECTIONS)
 def test_without_offsets_it_is_the_plain_gradient(kind):
     """Layers that are silent in the data have offsets of zero."""
-    params, names = machine(JOINS[kind])
+    params, names = machine(CONNECTIONS[kind])
     layers = len(params["layers"])
     silent, model = (draw_states(layers, 6, seed=0, mean=mean) for mean in (0.0, 0.5))
-    statistics = statistics_of(params, silent, model, energy_of(JOINS[kind]))
+    statistics = statistics_of(params, silent, model, energy_of(CONNECTIONS[kind]))
     optimizer = center(connections=names)
     updates, gradient = first_update_with(optimizer, params, statistics)
     chex.assert_trees_all_equal(updates, gradient)
 
 
-def test_explicit_joins_on_a_tree_of_ones_own():
-    params, _ = machine(JOINS[2])
+def test_explicit_connections_on_a_tree_of_ones_own():
+    params, _ = machine(CONNECTIONS[2])
     statistics = statistics_of(params, draw_states(2, 6, seed=0), draw_states(2, 6, seed=1))
 
     def renamed(tree):
@@ -265,8 +271,8 @@ def test_explicit_joins_on_a_tree_of_ones_own():
         return optimizer.update(rename(gradient_of(statistics)), state, rename(params), statistics=mine)[0]
 
     expected = renamed(updates_of(center()))
-    for join in (("W", "a/bias", "z"), Connection(weight="W", left="a/bias", right="z")):
-        chex.assert_trees_all_equal(updates_of(center(connections=[join]), renamed), expected)
+    for connection in (("W", "a/bias", "z"), Connection(weight="W", left="a/bias", right="z")):
+        chex.assert_trees_all_equal(updates_of(center(connections=[connection]), renamed), expected)
 
 
 def test_offsets_of_bfloat16_parameters_are_float32():
@@ -321,9 +327,9 @@ def two_layers(first, second, matrix):
         ),
         (
             lambda: center().init(two_layers(2, 3, (3, 2))),
-            r"center: weights/0/matrix of shape \(3, 2\) does not join .*layers/1/loc, of shapes \(2, 3\)",
+            r"center: weights/0/matrix of shape \(3, 2\) does not connect .*layers/1/loc, of shapes \(2, 3\)",
         ),
-        (lambda: center().init(two_layers((), 3, (3,))), r"of shape \(3,\) does not join"),
+        (lambda: center().init(two_layers((), 3, (3,))), r"of shape \(3,\) does not connect"),
     ],
 )
 def test_mistakes_are_named(make, message):
@@ -342,7 +348,7 @@ def test_center_needs_the_statistics_of_two_phases():
         optimizer.update(gradient, state, PARAMS, statistics=statistics)
 
 
-def test_leaves_that_join_nothing_pass():
+def test_leaves_that_connect_nothing_pass():
     params = two_layers(2, 3, (2, 3)) | {"more": jnp.ones(2, int)}
     optimizer = center()
     statistics = PhaseStatistics(0.0, 0.0, params, params)

@@ -12,19 +12,9 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from paysage_jax import (
-    Checkpoints,
-    Outcome,
-    Transformation,
-    adam,
-    chain,
-    classic,
-    fit,
-    loss_gradient,
-    read_checkpoint,
-    sgd,
-)
+from paysage_jax import Checkpoints, Outcome, adam, chain, classic, fit, loss_gradient, read_checkpoint, sgd
 from paysage_jax._train import checkpoints as room
+from paysage_jax.extend import Transformation
 from tests.helpers import kills
 from tests.helpers.runs import (
     BATCH,
@@ -226,7 +216,7 @@ def as_then(checkpoints):
         epochs=3,
         batch_size=BATCH,
         key=jax.random.key(7),
-        metrics={"draw": a_draw, "tree": lambda params, key: {"w": params["w"], "flag": params["w"] > 0}},
+        metrics={"draw": a_draw, "tree": lambda state, key: {"w": state.params["w"], "flag": state.params["w"] > 0}},
         early_stopping=stopping(),
         checkpoints=Checkpoints(checkpoints, keep=1),
     )

@@ -16,21 +16,17 @@ from paysage_jax import (
     adam,
     chain,
     loss_gradient,
-    pack,
-    pack_all_like,
-    pack_like,
-    pack_moments,
     partition,
     persistent_contrastive_divergence,
     sgd,
     train_step,
-    unpack,
-    unpack_all,
 )
+from paysage_jax.packing import pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
 from tests.helpers.problems import OPTIMIZERS, each, gradients, rbm_tree, run
 from tests.helpers.runs import KEY
 
 BATCH = jnp.ones((4, 3))
+MODEL = pj.Model(lambda p, v: -v @ p, lambda p, v, key: v)
 squares = loss_gradient(lambda params, batch: jnp.mean((batch @ unpack(params)["w"]) ** 2))
 
 # One leaf, one leaf of its dtype, leaves too large for a common buffer, and leaves in one.
@@ -87,7 +83,7 @@ def test_the_state_of_packed_moments_shares_no_array_with_the_parameters(tree):
 def test_chains_to_start_from_outlive_the_state_they_came_from(kind):
     """As when the chains of one run start the next: a step on the old state donates them."""
     states = kind(np.ones((4, 3), np.float32))
-    estimator = persistent_contrastive_divergence(lambda p, v: -v @ p, lambda p, v, key: v, start=states)
+    estimator = persistent_contrastive_divergence(MODEL, chains=states)
     if isinstance(states, jax.Array):
         states.delete()
     else:
@@ -102,7 +98,7 @@ def test_chains_to_start_from_outlive_the_state_they_came_from(kind):
 
 def test_chains_of_a_tracker_outlive_the_array_they_came_from():
     chains = jnp.ones((4, 3))
-    tracker = pj.track_log_partition(lambda p, v: -v @ p, lambda p, v, key: v, log_z=0.0, chains=chains, key=KEY)
+    tracker = pj.track_log_partition(MODEL, pj.AnnealedEstimate(0.0, chains), KEY)
     chains.delete()
     chex.assert_trees_all_equal(tracker.init(jnp.zeros(3)).chains, jnp.ones((4, 3)))
 

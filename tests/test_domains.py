@@ -18,6 +18,7 @@ rng = np.random.default_rng(0)
 BITS = (rng.random((40, 6)) < [0.1, 0.3, 0.5, 0.5, 0.8, 0.6]).astype(np.float32)
 REAL = rng.normal([1, -2, 0], [0.5, 3, 1], size=(200, 3)).astype(np.float32)
 few = settings(max_examples=15)  # one program serves all
+MODEL = rbm.RBM()
 
 init_bernoulli = jax.jit(partial(rbm.init_bernoulli, hidden=4, key=KEY))
 init_gaussian = jax.jit(partial(rbm.init_gaussian, hidden=4, key=KEY))
@@ -30,6 +31,10 @@ MACHINE = jax.tree.map(
 
 def close(actual, expected, rtol=1e-5, atol=1e-5):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=rtol, atol=atol), actual, expected)
+
+
+def measured(metric, params):
+    return metric(pj.TrainState(params, (), ()), KEY)
 
 
 def moved(params, key=KEY):
@@ -118,9 +123,9 @@ GAUSSIAN = rbm.init_gaussian(REAL, 2, KEY)
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
-    path, start, log_z = rbm.annealing(MACHINE, BITS, 5, KEY)
+    annealing = rbm.annealing(MACHINE, BITS, 5, KEY)
+    states = with_(value, annealing.start)
     bits, real = with_(value), with_(value, REAL)
-    model = (rbm.free_energy, rbm.gibbs)
     for call in (
         lambda: rbm.init_bernoulli(bits, 2, KEY),
         lambda: rbm.init_gaussian(real, 2, KEY),
@@ -129,15 +134,15 @@ def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
         lambda: rbm.annealing(GAUSSIAN, real, 5, KEY),
         lambda: rbm.log_likelihood(MACHINE, bits, 0.0),
         lambda: rbm.log_likelihood(GAUSSIAN, real, 0.0),
-        lambda: pj.pseudo_log_likelihood(rbm.free_energy, bits),
-        lambda: pj.reconstruction_error(rbm.gibbs, real),
-        lambda: pj.free_energy_gap(rbm.free_energy, BITS, bits),
-        lambda: pj.free_energy_gap(rbm.free_energy, pj.Weighted(bits, np.ones(40)), BITS),
-        lambda: pj.log_likelihood(rbm.free_energy, real),
-        lambda: pj.annealed_importance_sampling(*model, path, with_(value, start), log_z, KEY),
-        lambda: pj.reverse_annealed_importance_sampling(*model, path, with_(value, start), log_z, KEY),
-        lambda: pj.reverse_ais_log_prob(*model, path, bits, log_z, KEY),
-        lambda: pj.track_log_partition(*model, 0.0, bits, KEY),
+        lambda: pj.pseudo_log_likelihood(MODEL, bits),
+        lambda: pj.reconstruction_error(MODEL, real),
+        lambda: pj.free_energy_gap(MODEL, BITS, bits),
+        lambda: pj.free_energy_gap(MODEL, pj.Weighted(bits, np.ones(40)), BITS),
+        lambda: pj.tracked_log_likelihood(MODEL, real),
+        lambda: pj.annealed_importance_sampling(MODEL, annealing._replace(start=states), KEY),
+        lambda: pj.reverse_annealed_importance_sampling(MODEL, annealing, states, KEY),
+        lambda: pj.reverse_ais_log_prob(MODEL, annealing, bits, KEY),
+        lambda: pj.track_log_partition(MODEL, pj.AnnealedEstimate(0.0, bits), KEY),
     ):
         with pytest.raises(ValueError, match=rf"got {value} in row 3, column 2: fill in missing values"):
             call()
@@ -160,7 +165,7 @@ def test_binary_units_refuse_other_values_and_say_what_to_do(data, first, advice
         partial(rbm.init_bernoulli, pj.Weighted(jnp.asarray(data), np.ones(40)), 2, KEY),
         partial(rbm.annealing, MACHINE, data, 5, KEY),
         partial(rbm.log_likelihood, MACHINE, data, 0.0),
-        partial(pj.pseudo_log_likelihood, rbm.free_energy, data),
+        partial(pj.pseudo_log_likelihood, MODEL, data),
     ):
         with pytest.raises(ValueError, match=rf"got ({first}).*{advice}"):
             call()
@@ -171,7 +176,7 @@ def test_grey_values_pass_where_means_are_wanted_and_not_where_units_are_flipped
     rbm.init_bernoulli(grey, 2, KEY)
     rbm.annealing(MACHINE, grey, 5, KEY)
     with pytest.raises(ValueError, match=r"expected zeros and ones, got 0.25 in row 3, column 2: compare grey values"):
-        pj.pseudo_log_likelihood(rbm.free_energy, grey)
+        pj.pseudo_log_likelihood(MODEL, grey)
 
 
 def test_the_log_likelihood_of_grey_values_is_below_its_mean_over_draws():
@@ -188,7 +193,7 @@ def test_states_that_are_not_binary_have_no_pseudo_likelihood():
         ({"a": BITS}, "one array of binary states"),
     ):
         with pytest.raises(ValueError, match=message):
-            pj.pseudo_log_likelihood(rbm.free_energy, states)
+            pj.pseudo_log_likelihood(MODEL, states)
 
 
 def test_data_of_another_shape_are_named():
@@ -231,16 +236,17 @@ def copy(params, v, key):
 @jax.jit
 def measures(params, data, validation):
     """Each thing that is made of data and does not depend on chance, by name."""
-    state = pj.track_log_partition(rbm.free_energy, rbm.gibbs, 3.0, jnp.zeros((5, 6)), KEY).init(params)
-    path, _, log_z_start = rbm.annealing(params, data, 1, KEY)
+    track = pj.track_log_partition(MODEL, pj.AnnealedEstimate(3.0, jnp.zeros((5, 6))), KEY)
+    state = pj.TrainState(params, track.init(params), ())
+    annealing = rbm.annealing(params, data, 1, KEY)
     return {
         "start": rbm.init_bernoulli(data, 4, KEY)["layers"][0],
         "gradient": rbm.gradient(params, data, jnp.zeros((5, 6))),
         "likelihood": rbm.log_likelihood(params, data, 3.0),
-        "error": pj.reconstruction_error(copy, data)(params, KEY),
-        "gap": pj.free_energy_gap(rbm.free_energy, data, validation)(params, KEY),
-        "tracked": pj.log_likelihood(rbm.free_energy, data, discrete=False)(params, KEY, state),
-        "annealing": (path(0.0)["layers"][0], log_z_start),
+        "error": pj.reconstruction_error(pj.Model(rbm.free_energy, copy), data)(state, KEY),
+        "gap": pj.free_energy_gap(MODEL, data, validation)(state, KEY),
+        "tracked": pj.tracked_log_likelihood(MODEL, data, discrete=False)(state, KEY),
+        "annealing": (annealing.path(0.0)["layers"][0], annealing.log_z_start),
     }
 
 
@@ -300,7 +306,7 @@ def test_complementing_bits_complements_the_machine():
     for name in ("error", "gap"):
         close(complement[name], plain[name], atol=1e-5)
     close(complement["likelihood"], plain["likelihood"] - visible["loc"].sum())
-    pseudo = [pj.pseudo_log_likelihood(rbm.free_energy, v)(p, KEY) for p, v in ((MACHINE, BITS), (other, 1 - BITS))]
+    pseudo = [measured(pj.pseudo_log_likelihood(MODEL, v), p) for p, v in ((MACHINE, BITS), (other, 1 - BITS))]
     close(*pseudo)
 
 
@@ -311,43 +317,43 @@ def test_zeros_and_ones_of_any_dtype_are_the_same_data(dtype):
     half = dtype in (jnp.bfloat16, np.float16)
     for name in plain:
         close(other[name], plain[name], *((1e-2, 1e-2) if half and name in ("start", "error") else (1e-5, 1e-5)))
-    pseudo = [pj.pseudo_log_likelihood(rbm.free_energy, v)(MACHINE, KEY) for v in (BITS, data)]
+    pseudo = [measured(pj.pseudo_log_likelihood(MODEL, v), MACHINE) for v in (BITS, data)]
     close(*pseudo)
 
 
 def test_the_guard_of_the_tracked_likelihood_takes_zeros_and_ones_of_any_dtype():
-    expected = pj.log_likelihood(rbm.free_energy, BITS).guard(MACHINE, KEY)
+    expected = pj.tracked_log_likelihood(MODEL, BITS).guard(MACHINE, KEY)
     assert np.isfinite(expected)
     for dtype in (bool, np.uint8):
-        close(pj.log_likelihood(rbm.free_energy, BITS.astype(dtype)).guard(MACHINE, KEY), expected)
+        close(pj.tracked_log_likelihood(MODEL, BITS.astype(dtype)).guard(MACHINE, KEY), expected)
 
 
 def test_an_energy_of_ones_own_does_not_compute_in_unsigned_integers():
     def energy(params, v):
         return -v @ params["b"]
 
-    params = {"b": jnp.linspace(-1, 1, 6)}
-    gaps = [pj.free_energy_gap(energy, v, v[:7])(params, KEY) for v in (BITS, BITS.astype(np.uint8), BITS > 0)]
+    params, data = {"b": jnp.linspace(-1, 1, 6)}, BITS.astype(np.uint8)
+    ones = pj.Model(energy, lambda p, v, key: 0 * v + 1)
+    gaps = [measured(pj.free_energy_gap(ones, v, v[:7]), params) for v in (BITS, data, BITS > 0)]
     close(gaps[1:], [gaps[0]] * 2)
-    errors = [
-        pj.reconstruction_error(lambda p, v, key: 0 * v + 1, v)(params, KEY) for v in (BITS, BITS.astype(np.uint8))
-    ]
+    errors = [measured(pj.reconstruction_error(ones, v), params) for v in (BITS, data)]
     close(errors[1], np.mean(1 - BITS))
-    as_they_are = pj.reconstruction_error(
-        lambda p, v, key: v + np.uint8(200), BITS.astype(np.uint8), integer_states=True
-    )
-    close(as_they_are(params, KEY), 200.0**2)
+    as_they_are = pj.Model(energy, lambda p, v, key: v + np.uint8(200), integer_states=True)
+    close(measured(pj.reconstruction_error(as_they_are, data), params), 200.0**2)
 
 
 def test_pseudo_likelihood_of_weighted_rows_is_the_weighted_mean():
     weights = np.arange(40)
-    metric = partial(pj.pseudo_log_likelihood, rbm.free_energy)
-    of_rows = np.array([metric(pj.Weighted(BITS, np.eye(40)[i]))(MACHINE, KEY) for i in (0, 5, 39)])
+
+    def of(v):
+        return measured(pj.pseudo_log_likelihood(MODEL, v), MACHINE)
+
+    of_rows = np.array([of(pj.Weighted(BITS, np.eye(40)[i])) for i in (0, 5, 39)])
     three = np.zeros(40)
     three[[0, 5, 39]] = 1, 2, 3
-    close(metric(pj.Weighted(BITS, three))(MACHINE, KEY), of_rows @ [1, 2, 3] / 6)
-    close(metric(pj.Weighted(BITS, np.full(40, 3)))(MACHINE, KEY), metric(BITS)(MACHINE, KEY))
-    assert abs(metric(pj.Weighted(BITS, weights))(MACHINE, KEY) - metric(BITS)(MACHINE, KEY)) > 1e-4
+    close(of(pj.Weighted(BITS, three)), of_rows @ [1, 2, 3] / 6)
+    close(of(pj.Weighted(BITS, np.full(40, 3))), of(BITS))
+    assert abs(of(pj.Weighted(BITS, weights)) - of(BITS)) > 1e-4
 
 
 @few
@@ -408,7 +414,7 @@ def test_in_half_precision_energies_are_as_exact_as_the_parameters(dtype):
     close(rbm.hidden_free_energy(half, v[:, :4]), rbm.hidden_free_energy(rounded, BITS[:, :4]), rtol=1e-6, atol=1e-6)
     assert dtypes_of(rbm.gradient(half, v, v[:3])) == {jnp.dtype(dtype)}
     assert rbm.hidden_mean(half, v).dtype == rbm.visible_mean(half, v[:, :4]).dtype == dtype
-    pseudo = [pj.pseudo_log_likelihood(rbm.free_energy, x)(p, KEY) for p, x in ((half, v), (rounded, BITS))]
+    pseudo = [measured(pj.pseudo_log_likelihood(MODEL, x), p) for p, x in ((half, v), (rounded, BITS))]
     close(*pseudo)
 
 
@@ -423,7 +429,7 @@ def test_annealing_in_half_precision_finds_log_z():
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), MACHINE)
     annealing = rbm.annealing(half, BITS, 500, KEY)
     assert dtypes_of((annealing.start, annealing.path(0.5))) == {jnp.dtype(jnp.bfloat16)}
-    estimate = pj.annealed_importance_sampling(rbm.free_energy, rbm.gibbs, *annealing, KEY, steps=100)
+    estimate = pj.annealed_importance_sampling(MODEL, annealing, KEY, steps=100)
     assert abs(estimate.log_z - rbm.log_partition(half)) < 4 * estimate.error + 1e-3
     assert estimate.error < 0.1
 

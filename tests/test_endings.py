@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 
 from paysage_jax import (
-    Estimator,
+    Model,
     Outcome,
     adam,
     apply_updates,
@@ -29,6 +29,7 @@ from paysage_jax import (
     unit_column_norm,
 )
 from paysage_jax._train.fit import is_traced
+from paysage_jax.extend import Estimator
 from tests.helpers.runs import DATA, KEY, PARAMS, ROWS, batches_of, compilations, regression
 
 each_source = pytest.mark.parametrize("source", ["in memory", "loader"])
@@ -55,7 +56,7 @@ def sampled(rows, optimizer, source, epochs=4):
     v = np.random.default_rng(0).normal(size=(40, 1)).astype(np.float32)
     v[: len(rows), 0] = rows
     data, options = (v, {"batch_size": 10}) if source == "in memory" else ([v[i : i + 10] for i in (0, 10, 20, 30)], {})
-    estimator = persistent_contrastive_divergence(quartic, langevin, steps=5)
+    estimator = persistent_contrastive_divergence(Model(quartic, langevin), steps=5)
     return fit({"a": jnp.ones(())}, optimizer, estimator, data, epochs=epochs, key=KEY, shuffle=False, **options)
 
 
@@ -165,9 +166,9 @@ def test_schedules_metrics_and_labels_may_close_over_a_traced_number():
     mean = loss_gradient(lambda w, x: jnp.mean((x - w) ** 2))
 
     def run(rate, resume=None):
-        options = {"metrics": {"m": lambda w, key: rate * w}, "early_stopping": early_stopping("m", maximize=True)}
-        optimizer = sgd(lambda step: rate)
-        return fit(jnp.zeros(()), optimizer, mean, X, epochs=3, batch_size=4, key=KEY, resume=resume, **options)
+        options = {"epochs": 3, "batch_size": 4, "key": KEY, "early_stopping": early_stopping("m", maximize=True)}
+        metrics = {"m": lambda state, key: rate * state.params}
+        return fit(jnp.zeros(()), sgd(lambda step: rate), mean, X, metrics=metrics, resume=resume, **options)
 
     sweep = jax.vmap(run)(np.array([0.1, 0.2], np.float32))
     expected = np.array([2 * (1 - (1 - 2 * rate) ** 3) for rate in (0.1, 0.2)])
@@ -211,7 +212,7 @@ def rate_of_now():
 def test_a_new_lambda_sees_the_values_of_now(read):
     def run():
         optimizer = sgd(lambda step: read())
-        options = {"epochs": 1, "batch_size": ROWS, "key": KEY, "metrics": {"rate": lambda params, key: read() + 0.0}}
+        options = {"epochs": 1, "batch_size": ROWS, "key": KEY, "metrics": {"rate": lambda state, key: read() + 0.0}}
         result = fit({"w": jnp.zeros(3)}, optimizer, ones, DATA, **options)
         return float(result.params["w"][0]), float(np.asarray(result.history["rate"][0]))
 
@@ -229,9 +230,9 @@ def test_a_run_traces_its_functions_no_more_often_the_longer_it_is():
     def traces(epochs):
         count = [0]
 
-        def metric(params, key):
+        def metric(state, key):
             count[0] += 1
-            return jnp.sum(params["w"])
+            return jnp.sum(state.params["w"])
 
         optimizer = sgd(lambda step: 0.1 / (1 + step.astype(float)))
         options = {"metrics": {"sum": metric}, "callback": lambda result: None}

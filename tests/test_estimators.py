@@ -1,5 +1,7 @@
 """Estimators: against closed forms, enumeration of small models, and laws."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from jax.scipy.special import logsumexp
 
 from paysage_jax import (
+    Model,
     TrainState,
     Weighted,
     contrastive_divergence,
@@ -69,9 +72,12 @@ def draw(params, v, key):
     return jnp.roll(v, 1, axis=1).at[:, 0].set(jax.random.uniform(key, (len(v),)))
 
 
+SHIFTED, DRAWN = Model(rbm.free_energy, shift), Model(lambda b, v: -(v @ b), draw)
+
+
 @each_estimator
 def test_a_pair_unpacks_and_reports_both_phases(estimator):
-    init, estimate = estimator(rbm.free_energy, shift)
+    init, estimate = estimator(SHIFTED)
     batch = states(6)
     samples = np.roll(batch, 1, axis=1)
     gradient, _, statistics = jax.jit(estimate)(PARAMS, batch, init(PARAMS, batch, KEY), KEY)
@@ -84,7 +90,7 @@ def test_a_pair_unpacks_and_reports_both_phases(estimator):
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_cd_k_makes_k_transitions_from_the_batch(steps):
-    estimator = contrastive_divergence(rbm.free_energy, shift, steps=steps)
+    estimator = contrastive_divergence(SHIFTED, steps=steps)
     batch = states(6)
     estimator_state = estimator.init(PARAMS, batch, KEY)
     for _ in range(2):  # the second call starts from the batch again
@@ -101,8 +107,8 @@ def test_pcd_k_is_k_calls_of_pcd_1():
             gradient, chains, _ = estimate(estimator, PARAMS, batch, chains)
         return gradient, chains
 
-    at_once = run(persistent_contrastive_divergence(rbm.free_energy, shift, steps=3), calls=1)
-    in_turn = run(persistent_contrastive_divergence(rbm.free_energy, shift), calls=3)
+    at_once = run(persistent_contrastive_divergence(SHIFTED, steps=3), calls=1)
+    in_turn = run(persistent_contrastive_divergence(SHIFTED), calls=3)
     chex.assert_trees_all_equal(at_once, in_turn)
     np.testing.assert_array_equal(at_once[1], np.roll(batch, 3, axis=1))
 
@@ -111,12 +117,9 @@ def test_pcd_k_is_k_calls_of_pcd_1():
 def test_every_transition_has_a_key_of_its_own(estimator):
     """What a transition draws is in the states, whose mean is minus the gradient of the energy -v·b."""
 
-    def energy(b, v):
-        return -(v @ b)
-
     def draws(key):
         b, batch = np.zeros(VISIBLE, np.float32), np.zeros((1, VISIBLE), np.float32)
-        statistics = first_estimate(estimator(energy, draw, steps=VISIBLE), b, batch, key)[2]
+        statistics = first_estimate(estimator(DRAWN, steps=VISIBLE), b, batch, key)[2]
         return -statistics.model_gradient
 
     first, again, other = (draws(jax.random.key(seed)).tolist() for seed in (0, 0, 1))
@@ -124,12 +127,12 @@ def test_every_transition_has_a_key_of_its_own(estimator):
     assert len({*first, *other}) == 2 * VISIBLE
 
 
-@pytest.mark.parametrize("chains", [None, 2, pytest.param(6, marks=pytest.mark.slow), 14])
-def test_chains_start_from_the_first_batch_and_go_on(chains):
+@pytest.mark.parametrize("num_chains", [None, 2, pytest.param(6, marks=pytest.mark.slow), 14])
+def test_chains_start_from_the_first_batch_and_go_on(num_chains):
     """Fewer or more of them than the batch has states; batches may differ in size."""
-    estimator = persistent_contrastive_divergence(rbm.free_energy, shift, chains=chains)
+    estimator = persistent_contrastive_divergence(SHIFTED, num_chains=num_chains)
     first = states(6)
-    expected = first[np.arange(chains or 6) % 6]
+    expected = first[np.arange(num_chains or 6) % 6]
     state = estimator.init(PARAMS, first, KEY)
     np.testing.assert_array_equal(state, expected)
     for batch in (first, states(6, seed=1), states(2, seed=2)):
@@ -145,7 +148,7 @@ def test_states_of_an_estimator_may_be_trees(estimator):
         return {"v": state["v"][::-1], "h": 1 - state["h"]}
 
     batch = {"v": states(5), "h": states(5, seed=1)[:, :HIDDEN]}
-    gradient, _, _ = first_estimate(estimator(complete_energy, transition), PARAMS, batch)
+    gradient, _, _ = first_estimate(estimator(Model(complete_energy, transition)), PARAMS, batch)
     assert_trees_close(gradient, closed_form_of_complete_states(batch, transition(PARAMS, batch, KEY)))
 
 
@@ -172,7 +175,7 @@ def test_whole_numbers_as_data_and_floats_as_chains(estimator, dtype):
     def halve(params, v, key):
         return v.astype(float) / 2
 
-    gradient, chains, _ = first_estimate(estimator(energy, halve, steps=2), PARAMS, states(6).astype(dtype))
+    gradient, chains, _ = first_estimate(estimator(Model(energy, halve), steps=2), PARAMS, states(6).astype(dtype))
     assert_trees_close(gradient, closed_form(PARAMS, states(6), states(6) / 4))
     if estimator is persistent_contrastive_divergence:
         np.testing.assert_array_equal(chains, states(6) / 4)
@@ -186,7 +189,7 @@ def test_steps_of_an_estimator_are_not_differentiated(estimator):
         return rbm.visible_mean(params, rbm.hidden_mean(params, v))
 
     batch = states(6)
-    gradient, _, _ = first_estimate(estimator(rbm.free_energy, smooth, steps=2), PARAMS, batch)
+    gradient, _, _ = first_estimate(estimator(Model(rbm.free_energy, smooth), steps=2), PARAMS, batch)
     samples = smooth(PARAMS, smooth(PARAMS, batch, KEY), KEY)
     assert_trees_close(gradient, closed_form(PARAMS, batch, samples))
 
@@ -199,14 +202,14 @@ def test_equal_estimators_are_traced_once(estimator):
         return pair.estimate(PARAMS, batch, pair.init(PARAMS, batch, KEY), KEY)[0]
 
     for seed in (0, 1):
-        traced_once(estimator(rbm.free_energy, shift), states(6, seed))
-    assert estimator(rbm.free_energy, shift) == estimator(rbm.free_energy, shift)
-    assert estimator(rbm.free_energy, shift) != estimator(rbm.free_energy, shift, steps=2)
+        traced_once(estimator(Model(rbm.free_energy, shift)), states(6, seed))
+    assert estimator(Model(rbm.free_energy, shift)) == estimator(SHIFTED)
+    assert estimator(SHIFTED) != estimator(SHIFTED, steps=2)
 
 
 @each_estimator
 def test_a_transition_that_changes_the_shape_is_an_error(estimator):
-    pair = estimator(rbm.free_energy, lambda params, v, key: v[:, 1:])
+    pair = estimator(Model(rbm.free_energy, lambda params, v, key: v[:, 1:]))
     with pytest.raises(
         ValueError, match=r"transition\(params, v, key\).*expected shape \(6, 4\) as in v, got \(6, 3\)"
     ):
@@ -216,34 +219,38 @@ def test_a_transition_that_changes_the_shape_is_an_error(estimator):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: contrastive_divergence(None, None, steps=0), ValueError, "steps must be a positive integer"),
-        (lambda: contrastive_divergence(None, None, steps=1.5), TypeError, "steps must be a positive integer"),
+        (lambda: contrastive_divergence(SHIFTED, steps=0), ValueError, "steps must be a positive integer"),
+        (lambda: contrastive_divergence(SHIFTED, steps=1.5), TypeError, "steps must be a positive integer"),
+        (lambda: persistent_contrastive_divergence(SHIFTED, steps=0), ValueError, "steps must be a positive integer"),
+        (lambda: persistent_contrastive_divergence(SHIFTED, 0), ValueError, "num_chains must be a positive integer"),
         (
-            lambda: persistent_contrastive_divergence(None, None, steps=0),
+            lambda: persistent_contrastive_divergence(SHIFTED, num_chains=3, chains=states(3)),
             ValueError,
-            "steps must be a positive integer",
+            "give num_chains, or chains, the states to start from",
         ),
-        (
-            lambda: persistent_contrastive_divergence(None, None, chains=0),
-            ValueError,
-            "chains must be a positive integer",
-        ),
-        (
-            lambda: persistent_contrastive_divergence(None, None, chains=3, start=states(3)),
-            ValueError,
-            "give chains, a number, or start, their states",
-        ),
-        (lambda: persistent_contrastive_divergence(None, None, start=[None, "x"]), TypeError, "start.*got str"),
-        (lambda: contrastive_divergence(None, None, energy_penalty=-1), ValueError, "energy_penalty must be in"),
-        (
-            lambda: persistent_contrastive_divergence(None, None, chains=2.0),
-            TypeError,
-            "chains must be a positive integer",
-        ),
+        (lambda: persistent_contrastive_divergence(SHIFTED, chains=[None, "x"]), TypeError, "chains.*got str"),
+        (lambda: contrastive_divergence(SHIFTED, energy_penalty=-1), ValueError, "energy_penalty must be in"),
+        (lambda: persistent_contrastive_divergence(SHIFTED, 2.0), TypeError, "num_chains must be a positive integer"),
     ],
 )
 def test_wrong_numbers_are_named(make, error, message):
     with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: contrastive_divergence(None), "model must be a model, with energy, transition.*got None"),
+        (lambda: contrastive_divergence(rbm.free_energy), r"model must be a model.*: give Model\(energy, transition\)"),
+        (lambda: contrastive_divergence(rbm.RBM), "model must be a model, got the class RBM: call it"),
+        (lambda: Model(rbm.free_energy, None), "Model: transition must be a function, got None"),
+        (lambda: Model(rbm.RBM, shift), "Model: energy must be a function, got <class"),
+        (lambda: Model(rbm.free_energy, shift, 3), "Model: sample_hidden must be a function, got 3"),
+    ],
+)
+def test_what_is_no_model_is_named(make, message):
+    with pytest.raises(TypeError, match=message):
         make()
 
 
@@ -259,9 +266,7 @@ def test_weights_are_repeated_rows(estimator, dtype):
     batch, samples = states(6), np.roll(states(6), 1, axis=1)
     repeated = np.repeat(samples, COUNTS, axis=0) if estimator is contrastive_divergence else samples
     expected = closed_form(PARAMS, np.repeat(batch, COUNTS, axis=0), repeated)
-    gradient, _, statistics = first_estimate(
-        estimator(rbm.free_energy, shift), PARAMS, Weighted(batch, COUNTS.astype(dtype))
-    )
+    gradient, _, statistics = first_estimate(estimator(SHIFTED), PARAMS, Weighted(batch, COUNTS.astype(dtype)))
     assert_trees_close(gradient, expected)
     for phase, v in (("data", np.repeat(batch, COUNTS, axis=0)), ("model", repeated)):
         energies = free_energies(PARAMS, v)
@@ -270,7 +275,7 @@ def test_weights_are_repeated_rows(estimator, dtype):
 
 @each_estimator
 def test_weights_scale_the_gradient_of_a_batch_and_none_are_ones(estimator):
-    estimator, weights = estimator(rbm.free_energy, shift), np.random.default_rng(0).random(6).astype(np.float32)
+    estimator, weights = estimator(SHIFTED), np.random.default_rng(0).random(6).astype(np.float32)
     expected, _, _ = first_estimate(estimator, PARAMS, Weighted(states(6), weights))
     scaled, _, _ = first_estimate(estimator, PARAMS, Weighted(states(6), 7 * weights))
     assert_trees_close(scaled, jax.tree.map(lambda g: 7 * g, expected))
@@ -281,7 +286,7 @@ def test_weights_scale_the_gradient_of_a_batch_and_none_are_ones(estimator):
 
 def test_weighted_rows_go_through_fit():
     """In memory and from a loader, they are the repeated rows of a plain run."""
-    estimator = contrastive_divergence(rbm.free_energy, shift)
+    estimator = contrastive_divergence(SHIFTED)
     runs = {"epochs": 3, "key": KEY}
     expected = fit(PARAMS, sgd(0.1), estimator, np.repeat(states(6), COUNTS, axis=0), batch_size=6, **runs)
     data = Weighted(states(6), COUNTS.astype(np.float32))
@@ -293,7 +298,7 @@ def test_weighted_rows_go_through_fit():
 
 @each_estimator
 def test_wrong_weights_are_named_where_a_run_starts(estimator):
-    estimator = estimator(rbm.free_energy, shift)
+    estimator = estimator(SHIFTED)
     for weights, message in (
         (np.array([1, 1, -1]), "weights: expected nonnegative numbers, got -1 in row 2"),
         (np.zeros(3), "weights: expected some positive weight, all are 0"),
@@ -310,15 +315,15 @@ def test_wrong_weights_are_named_where_a_run_starts(estimator):
 
 def test_chains_start_where_they_are_told():
     start = states(9, seed=3)
-    estimator = persistent_contrastive_divergence(rbm.free_energy, shift, start=start)
+    estimator = persistent_contrastive_divergence(SHIFTED, chains=start)
     gradient, chains, _ = first_estimate(estimator, PARAMS, states(6))
     np.testing.assert_array_equal(chains, np.roll(start, 1, axis=1))
     assert_trees_close(gradient, closed_form(PARAMS, states(6), np.roll(start, 1, axis=1)))
 
 
 def test_chains_that_were_given_can_be_given_again():
-    """A step gives the memory of its chains away, not that of `start`."""
-    estimator = persistent_contrastive_divergence(rbm.free_energy, shift, start=jnp.asarray(states(5)))
+    """A step gives the memory of its chains away, not that of `chains`."""
+    estimator = persistent_contrastive_divergence(SHIFTED, chains=jnp.asarray(states(5)))
     step, optimizer = train_step(estimator, sgd(0.1)), sgd(0.1)
     ends = []
     for _ in range(2):
@@ -366,7 +371,7 @@ def resample(params, state, key):
 
 
 @each_estimator
-def test_completed_data_give_the_gradient_of_the_free_energy(estimator):
+def test_data_with_drawn_hidden_units_give_the_gradient_of_the_free_energy(estimator):
     """Against the sum over all hidden states; in each of 5 runs within 5 standard errors of 4000 draws."""
 
     def mean_free_energy(params):
@@ -374,7 +379,7 @@ def test_completed_data_give_the_gradient_of_the_free_energy(estimator):
 
     exact = jax.jit(jax.grad(mean_free_energy))(DBM)
     rows = np.tile(DATA, (1000, 1))
-    estimator = estimator(dbm_energy, resample, complete=draw_layers)
+    estimator = estimator(Model(dbm_energy, resample, sample_hidden=draw_layers))
     for seed in range(5):
         _, _, statistics = first_estimate(estimator, DBM, rows, jax.random.key(seed))
         np.testing.assert_allclose(statistics.data_gradient["b"], exact["b"], atol=1e-5)
@@ -382,20 +387,21 @@ def test_completed_data_give_the_gradient_of_the_free_energy(estimator):
             np.testing.assert_allclose(statistics.data_gradient[name], exact[name], atol=5 * 0.5 / 4000**0.5)
 
 
-def test_completed_states_are_where_samples_and_chains_start():
-    def complete(params, v, key):
+def test_samples_and_chains_start_with_the_drawn_hidden_units():
+    def sample_hidden(params, v, key):
         return {"v": v, "h": rbm.hidden_mean(params, v)}
 
     def transition(params, state, key):
         return {"v": state["v"][::-1], "h": 1 - state["h"]}
 
     batch = states(5)
-    data = complete(PARAMS, batch, KEY)
+    data = sample_hidden(PARAMS, batch, KEY)
+    model = Model(complete_energy, transition, sample_hidden)
     expected = closed_form_of_complete_states(data, transition(PARAMS, data, KEY))
     for estimator in (
-        contrastive_divergence(complete_energy, transition, complete=complete),
-        persistent_contrastive_divergence(complete_energy, transition, complete=complete),
-        persistent_contrastive_divergence(complete_energy, transition, complete=complete, start=data),
+        contrastive_divergence(model),
+        persistent_contrastive_divergence(model),
+        persistent_contrastive_divergence(model, chains=data),
     ):
         gradient, state, _ = first_estimate(estimator, PARAMS, batch)
         assert_trees_close(gradient, expected)
@@ -406,42 +412,35 @@ def test_completed_states_are_where_samples_and_chains_start():
 @each_estimator
 def test_drawing_and_transitions_have_keys_of_their_own(estimator):
     """What both draw is in the states, whose mean is minus the gradient of the energy -v·b."""
-    energy = lambda b, v: -(v @ b)  # noqa: E731
     b, batch = np.zeros(VISIBLE, np.float32), np.zeros((1, VISIBLE), np.float32)
-    pair = estimator(energy, draw, steps=VISIBLE, complete=draw)
-    _, _, statistics = first_estimate(pair, b, batch)
+    model = dataclasses.replace(DRAWN, sample_hidden=draw)
+    _, _, statistics = first_estimate(estimator(model, steps=VISIBLE), b, batch)
     drawn = [-statistics.data_gradient[0], *(-statistics.model_gradient)]
     assert len(set(map(float, drawn))) == 1 + VISIBLE
 
 
-def test_completing_is_not_differentiated():
-    def size(params, complete):
-        estimator = contrastive_divergence(complete_energy, lambda params, state, key: state, complete=complete)
-        _, _, statistics = estimator.estimate(params, states(4), (), KEY)
+def test_drawing_hidden_units_is_not_differentiated():
+    def size(params, sample_hidden):
+        model = Model(complete_energy, lambda params, state, key: state, sample_hidden)
+        _, _, statistics = contrastive_divergence(model).estimate(params, states(4), (), KEY)
         return sum(jnp.sum(g**2) for g in jax.tree.leaves(statistics.data_gradient))
 
-    def complete(params, v, key):
+    def sample_hidden(params, v, key):
         return {"v": v, "h": rbm.hidden_mean(params, v)}
 
-    fixed = complete(PARAMS, states(4), KEY)
-    through = jax.jit(jax.grad(lambda params: size(params, complete)))(PARAMS)
+    fixed = sample_hidden(PARAMS, states(4), KEY)
+    through = jax.jit(jax.grad(lambda params: size(params, sample_hidden)))(PARAMS)
     assert_trees_close(through, jax.jit(jax.grad(lambda params: size(params, lambda *_: fixed)))(PARAMS))
 
 
-@pytest.mark.parametrize("options", [{}, {"start": {"v": DATA, "h": DATA[:, :2], "g": DATA[:, :2]}}])
-def test_where_data_leave_units_hidden_the_error_names_complete(options):
-    with pytest.raises(Exception, match="complete="):
-        fit(
-            DBM,
-            sgd(0.1),
-            persistent_contrastive_divergence(dbm_energy, resample, **options),
-            DATA,
-            batch_size=2,
-            epochs=1,
-            key=KEY,
-        )
-    with pytest.raises(Exception, match="complete="):
-        contrastive_divergence(dbm_energy, resample).estimate(DBM, DATA, (), KEY)
+@pytest.mark.parametrize("chains", [None, {"v": DATA, "h": DATA[:, :2], "g": DATA[:, :2]}])
+def test_where_data_leave_units_hidden_the_error_names_sample_hidden(chains):
+    model = Model(dbm_energy, resample)
+    estimator = persistent_contrastive_divergence(model, chains=chains)
+    with pytest.raises(Exception, match="sample_hidden="):
+        fit(DBM, sgd(0.1), estimator, DATA, batch_size=2, epochs=1, key=KEY)
+    with pytest.raises(Exception, match="sample_hidden="):
+        contrastive_divergence(model).estimate(DBM, DATA, (), KEY)
 
 
 # --- a penalty on the energies -----------------------------------------------------------------------
@@ -452,7 +451,7 @@ def test_where_data_leave_units_hidden_the_error_names_complete(options):
 def test_the_penalty_is_that_of_both_phases_squares(estimator, counts):
     """Of the energy E = -v·b: alpha (mean of E² in the data + in the model), whose gradient is alpha mean(-2 E v)."""
     b, alpha, batch = np.array([0.5, -1.0, 2.0, 0.3], np.float32), 0.7, states(6)
-    estimator = estimator(lambda b, v: -(v @ b), shift, energy_penalty=alpha)
+    estimator = estimator(Model(lambda b, v: -(v @ b), shift), energy_penalty=alpha)
     data = batch if counts is None else Weighted(batch, counts.astype(np.float32))
     gradient, _, statistics = first_estimate(estimator, b, data)
 
@@ -469,12 +468,12 @@ def test_the_penalty_is_that_of_both_phases_squares(estimator, counts):
 
 
 def test_the_penalty_is_in_the_history_if_there_is_one():
-    estimator = contrastive_divergence(rbm.free_energy, shift, energy_penalty=0.1)
+    estimator = contrastive_divergence(SHIFTED, energy_penalty=0.1)
     result = fit(PARAMS, sgd(0.1), estimator, states(6), batch_size=6, epochs=1, key=KEY)
     energies = (free_energies(PARAMS, v) for v in (states(6), np.roll(states(6), 1, axis=1)))
     penalty = sum(0.1 * np.mean(np.square(e)) for e in energies)
     np.testing.assert_allclose(result.history["energy_penalty"], [penalty], rtol=1e-5)
-    _, _, statistics = first_estimate(contrastive_divergence(rbm.free_energy, shift), PARAMS, states(6))
+    _, _, statistics = first_estimate(contrastive_divergence(SHIFTED), PARAMS, states(6))
     assert statistics.energy_penalty is None
 
 
@@ -499,13 +498,13 @@ def test_data_in_between_are_no_whole_numbers(estimator, dtype):
     def energy(params, v):
         return rbm.free_energy(params, v.astype(float))
 
-    pair = estimator(energy, transition)
+    pair = estimator(Model(energy, transition))
     with pytest.raises(TypeError, match=r"v: float32 loses its values as (int32|bool), which transition"):
         first_estimate(pair, PARAMS, 0.3 * states(6))
     whole = states(6).astype(dtype)
     with pytest.raises(TypeError, match="integer_states=True"):
         first_estimate(pair, PARAMS, whole)
-    pair = estimator(energy, transition, integer_states=True)
+    pair = estimator(Model(energy, transition, integer_states=True))
     assert_trees_close(
         first_estimate(pair, PARAMS, whole)[0], closed_form(PARAMS, whole.astype(np.float32), whole.astype(np.float32))
     )

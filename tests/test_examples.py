@@ -41,7 +41,7 @@ def test_the_command_of_the_readme(tmp_path):
     rows = likelihoods(done.stdout)
     assert [row[0] for row in rows] == list(range(3, 31, 3))
     tracked, exact = np.array(rows)[:, 1:3], np.array(rows)[:, 3:]
-    assert np.abs(tracked - exact).max() < 0.1  # 0.01 over seeds: log Z has just been anchored
+    assert np.abs(tracked - exact).max() < 0.1  # 0.01 over seeds: annealing has just given log Z
     # Over seeds -20.43 with standard deviation 0.18; the validation images are worth about 0.15 less.
     assert exact[-1] == pytest.approx([-20.43, -20.58], abs=0.8)
     assert_is_picture(tmp_path / "rbm_digits.png")

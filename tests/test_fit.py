@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from paysage_jax import (
+    Model,
     Outcome,
     adam,
     chain,
@@ -118,7 +119,7 @@ def test_functions_are_compared_by_identity():
         options = RUN | {"epochs": epochs, "metrics": {"value": metric}, "resume": resume}
         return fit(PARAMS, sgd(0.1), regression, DATA, **options)
 
-    def value(params, key):
+    def value(state, key):
         return jnp.sum(jnp.ones(3)) * SCALE
 
     result = run(value, 2, run(value, 1))
@@ -126,7 +127,7 @@ def test_functions_are_compared_by_identity():
         for epochs in range(3, 6):
             result = run(value, epochs, result)
         assert not programs
-        run(lambda params, key: jnp.sum(jnp.ones(3)) * SCALE, 1)
+        run(lambda state, key: jnp.sum(jnp.ones(3)) * SCALE, 1)
         assert programs
     assert result.history["value"].tolist() == [3.0] * 5
 
@@ -146,8 +147,8 @@ def test_a_metric_written_in_the_call_sees_the_values_of_now():
     for factor in (1.0, 3.0):
         SCALE = factor
         array[:] = factor
-        assert measure(lambda params, key: jnp.sum(jnp.ones(2)) * SCALE) == 2 * factor  # noqa: B023
-        assert measure(lambda params, key: jnp.sum(array)) == 2 * factor
+        assert measure(lambda state, key: jnp.sum(jnp.ones(2)) * SCALE) == 2 * factor  # noqa: B023
+        assert measure(lambda state, key: jnp.sum(array)) == 2 * factor
 
 
 @each_kind
@@ -161,7 +162,7 @@ def test_fit_compiles_once(kind):
         assert not programs
         jax.jit(lambda x: x + 1)(1.0)
         assert programs  # they are counted
-    assert first_weight(first.params, None) != first_weight(second.params, None)
+    assert first_weight(first, None) != first_weight(second, None)
 
 
 def test_epochs_without_end_cost_no_memory():
@@ -405,7 +406,7 @@ def test_everything_that_is_a_number_may_be_mapped():
         return run(epochs=8, early_stopping=stopping(patience, improvement)).epochs_done
 
     def validation(v):
-        metric = reconstruction_error(lambda params, v, key: 0 * v, v)
+        metric = reconstruction_error(Model(lambda params, v: jnp.zeros(len(v)), lambda params, v, key: 0 * v), v)
         return run(epochs=2, metrics={"error": metric}).history["error"]
 
     assert jax.vmap(epochs)(jnp.array([1, 4, 2]), jnp.array([1e9, 1e9, 0.0])).tolist() == [2, 5, 8]

@@ -20,7 +20,6 @@ from paysage_jax import (
     freeze,
     loss_gradient,
     momentum,
-    pack_moments,
     partition,
     per_epoch,
     rmsprop,
@@ -29,6 +28,7 @@ from paysage_jax import (
     skip_nonfinite,
     track_convergence,
 )
+from paysage_jax.packing import pack_moments
 from tests.helpers import problems
 from tests.helpers.problems import OPTIMIZERS, TREES, assert_trees_close, each, gradients, rbm_tree, row, run, scaled
 
@@ -235,13 +235,13 @@ def test_a_group_without_gradient_may_converge_by_itself():
 def test_leaves_of_packed_parameters_are_seen():
     rates = {"layers": sgd(0.1), "weights": accumulate(adam(0.1), 2)}
     optimizer = chain(partition(rates, group), scale_leaves({"layers": 0.5, "weights": 1.0}))
-    packed = pj.pack(PARAMS)
+    packed = pj.packing.pack(PARAMS)
     state, packed_state = optimizer.init(PARAMS), optimizer.init(packed)
     for t in range(2):
         gradient = row(GRADIENTS, t)
         expected, state = jax.jit(optimizer.update)(gradient, state, PARAMS)
-        updates, packed_state = jax.jit(optimizer.update)(pj.pack_like(gradient, packed), packed_state, packed)
-        chex.assert_trees_all_close(updates, pj.pack_like(expected, packed), rtol=1e-6)
+        updates, packed_state = jax.jit(optimizer.update)(pj.packing.pack_like(gradient, packed), packed_state, packed)
+        chex.assert_trees_all_close(updates, pj.packing.pack_like(expected, packed), rtol=1e-6)
 
 
 def test_complex_leaves():

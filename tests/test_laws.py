@@ -105,7 +105,7 @@ COMPOSED = {
     ),
     "skip": pj.skip_nonfinite(pj.rmsprop(0.01)),
     "freeze": pj.freeze(pj.adam(0.01), is_bias),
-    "pack_moments": pj.pack_moments(pj.adam(0.01, weight_decay=0.1)),
+    "pack_moments": pj.packing.pack_moments(pj.adam(0.01, weight_decay=0.1)),
     "center": pj.chain(pj.center(), pj.momentum(0.1)),
 }
 
@@ -229,7 +229,7 @@ PARTS, STEPS = 2, 2  # of a run; in a part
 
 def one_step(optimizer, gradient, state, params):
     """What `center` takes comes with every step."""
-    statistics = pj.PhaseStatistics(jnp.zeros(()), jnp.zeros(()), gradient, gradient)
+    statistics = pj.states.PhaseStatistics(jnp.zeros(()), jnp.zeros(()), gradient, gradient)
     return step(optimizer, gradient, state, params, statistics=statistics)
 
 
@@ -295,7 +295,7 @@ def test_every_way_is_the_same_run(optimizer, params):
     if optimizer is not COMPOSED["after"]:  # a projection comes in float32
         chex.assert_trees_all_equal_dtypes(expected[0][0], params)
     wants_a_tree = optimizer in (COMPOSED["center"], COMPOSED["pack_moments"])
-    pack, unpack = (lambda x: x, lambda x: x) if wants_a_tree else (pj.pack, pj.unpack_all)
+    pack, unpack = (lambda x: x, lambda x: x) if wants_a_tree else (pj.packing.pack, pj.packing.unpack_all)
     run = partial(run_in_parts, optimizer, pack(params), list(map(pack, gradients)))
     actual = run(restored=False)
     assert_equal(run(restored=True), actual)

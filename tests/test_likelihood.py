@@ -14,7 +14,7 @@ from paysage_jax import rbm
 from tests.helpers.problems import first_update, rbm_tree, row, scaled
 from tests.helpers.runs import assert_identical, compilations
 
-MODEL = (rbm.free_energy, rbm.gibbs)
+MODEL = rbm.RBM()
 STATES = np.array(list(product((0.0, 1.0), repeat=8)))
 DATA = np.float32(np.random.default_rng(0).integers(0, 2, size=(60, 8)) | np.eye(8, dtype=int)[np.arange(60) % 8])
 
@@ -48,32 +48,35 @@ annealing = jax.jit(rbm.annealing, static_argnums=2)
 on_path = jax.jit(lambda path, beta: path(beta))
 
 
-@partial(jax.jit, static_argnames="reverse")
-def annealed(path, v, log_z_start, key, steps, reverse=False):
-    estimate = pj.reverse_annealed_importance_sampling if reverse else pj.annealed_importance_sampling
-    return estimate(*MODEL, path, v, log_z_start, key, steps=steps)
+@jax.jit
+def annealed(annealing, key, steps, samples=None):
+    """Forward, or of samples back."""
+    if samples is None:
+        return pj.annealed_importance_sampling(MODEL, annealing, key, steps)
+    return pj.reverse_annealed_importance_sampling(MODEL, annealing._replace(start=None), samples, key, steps)
 
 
-@partial(jax.jit, static_argnames=("runs", "reverse"))
-def many_annealed(path, v, log_z_start, key, runs, steps, reverse):
+@partial(jax.jit, static_argnames="runs")
+def many_annealed(annealing, key, runs, steps, samples=None):
     """As many runs, each with its share of the states."""
-    estimate = partial(annealed, path, log_z_start=log_z_start, steps=steps, reverse=reverse)
-    v, keys = v.reshape(runs, -1, v.shape[1]), jax.random.split(key, runs)
-    return jax.vmap(lambda v, key: estimate(v, key=key)._replace(chains=None))(v, keys)
+
+    def estimate(start, samples, key):
+        return annealed(annealing._replace(start=start), key, steps, samples)._replace(chains=None)
+
+    shares = jax.tree.map(lambda v: v.reshape(runs, -1, v.shape[1]), (annealing.start, samples))
+    return jax.vmap(estimate)(*shares, jax.random.split(key, runs))
 
 
-@partial(jax.jit, static_argnames="chains")
-def raised(path, v, log_z_start, key, steps, chains=1):
-    return pj.reverse_ais_log_prob(*MODEL, path, v, log_z_start, key, steps=steps, chains=chains)
+log_prob = jax.jit(partial(pj.reverse_ais_log_prob, MODEL), static_argnames="num_chains")
 
 
 @pytest.mark.parametrize("reverse", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_annealing_agrees_with_the_sum_within_its_error(reverse):
     params, chains, runs = machine(1, 1.5), 100, 40
-    path, start, log_z_start = annealing(params, DATA, chains * runs, jax.random.key(0))
-    samples = draw(params, chains * runs) if reverse else start
-    estimates = many_annealed(path, samples, log_z_start, jax.random.key(1), runs, steps=30, reverse=reverse)
-    log_z, error, size = map(np.asarray, estimates[:3])
+    forward = annealing(params, DATA, chains * runs, jax.random.key(0))
+    samples = draw(params, chains * runs) if reverse else None
+    estimates = jax.tree.map(np.asarray, many_annealed(forward, jax.random.key(1), runs, 30, samples))
+    log_z, error, size = estimates.log_z, estimates.error, estimates.effective_sample_size
     deviations = (log_z - exact(params)) / error
     assert np.all(error > 1e-3)
     assert np.abs(deviations).max() < 4
@@ -89,7 +92,7 @@ def test_annealing_of_gaussian_units():
     params = machine(2, 1.0, visible=4)
     params["layers"][0]["log_var"] = np.linspace(-1, 0.5, 4, dtype=np.float32)
     data = np.random.default_rng(1).normal(size=(50, 4)).astype(np.float32)
-    estimate = annealed(*annealing(params, data, 1000, jax.random.key(0)), jax.random.key(1), steps=200)
+    estimate = annealed(annealing(params, data, 1000, jax.random.key(0)), jax.random.key(1), steps=200)
     assert estimate.error < 0.05
     assert abs(estimate.log_z - rbm.log_partition(params)) < 4 * estimate.error
 
@@ -107,10 +110,10 @@ def test_forward_tends_to_be_low_and_reverse_high():
     """With one step from independent pixels the weights spread so far that it is seen in every machine."""
     for seed in range(4):
         params = machine(seed, 2.0)
-        path, start, log_z_start = annealing(params, DATA, 2000, jax.random.key(seed))
+        forward = annealing(params, DATA, 2000, jax.random.key(seed))
         low, high = (
-            np.asarray(many_annealed(path, v, log_z_start, jax.random.key(1), 200, steps=1, reverse=reverse).log_z)
-            for v, reverse in ((start, False), (draw(params, 2000, seed), True))
+            np.asarray(many_annealed(forward, jax.random.key(1), 200, 1, samples).log_z)
+            for samples in (None, draw(params, 2000, seed))
         )
         assert low.mean() + 2 * low.std() / np.sqrt(200) < exact(params) < high.mean() - 2 * high.std() / np.sqrt(200)
 
@@ -121,10 +124,9 @@ def test_log_z_is_between_the_bounds():
     sides = set()
     for seed in range(8):
         params = machine(seed, 1.5)
-        path, start, log_z_start = annealing(params, DATA, 2000, jax.random.key(seed))
+        path = annealing(params, DATA, 2000, jax.random.key(seed))
         keys = jax.random.split(jax.random.key(seed + 100))
-        forward = annealed(path, start, log_z_start, keys[0], steps=100)
-        back = annealed(path, draw(params, 2000, seed), log_z_start, keys[1], steps=100, reverse=True)
+        forward, back = annealed(path, keys[0], 100), annealed(path, keys[1], 100, draw(params, 2000, seed))
         assert forward.bound < exact(params) < back.bound < forward.bound + 0.5
         assert forward.bound < forward.log_z
         assert back.log_z < back.bound
@@ -132,15 +134,15 @@ def test_log_z_is_between_the_bounds():
     assert len(sides) == 4
 
 
-def test_raise_is_below_and_comes_close_with_steps_and_chains():
+def test_reverse_ais_is_below_log_p_and_comes_close_with_steps_and_chains():
     for seed in range(4):
         params = machine(seed, 1.5)
-        path, _, log_z_start = annealing(params, DATA, 2000, jax.random.key(0))
+        path = annealing(params, DATA, 2000, jax.random.key(0))._replace(start=None)
         v = draw(params, 400)
         log_p = minus_energies(params, v) - exact(params)
         few, many, chains = (
-            np.asarray(raised(path, v, log_z_start, jax.random.key(2), **options)) - log_p
-            for options in (dict(steps=5), dict(steps=300), dict(steps=5, chains=50))
+            np.asarray(log_prob(path, v, jax.random.key(2), **options)) - log_p
+            for options in (dict(steps=5), dict(steps=300), dict(steps=5, num_chains=50))
         )
         error = few.std() / np.sqrt(len(v))
         assert few.mean() < -4 * error
@@ -152,7 +154,7 @@ def test_chains_of_the_estimate_are_samples_of_the_end():
     params = machine(4, 1.5)
     chains = []
     for start_key, key in jax.random.split(jax.random.key(0), (10, 2)):
-        chains.extend(np.asarray(annealed(*annealing(params, DATA, 2000, start_key), key, steps=20).chains))
+        chains.extend(np.asarray(annealed(annealing(params, DATA, 2000, start_key), key, steps=20).chains))
     log_p = minus_energies(params, STATES)
     mean = np.exp(log_p - logsumexp(log_p)) @ STATES
     assert np.abs(np.mean(chains, axis=0) - mean).max() < 5 * 0.5 / np.sqrt(10_000)
@@ -160,7 +162,7 @@ def test_chains_of_the_estimate_are_samples_of_the_end():
 
 def test_other_parameters_and_more_steps_do_not_recompile():
     def estimate(seed, steps):
-        return pj.annealed_importance_sampling(*MODEL, *start_of[seed], jax.random.key(1), steps=steps)
+        return pj.annealed_importance_sampling(MODEL, start_of[seed], jax.random.key(1), steps)
 
     start_of = [annealing(machine(seed), DATA, 2000, jax.random.key(0)) for seed in range(2)]
     estimate(0, 3)
@@ -172,9 +174,9 @@ def test_other_parameters_and_more_steps_do_not_recompile():
 @pytest.mark.slow
 def test_other_parameters_do_not_recompile_paths_and_bounds():
     def estimate(seed, steps):
-        path, _, log_z = rbm.annealing(machine(seed), DATA, 50, jax.random.key(0))
+        annealing = rbm.annealing(machine(seed), DATA, 50, jax.random.key(0))
         rbm.log_partition(machine(seed))
-        return pj.reverse_ais_log_prob(*MODEL, path, DATA, log_z, jax.random.key(1), steps=steps)
+        return pj.reverse_ais_log_prob(MODEL, annealing, DATA, jax.random.key(1), steps)
 
     estimate(0, 3)
     with compilations() as programs:
@@ -185,9 +187,10 @@ def test_other_parameters_do_not_recompile_paths_and_bounds():
 # --- along a run -------------------------------------------------------------------------------------
 
 
-def tracker(params, count=400, key=0, **options):
-    options = {"log_z": exact(params), "chains": draw(params, count)} | options
-    return pj.track_log_partition(*MODEL, key=jax.random.key(key), **options)
+def tracker(params, count=400, key=0, log_z=None, chains=None, **options):
+    log_z = exact(params) if log_z is None else log_z
+    chains = draw(params, count) if chains is None else chains
+    return pj.track_log_partition(MODEL, pj.AnnealedEstimate(log_z, chains), jax.random.key(key), **options)
 
 
 @jax.jit
@@ -205,7 +208,7 @@ def follow(track, params, updates):
 
 once = jax.jit(lambda track, updates, params: track.update(updates, track.init(params), params))
 at_start = jax.jit(lambda track, params: track.init(params))
-log_partition = jax.jit(pj.log_partition)
+log_partition = jax.jit(pj.tracked_log_partition)
 STEPS = 100  # of all walks: one program
 
 
@@ -248,6 +251,15 @@ def test_log_z_is_followed_within_its_error(options):
     assert abs(np.mean(deviations)) < 4 / np.sqrt(10)
 
 
+def test_a_run_starts_from_the_estimate_of_annealing():
+    key, params = jax.random.key(0), machine(1)
+    estimate = annealed(annealing(params, DATA, 2000, key), key, steps=20)
+    known = pj.AnnealedEstimate(estimate.log_z, estimate.chains)
+    whole, parts = (at_start(pj.track_log_partition(MODEL, start, key), params) for start in (estimate, known))
+    assert_identical(whole, parts)
+    assert log_partition(whole).log_z == estimate.log_z
+
+
 def test_between_times_nothing_moves_but_the_count():
     params, states = jax.tree.map(np.asarray, follow(tracker(machine(0), every=3), machine(0), walk()))
     due = np.arange(2, STEPS + 1) % 3 == 0  # from each update to the next
@@ -259,7 +271,7 @@ def test_between_times_nothing_moves_but_the_count():
     np.testing.assert_array_equal(states.step, np.arange(1, STEPS + 1))
 
 
-def test_an_anchor_mends_what_was_lost():
+def test_reannealing_mends_what_was_lost():
     updates, one_state = walk(60), np.zeros((400, 8), np.float32)
     params, lost = follow(tracker(machine(0), chains=one_state), machine(0), updates)
     _, mended = follow(tracker(machine(0), reanneal_every=60, reanneal_steps=200), machine(0), updates)
@@ -294,8 +306,8 @@ def test_a_shift_of_the_energy_moves_log_z_the_other_way():
     def transition(params, v, key):
         return rbm.gibbs(params["model"], v, key)
 
-    params = {"model": machine(0), "shift": np.float32(0)}
-    track = pj.track_log_partition(energy, transition, 1.5, draw(machine(0), 50), jax.random.key(0))
+    params, start = {"model": machine(0), "shift": np.float32(0)}, pj.AnnealedEstimate(1.5, draw(machine(0), 50))
+    track = pj.track_log_partition(pj.Model(energy, transition), start, jax.random.key(0))
     updates = {"model": jax.tree.map(np.zeros_like, machine(0)), "shift": np.float32(3.0)}
     _, state = once(track, updates, params)
     np.testing.assert_allclose(log_partition(state).log_z, 1.5 - 3, rtol=1e-6)
@@ -336,16 +348,16 @@ def test_under_vmap_every_run_is_tracked_as_if_alone():
 # --- under fit ---------------------------------------------------------------------------------------
 
 METRICS = {
-    "likelihood": pj.log_likelihood(rbm.free_energy, DATA),
-    "log Z": lambda params, key, state: pj.log_partition(state),
-    "exact": lambda params, key: rbm.log_likelihood(params, DATA, rbm.log_partition(params)),
+    "likelihood": pj.tracked_log_likelihood(MODEL, DATA),
+    "log Z": lambda state, key: pj.tracked_log_partition(state),
+    "exact": lambda state, key: rbm.log_likelihood(state.params, DATA, rbm.log_partition(state.params)),
 }
 
 
 def run(key=0, rate=0.1, epochs=6, metrics=METRICS, **more):
     track = tracker(machine(0, 0.1), reanneal_every=35, reanneal_steps=50, key=key)
     optimizer = pj.chain(pj.center(), pj.sgd(rate), track, pj.track_convergence(0.0), pj.average_parameters(0.9))
-    estimator = pj.persistent_contrastive_divergence(*MODEL)
+    estimator = pj.persistent_contrastive_divergence(MODEL)
     options = {"epochs": epochs, "batch_size": 10, "key": jax.random.key(1), "metrics": metrics} | more
     return pj.fit(machine(0, 0.1), optimizer, estimator, DATA, **options)
 
@@ -386,8 +398,8 @@ def test_vmap_is_a_loop():
 
 
 @jax.jit
-def measured(metric, params, state):
-    return metric(params, jax.random.key(1), state)
+def measured(metric, params, optimizer_state):
+    return metric(pj.TrainState(params, optimizer_state, ()), jax.random.key(1))
 
 
 @jax.jit
@@ -399,7 +411,7 @@ def test_the_guard_holds_where_chains_are_lost():
     """Of the 8 states with one unit on, each seen many times, the probabilities add up to at most 1."""
     params = machine(3, 2.0)
     v = np.repeat(np.eye(8, dtype=np.float32), 5, axis=0)
-    metric = pj.log_likelihood(rbm.free_energy, v)
+    metric = pj.tracked_log_likelihood(MODEL, v)
     bound = logsumexp(minus_energies(params, np.eye(8)))
     np.testing.assert_allclose(guard(metric, params), bound, rtol=1e-5)
     mean = minus_energies(params, np.eye(8)).mean()
@@ -410,7 +422,7 @@ def test_the_guard_holds_where_chains_are_lost():
 
 def from_fair_coins(params, key):
     start_key, key = jax.random.split(key)
-    return pj.annealed_importance_sampling(*MODEL, *rbm.annealing(params, None, 200, start_key), key, steps=100).log_z
+    return pj.annealed_importance_sampling(MODEL, rbm.annealing(params, None, 200, start_key), key, steps=100).log_z
 
 
 @pytest.mark.slow
@@ -422,8 +434,8 @@ def test_annealing_from_elsewhere_finds_what_data_and_chains_do_not_visit():
     params["layers"][1]["loc"] = np.float32([-40, 10, 0, 0])
     data = np.zeros((50, 8), np.float32)
     track = tracker(params, log_z=float(minus_energies(params, data[:1])[0]), chains=data)
-    state = pj.TrainState(params, at_start(track, params), ())
-    lost, guarded = (pj.log_likelihood(rbm.free_energy, data, at_least=a) for a in (None, from_fair_coins))
+    state = at_start(track, params)
+    lost, guarded = (pj.tracked_log_likelihood(MODEL, data, at_least=a) for a in (None, from_fair_coins))
     expected = minus_energies(params, np.zeros((1, 8)))[0] - exact(params)
     assert minus_energies(params, ones[None])[0] - minus_energies(params, np.zeros((1, 8)))[0] > 5
     assert measured(lost, params, state) > expected + 5
@@ -433,7 +445,7 @@ def test_annealing_from_elsewhere_finds_what_data_and_chains_do_not_visit():
 def test_a_density_has_no_guard():
     params = machine(3, visible=2)
     params["layers"][0]["log_var"] = np.full(2, -10.0, np.float32)
-    metric = partial(pj.log_likelihood, rbm.free_energy)
+    metric = partial(pj.tracked_log_likelihood, MODEL)
     for v, options in (([[0.5, 0.2]], {}), ([[1.0, 0.0]], {"discrete": False})):
         assert guard(metric(np.float32(v), **options), params) == -np.inf
     bounded = metric(np.float32([[1.0, 0.0]]), at_least=lambda params, key: jnp.float32(-2.0), discrete=False)
@@ -444,10 +456,11 @@ def test_a_density_has_no_guard():
 
 
 def test_mistakes_are_named():
-    good = dict(log_z=0.0, chains=DATA, key=jax.random.key(0))
+    good = dict(estimate=pj.AnnealedEstimate(0.0, DATA), key=jax.random.key(0))
     for name, value, message in [
-        ("log_z", float("nan"), "log_z must be in"),
-        ("chains", np.zeros((0, 8), np.float32), "chains: expected states"),
+        ("estimate", pj.AnnealedEstimate(float("nan"), DATA), "estimate.log_z must be in"),
+        ("estimate", pj.AnnealedEstimate(0.0, np.zeros((0, 8), np.float32)), "estimate.chains: expected states"),
+        ("estimate", 0.0, r"estimate must be an AnnealedEstimate\(log_z, chains\), got float"),
         ("key", 3, r"key must be a key, jax.random.key\(0\), got 3"),
         ("steps_per_update", 0, "steps_per_update must be a positive integer"),
         ("every", 0, "every must be a positive integer"),
@@ -455,11 +468,11 @@ def test_mistakes_are_named():
         ("reanneal_every", 0, "reanneal_every must be a positive integer"),
     ]:
         with pytest.raises((TypeError, ValueError), match=message):
-            pj.track_log_partition(*MODEL, **(good | {name: value}))
+            pj.track_log_partition(MODEL, **(good | {name: value}))
 
     gaussian = machine(0, visible=2)
     gaussian["layers"][0]["log_var"] = jnp.zeros(2)
-    track = pj.track_log_partition(*MODEL, **good)
+    track = pj.track_log_partition(MODEL, **good)
     with pytest.raises(ValueError, match="track_log_partition belongs last"):
         pj.chain(track, pj.sgd(0.1))
     with pytest.raises(ValueError, match="needs the parameters"):
@@ -467,46 +480,44 @@ def test_mistakes_are_named():
     with pytest.raises(TypeError, match="expected a state of type LogPartitionState"):
         track.update(machine(0), (), machine(0))
     with pytest.raises(ValueError, match="expected one track_log_partition in the state, found 0"):
-        pj.log_partition(pj.sgd(0.1).init(machine(0)))
+        pj.tracked_log_partition(pj.sgd(0.1).init(machine(0)))
     many = jax.tree.map(lambda x: np.stack([x, x]), at_start(track, machine(0)))
     with pytest.raises(ValueError, match="the state of many runs"):
-        pj.log_partition(many)
+        pj.tracked_log_partition(many)
     assert jax.vmap(log_partition)(many).log_z.shape == (2,)
-    with pytest.raises(TypeError, match=r"track_log_partition: chains\[0\]: expected an array, got float"):
-        pj.track_log_partition(*MODEL, **(good | {"chains": [0.0]}))
-    with pytest.raises(TypeError, match=r"log_likelihood: v\[0\]: expected an array, got float"):
-        pj.log_likelihood(rbm.free_energy, [0.0])
+    with pytest.raises(TypeError, match=r"track_log_partition: estimate.chains\[0\]: expected an array, got float"):
+        pj.track_log_partition(MODEL, **(good | {"estimate": pj.AnnealedEstimate(0.0, [0.0])}))
+    with pytest.raises(TypeError, match=r"tracked_log_likelihood: v\[0\]: expected an array, got float"):
+        pj.tracked_log_likelihood(MODEL, [0.0])
     with pytest.raises(ValueError, match=r"annealing: data\[:, 1\] is constant"):
         rbm.annealing(gaussian, jnp.array([[0.0, 1.0], [2.0, 1.0]]), 5, jax.random.key(0))
-    path, start, log_z_start = annealing(machine(0), DATA, 5, jax.random.key(0))
-    for estimate, name in (
-        (pj.annealed_importance_sampling, "start"),
-        (pj.reverse_annealed_importance_sampling, "samples"),
-    ):
-        with pytest.raises(ValueError, match=f"{name}: expected states, got 0 rows"):
-            estimate(*MODEL, path, np.zeros((0, 8), np.float32), 0.0, jax.random.key(0))
-    narrow = np.zeros((5, 7), np.float32)
+    forward, key = annealing(machine(0), DATA, 5, jax.random.key(0)), jax.random.key(0)
+    empty, narrow = np.zeros((0, 8), np.float32), np.zeros((5, 7), np.float32)
     for name, call in {
-        "start": lambda: pj.annealed_importance_sampling(*MODEL, path, narrow, 0.0, jax.random.key(0)),
-        "samples": lambda: pj.reverse_annealed_importance_sampling(*MODEL, path, narrow, 0.0, jax.random.key(0)),
-        "v": lambda: pj.reverse_ais_log_prob(*MODEL, path, narrow, 0.0, jax.random.key(0)),
-        "chains": lambda: pj.track_log_partition(*MODEL, **(good | {"chains": narrow})).init(machine(0)),
+        "annealing.start": lambda v: pj.annealed_importance_sampling(MODEL, forward._replace(start=v), key),
+        "samples": lambda v: pj.reverse_annealed_importance_sampling(MODEL, forward, v, key),
+        "v": lambda v: pj.reverse_ais_log_prob(MODEL, forward, v, key),
+        "estimate.chains": lambda v: pj.track_log_partition(MODEL, pj.AnnealedEstimate(0.0, v), key).init(machine(0)),
     }.items():
+        with pytest.raises(ValueError, match=f"{name}: expected states, got 0 rows"):
+            call(empty)
         with pytest.raises(ValueError, match=r"expected states \(rows, 8\)") as caught:
-            call()
-        assert f"These states are the argument {name}." in caught.value.__notes__
+            call(narrow)
+        assert f"These states are {name}." in caught.value.__notes__
     with pytest.raises(ValueError, match=r"annealing: data: expected shape \(rows, 8\) as in params, got \(5, 7\)"):
-        rbm.annealing(machine(0), narrow, 5, jax.random.key(0))
-    for estimate in (
-        pj.annealed_importance_sampling,
-        pj.reverse_annealed_importance_sampling,
-        pj.reverse_ais_log_prob,
+        rbm.annealing(machine(0), narrow, 5, key)
+    one_log_z = forward._replace(log_z_start=jnp.zeros(1))
+    for call in (
+        lambda: pj.annealed_importance_sampling(MODEL, one_log_z, key),
+        lambda: pj.reverse_annealed_importance_sampling(MODEL, one_log_z, forward.start, key),
+        lambda: pj.reverse_ais_log_prob(MODEL, one_log_z, forward.start, key),
     ):
         with pytest.raises(ValueError, match=r"log_z_start: expected a scalar, got shape \(1,\)"):
-            estimate(*MODEL, path, start, jnp.zeros(1), jax.random.key(0))
+            call()
     with pytest.raises(ValueError, match="steps must be a positive integer"):
-        pj.annealed_importance_sampling(*MODEL, path, start, log_z_start, jax.random.key(0), steps=0)
+        pj.annealed_importance_sampling(MODEL, forward, key, steps=0)
+    of_all = pj.Model(lambda p, v: jnp.sum(v), rbm.gibbs)
     with pytest.raises(ValueError, match=r"expected shape \(5,\), one for each state, got \(\)"):
-        pj.annealed_importance_sampling(lambda p, v: jnp.sum(v), rbm.gibbs, path, start, log_z_start, jax.random.key(0))
+        pj.annealed_importance_sampling(of_all, forward, key)
     with pytest.raises(ValueError, match=r"end\['layers'\]\[0\]\['loc'\]: expected shape"):
         pj.linear_path(machine(0), machine(0, visible=7))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paysage_jax import (
-    Estimator,
+    Model,
     adam,
     average_parameters,
     chain,
@@ -27,6 +27,7 @@ from paysage_jax import (
     train_step,
     warmup,
 )
+from paysage_jax.extend import Estimator
 from tests.helpers.runs import DATA, KEY, PARAMS, ROWS, assert_identical, assert_trees_close, regression, stopping
 
 RUN = dict(batch_size=ROWS, key=KEY)
@@ -128,7 +129,7 @@ def test_a_loss_that_is_no_real_scalar_is_named(loss, got):
 
 def test_a_metric_that_returns_nothing_is_named():
     message = r"^fit: metrics\['m'\] must return arrays of numbers, got None"
-    refuses(lambda: run(metrics={"m": lambda params, key: None}), TypeError, message)
+    refuses(lambda: run(metrics={"m": lambda state, key: None}), TypeError, message)
 
 
 # --- leaves of integers: what the message advises works ----------------------------------------------
@@ -148,19 +149,19 @@ def test_an_integer_leaf_is_refused_and_frozen_it_stays_as_it_is():
 
 
 def test_two_phases_take_a_frozen_integer_leaf():
-    estimator = contrastive_divergence(lambda p, v: -v["x"] @ p["w"] + 0 * v["y"] * p["b"], lambda p, v, key: v)
+    model = Model(lambda p, v: -v["x"] @ p["w"] + 0 * v["y"] * p["b"], lambda p, v, key: v)
     optimizer = freeze(sgd(0.1), lambda path: path in ("sizes", "on"))
-    assert_identical(run(MIXED, optimizer, estimator).params["sizes"], MIXED["sizes"])
+    assert_identical(run(MIXED, optimizer, contrastive_divergence(model)).params["sizes"], MIXED["sizes"])
 
 
 # --- metrics and early stopping that come and go -----------------------------------------------------
 
 
-def total(params, key):
-    return jnp.sum(params["w"])
+def total(state, key):
+    return jnp.sum(state.params["w"])
 
 
-def seven(params, key):
+def seven(state, key):
     return jnp.int32(7)
 
 
@@ -235,9 +236,8 @@ def test_a_damaged_checkpoint_names_the_older_ones_and_what_to_do(file, three, t
     folder = damaged(three, tmp_path / "run", [3], file)
     message = rf"^fit: the checkpoint {folder}/3 is damaged: .* that can be read: \[2, 1\]. "
     refuses(lambda: go_on(checkpoints=folder), ValueError, message + f"To resume from epoch 2, delete {folder}/3.$")
-    message = (
-        rf"^read_checkpoint: the checkpoint {folder}/3 is damaged: .*; restore\(folder, epoch=2\) reads the newest"
-    )
+    advice = r"read_checkpoint\(directory, epoch=2\) reads the newest"
+    message = rf"^read_checkpoint: the checkpoint {folder}/3 is damaged: .*; {advice}"
     refuses(lambda: read_checkpoint(folder), ValueError, message)
     assert read_checkpoint(folder, epoch=2)["epochs_done"] == 2
     shutil.rmtree(folder / "3")
@@ -256,14 +256,18 @@ def test_all_damaged_checkpoints_before_a_good_one_are_named(three, tmp_path):
 def test_a_url_is_refused_at_the_call(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refuses(lambda: run(checkpoints=url), ValueError, "^Checkpoints: directory must be a local directory, got the URL")
-    refuses(lambda: read_checkpoint(url), ValueError, "^read_checkpoint: folder must be a local directory, got the URL")
+    refuses(
+        lambda: read_checkpoint(url), ValueError, "^read_checkpoint: directory must be a local directory, got the URL"
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_path_is_named():
     refuses(lambda: run(checkpoints=5), TypeError, "^Checkpoints: directory must be the path of a directory, got 5$")
     refuses(
-        lambda: read_checkpoint(None), TypeError, "^read_checkpoint: folder must be the path of a directory, got None$"
+        lambda: read_checkpoint(None),
+        TypeError,
+        "^read_checkpoint: directory must be the path of a directory, got None$",
     )
 
 

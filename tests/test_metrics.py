@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from paysage_jax import (
-    Estimator,
+    Model,
     Outcome,
-    Transformation,
+    TrainState,
     adam,
     chain,
     early_stopping,
@@ -26,6 +26,7 @@ from paysage_jax import (
     track_convergence,
 )
 from paysage_jax._train.history import History
+from paysage_jax.extend import Estimator, Transformation
 from tests.helpers.runs import (
     DATA,
     KEY,
@@ -49,7 +50,7 @@ RUN = dict(epochs=2, batch_size=ROWS, key=KEY)  # one step an epoch: less to com
 rng = np.random.default_rng(1)
 V = (rng.random((7, 5)) < 0.4).astype(np.float32)
 B, C, W = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (5, 3, (5, 3)))
-MACHINE = {"layers": [{"loc": B}, {"loc": C}], "weights": [{"matrix": 2 * W}]}
+MACHINE = TrainState({"layers": [{"loc": B}, {"loc": C}], "weights": [{"matrix": 2 * W}]}, (), ())
 
 
 def free_energy(v):
@@ -69,7 +70,7 @@ def test_pseudo_log_likelihood_is_in_the_mean_over_draws_that_of_all_units():
             flipped[i] = 1 - v[i]
             e, e_flipped = np.exp(-free_energy(v)), np.exp(-free_energy(flipped))
             exact += np.log(e / (e + e_flipped)) / len(V)
-    metric = pseudo_log_likelihood(rbm.free_energy, V)
+    metric = pseudo_log_likelihood(rbm.RBM(), V)
     draws = jax.jit(jax.vmap(partial(metric, MACHINE)))(jax.random.split(KEY, 20000))
     error = np.std(draws) / np.sqrt(len(draws))
     assert abs(np.mean(draws) - exact) < 4 * error
@@ -84,25 +85,26 @@ def test_reconstruction_error_is_the_mean_square_over_rows_and_units():
         return jax.tree.map(lambda x, n: x + params * n, v, noise)
 
     expected = 0.25 * sum(np.sum(np.float64(n) ** 2) for n in noise.values()) / (7 * 5 + 7 * 6)
-    np.testing.assert_allclose(reconstruction_error(transition, v)(jnp.float32(0.5), KEY), expected, rtol=1e-6)
+    error = reconstruction_error(Model(rbm.free_energy, transition), v)(TrainState(jnp.float32(0.5), (), ()), KEY)
+    np.testing.assert_allclose(error, expected, rtol=1e-6)
 
 
 def test_free_energy_gap_is_validation_minus_training():
     train, validation = V[:4], V[4:]
     energies = np.array([free_energy(v) for v in np.float64(V)])
-    gap = free_energy_gap(rbm.free_energy, train, validation)(MACHINE, KEY)
+    gap = free_energy_gap(rbm.RBM(), train, validation)(MACHINE, KEY)
     np.testing.assert_allclose(gap, energies[4:].mean() - energies[:4].mean(), rtol=1e-5)
 
 
 # --- the history -------------------------------------------------------------------------------------
 
 
-def weights(params, key):
-    return params["w"]
+def weights(state, key):
+    return state.params["w"]
 
 
-def count(params, key):
-    return jnp.sum(params["w"] > 0)
+def count(state, key):
+    return jnp.sum(state.params["w"] > 0)
 
 
 METRICS = {"weights": weights, "count": count, "draw": a_draw}
@@ -118,8 +120,8 @@ def test_history_holds_the_metrics_of_every_second_epoch(kind):
     assert history["draw"][0] != history["draw"][1]
     for i, epochs in enumerate((2, 4)):
         shorter = fit(PARAMS, adam(0.1), regression, data, epochs=epochs, **run)
-        np.testing.assert_array_equal(history["weights"][i], weights(shorter.params, None))
-        np.testing.assert_array_equal(history["count"][i], count(shorter.params, None))
+        np.testing.assert_array_equal(history["weights"][i], weights(shorter, None))
+        np.testing.assert_array_equal(history["count"][i], count(shorter, None))
     assert jnp.any(history["weights"][0] != history["weights"][1])
 
 
@@ -172,7 +174,7 @@ def test_of_the_statistics_the_floating_scalars_are_kept_and_a_metric_goes_befor
     assert history["half"].tolist() == [0.5, 0.5]
     assert history["half"].dtype == np.float32
     assert history["epoch"].tolist() == [1, 2]
-    metrics = {"half": lambda params, key: jnp.ones(2, jnp.uint8), "learning_rate": lambda params, key: 4.0}
+    metrics = {"half": lambda state, key: jnp.ones(2, jnp.uint8), "learning_rate": lambda state, key: 4.0}
     history = fit(PARAMS, sgd(0.1), Talkative(), DATA, metrics=metrics, **RUN).history
     assert history["half"].tolist() == [[1, 1], [1, 1]]
     assert history["learning_rate"].tolist() == [4, 4]
@@ -194,10 +196,10 @@ def test_several_learning_rates_are_a_row():
 
 
 ANY = {
-    "half": lambda params, key: params["w"].astype(jnp.bfloat16),
-    "complex": lambda params, key: jax.lax.complex(params["w"], -params["w"]),
-    "tree": lambda params, key: ({"byte": jnp.uint8(200), "flag": params["w"] > 0}, None, [jnp.zeros((0, 2))]),
-    "python": lambda params, key: 3,
+    "half": lambda state, key: state.params["w"].astype(jnp.bfloat16),
+    "complex": lambda state, key: jax.lax.complex(state.params["w"], -state.params["w"]),
+    "tree": lambda state, key: ({"byte": jnp.uint8(200), "flag": state.params["w"] > 0}, None, [jnp.zeros((0, 2))]),
+    "python": lambda state, key: 3,
 }
 
 
@@ -220,10 +222,10 @@ def test_a_metric_may_be_any_tree_of_any_dtype_and_a_run_with_it_is_resumed():
 def test_rows_never_reached_under_vmap_are_told_by_their_epoch():
     """NaN where there is one; bool and integers have none."""
     kinds = {
-        "real": lambda params, key: params["w"],
-        "complex": lambda params, key: jax.lax.complex(params["w"], params["w"]),
-        "flag": lambda params, key: jnp.array(True),
-        "unsigned": lambda params, key: {"tree": (jnp.ones((2, 1), jnp.uint8),)},
+        "real": lambda state, key: state.params["w"],
+        "complex": lambda state, key: jax.lax.complex(state.params["w"], state.params["w"]),
+        "flag": lambda state, key: jnp.array(True),
+        "unsigned": lambda state, key: {"tree": (jnp.ones((2, 1), jnp.uint8),)},
     }
 
     def run(tolerance):
@@ -251,19 +253,14 @@ def test_what_a_history_has_given_out_stays_and_cannot_be_written_to():
         given[-1][0] = 3
 
 
-# --- what a metric may take --------------------------------------------------------------------------
+# --- what a metric is given --------------------------------------------------------------------------
 
 
-def test_a_metric_may_take_the_state_and_the_data():
-    def steps(params, key, state):
-        chex.assert_trees_all_equal_structs(params, state.params)
+@each_kind
+def test_a_metric_is_given_the_whole_state(kind):
+    def steps(state, key):
+        assert isinstance(state, TrainState)
         return state.optimizer_state.step + state.estimator_state[0]
-
-    def loss(params, key, *, data=None, state=None):
-        return squares(state.params, data)
-
-    def given(params, key, **extra):
-        return jnp.array([name in extra for name in ("state", "data")])
 
     class Counting(Estimator):
         def init(self, params, batch, key):
@@ -273,48 +270,42 @@ def test_a_metric_may_take_the_state_and_the_data():
             gradient, _, statistics = regression.estimate(params, batch, (), key)
             return gradient, (estimator_state[0] + 100,), statistics
 
-    metrics = {"steps": steps, "given": given, "full loss": loss}
-    result = fit(PARAMS, sgd(0.1), Counting(), DATA, metrics=metrics, **RUN)
-    assert result.history["steps"].tolist() == [201, 302]
-    assert result.history["given"].tolist() == [[True, True]] * 2
-    np.testing.assert_allclose(result.history["full loss"][-1], squares(result.params, DATA), rtol=1e-6)
-    metrics.pop("full loss")
-    result = fit(PARAMS, sgd(0.1), Counting(), batches_of(DATA), epochs=1, key=KEY, metrics=metrics)
-    assert result.history["given"].tolist() == [[True, False]]
+    data, size = kind(DATA)
+    result = fit(PARAMS, sgd(0.1), Counting(), data, epochs=2, key=KEY, metrics={"steps": steps}, **size)
+    assert result.history["steps"].tolist() == [605, 1110]
+    assert steps(result.state, None) == 1110
 
 
-def test_other_data_bound_to_a_metric_stay():
-    def loss(params, key, data):
-        return squares(params, data)
+def test_a_metric_holds_its_data():
+    """Those of the run, or others."""
 
-    other = jax.tree.map(lambda x: x[:7], DATA)
-    result = fit(PARAMS, sgd(0.1), regression, DATA, metrics={"loss": partial(loss, data=other)}, **RUN)
-    np.testing.assert_allclose(result.history["loss"][-1], squares(result.params, other), rtol=1e-6)
+    def loss(state, key, data):
+        return squares(state.params, data)
+
+    held = {"full": DATA, "other": jax.tree.map(lambda x: x[:7], DATA)}
+    metrics = {name: partial(loss, data=data) for name, data in held.items()}
+    result = fit(PARAMS, sgd(0.1), regression, DATA, metrics=metrics, **RUN)
+    for name, data in held.items():
+        np.testing.assert_allclose(result.history[name][-1], squares(result.params, data), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("metrics", "data", "error", "message"),
+    ("metrics", "error", "message"),
     [
-        ([a_draw], DATA, TypeError, r"metrics must be a dict of name -> metric\(params, key\), got list"),
-        ({3: a_draw}, DATA, TypeError, r"metrics\[3\] must be a function"),
-        ({"a": 3}, DATA, TypeError, r"metrics\['a'\] must be a function metric\(params, key\), got 3"),
-        ({"a": lambda params: 1.0}, DATA, TypeError, r"metrics\['a'\].*too many positional arguments"),
-        ({"a": lambda params, key, z: 1.0}, DATA, TypeError, r"metrics\['a'\].*missing a required argument: 'z'"),
-        ({"a": lambda p, key, data: 1.0}, batches_of(DATA), TypeError, r"metrics\['a'\].*argument: 'data'"),
-        ({"a": max}, DATA, TypeError, r"metrics\['a'\].*no signature"),
-        (
-            {"a": lambda params, key: "text"},
-            DATA,
-            TypeError,
-            r"\['a'\] must return arrays of numbers, got 'text'",
-        ),
-        ({"epoch": a_draw}, DATA, ValueError, "no metric may be called epoch"),
+        ([a_draw], TypeError, r"metrics must be a dict of name -> metric\(state, key\), got list"),
+        ({3: a_draw}, TypeError, r"metrics\[3\] must be a function"),
+        ({"a": 3}, TypeError, r"metrics\['a'\] must be a function metric\(state, key\), got 3"),
+        ({"a": lambda state: 1.0}, TypeError, r"metrics\['a'\].*too many positional arguments"),
+        ({"a": lambda state, key, z: 1.0}, TypeError, r"metrics\['a'\].*missing a required argument: 'z'"),
+        ({"a": lambda state, *, key: 1.0}, TypeError, r"metrics\['a'\].*too many positional arguments"),
+        ({"a": max}, TypeError, r"metrics\['a'\].*no signature"),
+        ({"a": lambda state, key: "text"}, TypeError, r"\['a'\] must return arrays of numbers, got 'text'"),
+        ({"epoch": a_draw}, ValueError, "no metric may be called epoch"),
     ],
 )
-def test_wrong_metrics_are_named(metrics, data, error, message):
-    size = {"batch_size": ROWS} if data is DATA else {}
+def test_wrong_metrics_are_named(metrics, error, message):
     with pytest.raises(error, match=message):
-        fit(PARAMS, sgd(0.1), regression, data, epochs=1, key=KEY, metrics=metrics, **size)
+        fit(PARAMS, sgd(0.1), regression, DATA, metrics=metrics, **RUN)
 
 
 @pytest.mark.parametrize(
@@ -400,8 +391,8 @@ def test_a_run_stops_when_its_patience_ends_and_gives_back_the_best_parameters(k
     [
         (None, ValueError, r"no metric 'm'; the history has \['epoch', 'learning_rate', 'loss'\]"),
         (weights, ValueError, r"early_stopping: m: expected a scalar, got shape \(3,\)"),
-        (lambda params, key: params, TypeError, "early_stopping: m: expected a real scalar"),
-        (lambda params, key: jnp.complex64(1), TypeError, "early_stopping: m: expected a real scalar"),
+        (lambda state, key: state.params, TypeError, "early_stopping: m: expected a real scalar"),
+        (lambda state, key: jnp.complex64(1), TypeError, "early_stopping: m: expected a real scalar"),
     ],
 )
 def test_a_metric_that_cannot_stop_a_run_is_named(metric, error, message):

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from paysage_jax import (
+    Model,
     Outcome,
     TrainState,
     Weighted,
     contrastive_divergence,
     fit,
+    free_energy_gap,
     loss_gradient,
     parallel_tempering,
     persistent_contrastive_divergence,
@@ -45,9 +47,10 @@ def turn(params, v, key):
     return jnp.roll(v, 1, axis=1)
 
 
-cd = contrastive_divergence(energy, turn)
-pcd = persistent_contrastive_divergence(energy, turn, chains=5)
-pt = parallel_tempering(energy, turn, chains=3, betas=(0.5, 1.0))
+MODEL = Model(energy, turn)
+cd = contrastive_divergence(MODEL)
+pcd = persistent_contrastive_divergence(MODEL, num_chains=5)
+pt = parallel_tempering(MODEL, num_chains=3, betas=(0.5, 1.0))
 each = pytest.mark.parametrize("estimator", [cd, pcd, pt], ids=["cd", "pcd", "pt"])
 each_dtype = pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
 
@@ -94,16 +97,15 @@ def test_they_have_the_dtype_of_the_parameters(dtype):
         return energy(params, v)
 
     params = {"b": PARAMS["b"].astype(dtype), "counter": jnp.zeros((), dtype)}
-    run(contrastive_divergence(noted, turn), BITS, params, epochs=1)
+    run(contrastive_divergence(Model(noted, turn)), BITS, params, epochs=1)
     assert set(seen) == {jnp.dtype(dtype)}
 
 
 def test_they_are_floats_for_a_metric_too():
-    def mean_of_negative(params, key, data):
-        return jnp.mean(-data)
+    def measured(data):
+        return run(cd, data, metrics={"gap": free_energy_gap(MODEL, data[:7], data)})
 
-    result = run(cd, BITS.astype(np.uint8), metrics={"mean": mean_of_negative})
-    np.testing.assert_allclose(result.history["mean"], -BITS.mean(), rtol=1e-6)
+    assert_identical(measured(BITS.astype(np.uint8)), measured(FLOATS))
 
 
 @pytest.mark.slow_unless("cd-bool", "pcd-int64", "pt-uint8")
@@ -122,7 +124,7 @@ def test_in_a_phase_gradient_and_as_the_start_of_chains_too(dtype):
     gradient = phase_gradient(energy)
     assert_identical(gradient(PARAMS, BITS.astype(dtype), BITS[:5].astype(dtype)), gradient(PARAMS, FLOATS, FLOATS[:5]))
     for make in (persistent_contrastive_divergence, parallel_tempering):
-        whole, floats = (make(energy, turn, start=v) for v in (BITS.astype(dtype), FLOATS))
+        whole, floats = (make(MODEL, chains=v) for v in (BITS.astype(dtype), FLOATS))
         assert_identical(whole.init(PARAMS, FLOATS, KEY), floats.init(PARAMS, FLOATS, KEY))
 
 
@@ -134,18 +136,18 @@ def of_categories(params, v):
 @pytest.mark.parametrize("make", [contrastive_divergence, persistent_contrastive_divergence, parallel_tempering])
 def test_a_model_of_categories_keeps_them(make):
     """Its energy takes them as indices."""
-    result = run(make(of_categories, turn, integer_states=True), BITS.astype(np.int32))
+    result = run(make(Model(of_categories, turn, integer_states=True)), BITS.astype(np.int32))
     assert int(result.outcome) == Outcome.EPOCHS_EXHAUSTED
     with pytest.raises(TypeError) as caught:
-        run(make(of_categories, turn), BITS)
-    assert "give integer_states=True" in "".join(caught.value.__notes__)
+        run(make(Model(of_categories, turn)), BITS)
+    assert "give the model integer_states=True" in "".join(caught.value.__notes__)
 
 
 def test_so_does_its_phase_gradient_and_a_loader():
     data = BITS.astype(np.uint8)
     gradient = phase_gradient(of_categories, integer_states=True)(PARAMS, data, data)
     np.testing.assert_array_equal(gradient["b"], np.zeros(4))
-    result = run(contrastive_divergence(of_categories, turn, integer_states=True), parts(data))
+    result = run(contrastive_divergence(Model(of_categories, turn, integer_states=True)), parts(data))
     assert int(result.outcome) == Outcome.EPOCHS_EXHAUSTED
 
 
@@ -201,7 +203,8 @@ HOLES = {
 @pytest.mark.parametrize(("data", "message"), HOLES.values(), ids=HOLES.keys())
 def test_a_number_that_is_not_finite_is_named(data, message):
     tree = isinstance(data, dict) or (isinstance(data, list) and isinstance(data[0], dict))
-    estimator = contrastive_divergence(lambda p, v: energy(p, v["x"]), lambda p, v, key: v) if tree else cd
+    of_tree = Model(lambda p, v: energy(p, v["x"]), lambda p, v, key: v)
+    estimator = contrastive_divergence(of_tree) if tree else cd
     with pytest.raises(ValueError, match=message):
         run(estimator, data)
 
@@ -238,9 +241,9 @@ def test_a_large_array_is_looked_through_to_its_end():
 @pytest.mark.parametrize("make", [contrastive_divergence, persistent_contrastive_divergence])
 def test_holes_may_be_where_they_are_filled_in(make):
     """And nowhere else; an infinity is no hole."""
-    estimator = make(energy, turn, complete=lambda params, v, key: jnp.where(jnp.isnan(v), 0.25, v))
+    estimator = make(Model(energy, turn, sample_hidden=lambda params, v, key: jnp.where(jnp.isnan(v), 0.25, v)))
     filled = spoiled(0.25)
-    expected = run(make(energy, turn), [filled]).params
+    expected = run(make(MODEL), [filled]).params
     for data in ([spoiled(np.nan)], [jnp.array(spoiled(np.nan))]):
         chex.assert_trees_all_close(run(estimator, data).params, expected, rtol=1e-6)
     assert int(run(estimator, spoiled(np.nan)).outcome) == Outcome.EPOCHS_EXHAUSTED
@@ -280,8 +283,8 @@ HINTS = {
 @pytest.mark.parametrize(("data", "hint"), HINTS.values(), ids=HINTS.keys())
 def test_what_to_do_is_said_and_nothing_else(make, data, hint):
     with pytest.raises(Exception, match=hint) as caught:
-        run(make(rbm.free_energy, rbm.gibbs), data, RBM)
-    assert "complete=" not in "".join(caught.value.__notes__)
+        run(make(rbm.RBM()), data, RBM)
+    assert "sample_hidden=" not in "".join(caught.value.__notes__)
     assert "integer_states" not in "".join(caught.value.__notes__)
 
 
@@ -289,7 +292,7 @@ def test_where_nothing_is_known_nothing_is_said():
     """Rows of another width."""
     for make in (contrastive_divergence, persistent_contrastive_divergence):
         with pytest.raises(ValueError, match=r"expected states \(rows, \d\) as in params, got shape") as caught:
-            run(make(rbm.free_energy, rbm.gibbs), FLOATS[:, :3], RBM)
+            run(make(rbm.RBM()), FLOATS[:, :3], RBM)
         notes = "".join(note for note in caught.value.__notes__ if "JAX" not in note)
         assert notes == ""
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import paysage_jax as pj
 from paysage_jax._optim.packing import LARGEST
+from paysage_jax.packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
 from tests.helpers.problems import OPTIMIZERS, each, run
 
 
@@ -34,9 +35,9 @@ def tree(seed=0):
 
 
 def test_unpack_inverts_pack():
-    packed = pj.pack(tree())
-    chex.assert_trees_all_equal(pj.unpack(packed), tree())
-    chex.assert_trees_all_equal_dtypes(pj.unpack(packed), tree())
+    packed = pack(tree())
+    chex.assert_trees_all_equal(unpack(packed), tree())
+    chex.assert_trees_all_equal_dtypes(unpack(packed), tree())
     # float32 small, bfloat16 small, and the large leaf with its own shape
     assert sorted(b.shape for b in packed.buffers) == [(10,), (47,), (100, 100)]
 
@@ -45,31 +46,31 @@ def test_unpack_inverts_pack():
 def test_unpack_inverts_pack_for_any_shapes(shapes, largest):
     numbers = iter(range(10**6))
     original = [np.array([next(numbers) for _ in range(int(np.prod(s)))], np.float32).reshape(s) for s in shapes]
-    chex.assert_trees_all_equal(pj.unpack(pj.pack(original, largest)), original)
+    chex.assert_trees_all_equal(unpack(pack(original, largest)), original)
 
 
 def test_layout_is_static_hashable_and_pickles():
-    packed = pj.pack(tree())
+    packed = pack(tree())
     again = pickle.loads(pickle.dumps(packed))
     assert hash(again.layout) == hash(packed.layout)
     assert again.layout == packed.layout
-    assert pj.pack(tree(1)).layout == packed.layout
+    assert pack(tree(1)).layout == packed.layout
     step = jax.jit(chex.assert_max_traces(lambda p: jax.tree.map(jnp.square, p), n=1))
     step(packed)
-    chex.assert_trees_all_close(pj.unpack(step(pj.pack(tree(1)))), jax.tree.map(jnp.square, tree(1)))
+    chex.assert_trees_all_close(unpack(step(pack(tree(1)))), jax.tree.map(jnp.square, tree(1)))
 
 
 def test_gradient_through_unpack_is_the_packed_gradient():
     def loss(t):
         return sum(jnp.sum(jnp.sin(x.astype(jnp.float32)) * (i + 1)) for i, x in enumerate(jax.tree.leaves(t)))
 
-    packed = pj.pack(tree())
+    packed = pack(tree())
     expected = jax.jit(jax.grad(loss))(tree())
-    actual = jax.jit(jax.grad(lambda p: loss(pj.unpack(p))))(packed)
-    chex.assert_trees_all_close(pj.unpack(actual), expected, rtol=1e-6)
+    actual = jax.jit(jax.grad(lambda p: loss(unpack(p))))(packed)
+    chex.assert_trees_all_close(unpack(actual), expected, rtol=1e-6)
 
 
-packed_of = jax.jit(pj.pack)
+packed_of = jax.jit(pack)
 
 
 @pytest.mark.slow_unless("momentum", "adamw")
@@ -83,24 +84,24 @@ def test_same_parameters_packed_or_not(optimizer):
     gradients, start = [tree(seed) for seed in range(5)], tree(9)
     plain, plain_state = last(optimizer, start, gradients)
     packed, packed_state = last(optimizer, packed_of(start), list(map(packed_of, gradients)))
-    chex.assert_trees_all_close(pj.unpack(packed), plain, rtol=1e-6, atol=1e-7)
-    chex.assert_trees_all_close(pj.unpack_all(packed_state), plain_state, rtol=1e-6, atol=1e-7)
-    moments, moments_state = last(pj.pack_moments(optimizer), start, gradients)
+    chex.assert_trees_all_close(unpack(packed), plain, rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_close(unpack_all(packed_state), plain_state, rtol=1e-6, atol=1e-7)
+    moments, moments_state = last(pack_moments(optimizer), start, gradients)
     chex.assert_trees_all_close(moments, plain, rtol=1e-6, atol=1e-7)
     chex.assert_trees_all_equal_dtypes(moments, plain)
-    chex.assert_trees_all_close(pj.unpack_all(moments_state), plain_state, rtol=1e-6, atol=1e-7)
-    chex.assert_trees_all_equal(pj.pack_all_like(pj.unpack_all(moments_state), moments_state), moments_state)
+    chex.assert_trees_all_close(unpack_all(moments_state), plain_state, rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_equal(pack_all_like(unpack_all(moments_state), moments_state), moments_state)
 
 
 def test_a_checkpoint_of_either_kind_goes_on_as_the_other():
     params, gradient = tree(9), tree(1)
-    plain, packed = pj.adam(0.01), pj.pack_moments(pj.adam(0.01))
+    plain, packed = pj.adam(0.01), pack_moments(pj.adam(0.01))
     _, state = plain.update(gradient, plain.init(params), params)
-    restored = pj.pack_all_like(state, packed.init(params))
+    restored = pack_all_like(state, packed.init(params))
     expected, _ = plain.update(gradient, state, params)
     chex.assert_trees_all_close(packed.update(gradient, restored, params)[0], expected, rtol=1e-6)
     packed_state = packed.update(gradient, packed.init(params), params)[1]
-    chex.assert_trees_all_close(plain.update(gradient, pj.unpack_all(packed_state), params)[0], expected, rtol=1e-6)
+    chex.assert_trees_all_close(plain.update(gradient, unpack_all(packed_state), params)[0], expected, rtol=1e-6)
 
 
 @dataclass
@@ -127,7 +128,7 @@ def bare(tree):
 
 def test_a_state_made_of_variables_goes_on_with_their_arrays():
     """As in `nnx.Optimizer`: variables at the start, then arrays; the state is wrapped between the updates."""
-    optimizer = pj.chain(pj.pack_moments(pj.adam(0.1)), pj.average_parameters(0.9), pj.track_convergence(0.0))
+    optimizer = pj.chain(pack_moments(pj.adam(0.1)), pj.average_parameters(0.9), pj.track_convergence(0.0))
     params = tree(9)
     state, expected = wrapped(optimizer.init(wrapped(params))), optimizer.init(params)
     for seed in range(3):
@@ -140,7 +141,7 @@ def test_a_state_made_of_variables_goes_on_with_their_arrays():
 
 
 def test_a_state_made_of_variables_refuses_another_tree():
-    optimizer = pj.pack_moments(pj.adam(0.1))
+    optimizer = pack_moments(pj.adam(0.1))
     state = optimizer.init(wrapped({"a": jnp.ones(3), "b": jnp.ones(3)}))
     for other in ({"a": jnp.ones(3), "c": jnp.ones(3)}, {"a": jnp.ones(3)}, [jnp.ones(3), jnp.ones(3)]):
         with pytest.raises(ValueError, match=r"^updates\["):
@@ -148,7 +149,7 @@ def test_a_state_made_of_variables_refuses_another_tree():
 
 
 def test_init_is_abstract_where_params_are():
-    optimizer = pj.pack_moments(pj.adam(0.01))
+    optimizer = pack_moments(pj.adam(0.01))
     chex.assert_trees_all_equal_shapes_and_dtypes(optimizer.init(jax.eval_shape(tree)), optimizer.init(tree()))
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(optimizer.init, tree()), optimizer.init(tree()))
 
@@ -157,15 +158,15 @@ def test_magnitude_of_a_packed_tree_is_that_of_the_tree():
     original = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.arange(4.0)}
     expected = np.sqrt((55 / 2 + 14 / 4) / 2)
     np.testing.assert_allclose(pj.gradient_magnitude(original), expected, rtol=1e-6)
-    np.testing.assert_allclose(pj.gradient_magnitude(pj.pack(original)), expected, rtol=1e-6)
+    np.testing.assert_allclose(pj.gradient_magnitude(pack(original)), expected, rtol=1e-6)
 
 
 def test_errors_name_the_leaf():
-    packed = pj.pack(tree())
+    packed = pack(tree())
     wrong = tree() | {"weights": [{"matrix": jnp.zeros((5, 7))}]}
     with pytest.raises(ValueError, match=r"\['weights'\]\[0\]\['matrix'\]: expected shape \(7, 5\)"):
-        pj.pack_like(wrong, packed)
-    optimizer = pj.pack_moments(pj.adam(0.01))
+        pack_like(wrong, packed)
+    optimizer = pack_moments(pj.adam(0.01))
     with pytest.raises(ValueError, match=r"updates\['weights'\]\[0\]\['matrix'\]: expected shape .* in the state"):
         optimizer.update(wrong, optimizer.init(tree()))
     integer = tree() | {"large": jnp.zeros((100, 100), int)}
@@ -179,27 +180,27 @@ def test_errors_name_the_leaf():
     with pytest.raises(ValueError, match="pack_moments: expected the state of the optimizer on packed parameters"):
         optimizer.update(tree(), pj.adam(0.01).init(tree()))
     with pytest.raises(TypeError, match="init and update"):
-        pj.pack_moments(0.01)
+        pack_moments(0.01)
 
 
 def test_real_gradients_of_some_complex_parameters():
     params = {"a": jnp.ones(2, "complex64"), "b": jnp.ones(3, "complex64"), "c": jnp.ones(2)}
     gradient = {"a": jnp.array([1j, 2]), "b": jnp.arange(3.0), "c": jnp.ones(2)}
-    optimizer = pj.pack_moments(pj.adam(0.1))
+    optimizer = pack_moments(pj.adam(0.1))
     packed, state = optimizer.update(gradient, optimizer.init(params), params)
     plain, plain_state = pj.adam(0.1).update(gradient, pj.adam(0.1).init(params), params)
-    chex.assert_trees_all_close((packed, pj.unpack_all(state)), (plain, plain_state), rtol=1e-6)
-    chex.assert_trees_all_equal_dtypes(pj.unpack_all(state), plain_state)
+    chex.assert_trees_all_close((packed, unpack_all(state)), (plain, plain_state), rtol=1e-6)
+    chex.assert_trees_all_equal_dtypes(unpack_all(state), plain_state)
 
 
 def test_large_leaves_are_not_copied():
-    packed = pj.pack({"large": jnp.ones(LARGEST + 1), "limit": jnp.ones(LARGEST), "small": jnp.ones(3)})
+    packed = pack({"large": jnp.ones(LARGEST + 1), "limit": jnp.ones(LARGEST), "small": jnp.ones(3)})
     assert sorted(b.size for b in packed.buffers) == [LARGEST + 1, LARGEST + 3]
 
 
 @pytest.mark.parametrize("size", [5, 9])
 @pytest.mark.parametrize("maybe_jit", [lambda f: f, jax.jit], ids=["plain", "jit"])
 def test_a_buffer_that_does_not_fit_is_refused(size, maybe_jit):
-    packed = pj.pack({"a": jnp.ones(3), "b": jnp.ones(3)})
+    packed = pack({"a": jnp.ones(3), "b": jnp.ones(3)})
     with pytest.raises(ValueError, match=rf"\(6,\), got \({size},\)"):
-        maybe_jit(pj.unpack)(pj.Packed((jnp.ones(size),), packed.layout))
+        maybe_jit(unpack)(Packed((jnp.ones(size),), packed.layout))

@@ -13,25 +13,20 @@ import optax
 import pytest
 
 from paysage_jax import (
-    Leafwise,
-    Number,
-    Pytree,
-    SgdState,
     adam,
     average_parameters,
     classic,
     clip_by_global_norm,
-    count,
     exponential_decay,
     momentum,
-    number,
     power_law_decay,
     sgd,
-    static,
     track_convergence,
     warmup,
 )
 from paysage_jax._core.pytree import function
+from paysage_jax.extend import Leafwise, Number, Pytree, count, number, static
+from paysage_jax.states import SgdState
 from tests.helpers.problems import OPTIMIZERS, each
 
 

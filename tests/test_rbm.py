@@ -149,6 +149,16 @@ def test_log_likelihood_is_the_mean_log_probability():
 # --- sampling ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("params", [bernoulli(), gaussian(VISIBLE)])
+def test_the_machine_as_a_model_has_its_free_energy_and_takes_gibbs_steps(params):
+    model, v, key = rbm.RBM(), binary_states(VISIBLE).astype(np.float32), jax.random.key(0)
+    np.testing.assert_array_equal(model.energy(params, v), rbm.free_energy(params, v))
+    np.testing.assert_array_equal(model.transition(params, v, key), rbm.gibbs(params, v, key))
+    assert (model.sample_hidden, model.integer_states) == (None, False)
+    assert model == rbm.RBM()
+    assert jax.tree.leaves(model) == []
+
+
 def test_gibbs_has_the_transition_probabilities_of_a_sum_over_hidden_states():
     # As many hidden as visible units: random numbers used twice would be seen.
     params, draws = bernoulli(hidden=VISIBLE), 20_000

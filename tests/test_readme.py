@@ -43,6 +43,8 @@ EXAMPLES = {
     "_ebm.estimators": ["contrastive_divergence", "persistent_contrastive_divergence", "loss_gradient"],
     "_train.fit": ["fit"],
     "_ebm.tempering": ["parallel_tempering"],
+    "_ebm.model": ["Model"],
+    "rbm": ["standardize", "RBM"],
     "_optim.textbook": ["adam"],
     "optimizers": ["StochasticGradientDescent", "Momentum", "RMSProp", "ADAM"],
 }

@@ -23,7 +23,8 @@ KEY = jax.random.key(0)
 SHARDS, BATCH, EPOCHS = 8, 16, 8  # 64 steps
 IMAGES = (np.random.default_rng(0).random((128, 24)) < 0.4).astype(np.float32)
 PARAMS = rbm.init_bernoulli(IMAGES, 16, jax.random.key(1))
-PCD = pj.persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs)
+MODEL = rbm.RBM()
+PCD = pj.persistent_contrastive_divergence(MODEL)
 COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 
 needs_8_cpus = pytest.mark.skipif(len(CPUS) < 8, reason="eight virtual devices of the CPU are needed")
@@ -61,14 +62,14 @@ OPTIMIZERS = {
     "adam": lambda sharding: pj.adam(0.01),
     "centred and averaged": lambda sharding: pj.chain(pj.center(), pj.sgd(0.1), pj.average_parameters(0.9)),
     "adam in pieces": pieces(lambda: pj.adam(0.01)),
-    "packed in pieces": pieces(lambda: pj.pack_moments(pj.adam(0.01))),
+    "packed in pieces": pieces(lambda: pj.packing.pack_moments(pj.adam(0.01))),
     "a chain in pieces": pieces(lambda: pj.chain(pj.clip_by_global_norm(1.0), pj.momentum(0.01))),
 }
 
 
 def train(sharding, optimizer, loader=False, images=IMAGES, **options):
     """A run; W over the axis "model" where there is one."""
-    params, gibbs, context = PARAMS, rbm.gibbs, contextlib.nullcontext()
+    params, model, context = PARAMS, MODEL, contextlib.nullcontext()
     if sharding is not None:
         options = {"sharding": sharding} | options
         if "model" in sharding.mesh.axis_names:
@@ -76,12 +77,13 @@ def train(sharding, optimizer, loader=False, images=IMAGES, **options):
             params = params | {"weights": [{"matrix": jax.device_put(params["weights"][0]["matrix"], columns)}]}
             if AxisType.Explicit in sharding.mesh.axis_types:
                 # Where axes are explicit, a sum over one in pieces is for its author to lay out.
-                context, gibbs = jax.set_mesh(sharding.mesh), auto_axes(rbm.gibbs, out_sharding=P("data", None))
+                gibbs = auto_axes(rbm.gibbs, out_sharding=P("data", None))
+                context, model = jax.set_mesh(sharding.mesh), pj.Model(rbm.free_energy, gibbs)
     if loader:
         data = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
     else:
         data, options = images, {"batch_size": BATCH, "shards": SHARDS} | options
-    estimator = pj.persistent_contrastive_divergence(rbm.free_energy, gibbs)
+    estimator = pj.persistent_contrastive_divergence(model)
     with context:
         return pj.fit(params, optimizer(sharding), estimator, data, **({"epochs": EPOCHS, "key": KEY} | options))
 
@@ -132,7 +134,7 @@ def test_rows_and_chains_that_do_not_divide(rows, loader):
     """The last batch is smaller; weights go with their rows; ten chains are whole on each device."""
     images = np.resize(IMAGES, (rows, 24))
     weights = np.linspace(1, 2, rows, dtype=np.float32)
-    estimator = pj.persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, chains=10)
+    estimator = pj.persistent_contrastive_divergence(MODEL, num_chains=10)
     ends = range(0, rows, BATCH)
     data = [pj.Weighted(images[i : i + BATCH], weights[i : i + BATCH]) for i in ends] if loader else None
     options = {} if loader else {"batch_size": BATCH, "shards": SHARDS}
@@ -251,7 +253,7 @@ def test_a_run_without_devices_goes_on_with_them(tmp_path):
 def test_reports_stopping_and_progress_go_on_as_ever():
     seen = []
     options = {
-        "metrics": {"pseudo": pj.pseudo_log_likelihood(rbm.free_energy, IMAGES[:20])},
+        "metrics": {"pseudo": pj.pseudo_log_likelihood(MODEL, IMAGES[:20])},
         "early_stopping": pj.early_stopping("pseudo", patience=2, maximize=True),
         "callback": lambda result: seen.append(int(result.epochs_done)),
         "progress": True,
@@ -356,7 +358,7 @@ def test_a_model_in_pieces_stays_so_when_it_is_resumed_and_where_it_was_best():
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_its_own_number_of_chains():
-    ten = pj.persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, chains=10)
+    ten = pj.persistent_contrastive_divergence(MODEL, num_chains=10)
     run = partial(pj.fit, PARAMS, pj.adam(0.01), data=IMAGES, key=KEY, batch_size=BATCH, shards=SHARDS)
     expected, actual = (run(estimator=PCD, epochs=2, resume=run(estimator=ten, epochs=1, **kw), **kw)
                         for kw in ({}, {"sharding": over(8)}))  # fmt: skip
@@ -391,7 +393,7 @@ def test_a_longest_axis_in_pieces_already_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", slow("Explicit")])
 def test_a_metric_may_have_a_row_for_each_chain(kind):
-    metrics = {"chains": lambda params, key, state: rbm.free_energy(params, state.estimator_state)}
+    metrics = {"chains": lambda state, key: rbm.free_energy(state.params, state.estimator_state)}
     run = train(over(8, AxisType[kind]), OPTIMIZERS["adam"], metrics=metrics, epochs=2)
     assert run.history["chains"].shape == (2, BATCH)
 
@@ -414,11 +416,13 @@ def test_gaussian_units_are_drawn_where_their_rows_are():
 def test_log_z_from_chains_in_pieces_is_that_of_one_device(kind):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: (rng.normal(size=x.shape) / 2).astype(x.dtype), PARAMS)
-    path, v, log_z_start = jax.jit(rbm.annealing, static_argnums=2)(params, IMAGES, 64, KEY)
+    here = jax.jit(rbm.annealing, static_argnums=2)(params, IMAGES, 64, KEY)
     pieces = over(8, kind)
     whole = NamedSharding(pieces.mesh, P())
-    given = *jax.device_put((path,), whole), jax.device_put(v, pieces), *jax.device_put((log_z_start, KEY), whole)
-    model = rbm.free_energy, rbm.gibbs
-    for estimate in (pj.annealed_importance_sampling, pj.reverse_ais_log_prob):  # in reverse it is the same program
-        expected = estimate(*model, path, v, log_z_start, KEY, steps=20)
-        chex.assert_trees_all_close(estimate(*model, *given, steps=20), expected, rtol=1e-5, atol=1e-4)
+    there = jax.device_put(here, whole)._replace(start=jax.device_put(here.start, pieces))
+    for estimate in (
+        lambda annealing, key: pj.annealed_importance_sampling(MODEL, annealing, key, steps=20),
+        lambda annealing, key: pj.reverse_ais_log_prob(MODEL, annealing, annealing.start, key, steps=20),
+    ):  # in reverse it is the same program
+        actual = estimate(there, jax.device_put(KEY, whole))
+        chex.assert_trees_all_close(actual, estimate(here, KEY), rtol=1e-5, atol=1e-4)

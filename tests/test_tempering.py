@@ -38,6 +38,7 @@ def gibbs(params, s, key):
     return jax.lax.fori_loop(0, SPINS, draw, s)
 
 
+MODEL = pj.Model(energy, gibbs)
 DOWN = -np.ones((CHAINS, SPINS), np.float32)
 
 
@@ -69,7 +70,7 @@ def exact(beta):
     return weights / weights.sum()
 
 
-tempered = pj.parallel_tempering(energy, gibbs, steps=60, betas=BETAS)
+tempered = pj.parallel_tempering(MODEL, steps=60, betas=BETAS)
 
 
 @pytest.mark.slow
@@ -87,7 +88,7 @@ def test_every_temperature_has_its_exact_probabilities_where_plain_gibbs_stays_i
         assert (np.abs(found[-1] - expected) <= 5 * error + 1e-3).all()
     assert (np.abs(np.mean(found, axis=0) - expected) <= 4 * error / np.sqrt(5) + 1e-3).all()
 
-    alone, _ = sampled(pj.persistent_contrastive_divergence(energy, gibbs, steps=60), 0)
+    alone, _ = sampled(pj.persistent_contrastive_divergence(MODEL, steps=60), 0)
     assert (alone == -1).all()  # with probability above 0.99
     assert 0.6 < expected[-1][SPINS] < 0.7
 
@@ -107,7 +108,7 @@ def test_swap_rates_are_the_exact_ones():
 
 
 def test_the_gradient_is_that_of_the_chains_at_beta_1():
-    estimator = pj.parallel_tempering(energy, gibbs, steps=20, betas=BETAS, energy_penalty=0.1)
+    estimator = pj.parallel_tempering(MODEL, steps=20, betas=BETAS, energy_penalty=0.1)
     batch = EVERY_STATE[:20]
     chains = start(estimator, DOWN)
     gradient, chains, statistics = estimate(estimator, batch, chains)
@@ -132,7 +133,7 @@ def test_an_exchange_loses_and_invents_no_state():
     def flat(params, v):  # at an energy that is equal everywhere, each exchange is accepted
         return 0 * params["J"] * v[:, 0]
 
-    estimator = pj.parallel_tempering(flat, stand, start=states, betas=BETAS, steps=7)
+    estimator = pj.parallel_tempering(pj.Model(flat, stand), chains=states, betas=BETAS, steps=7)
     ladders = states[:, None] + np.linspace(0, 0.5, len(BETAS), dtype=np.float32)[None, :, None]
     _, after, statistics = estimate(estimator, states, ladders)
     np.testing.assert_array_equal(np.sort(after, axis=1), ladders)
@@ -140,18 +141,20 @@ def test_an_exchange_loses_and_invents_no_state():
     np.testing.assert_allclose(statistics.swap_rates, 1, rtol=1e-6)
 
 
-def test_states_may_be_trees_and_weights_and_completed_data_go_as_in_pcd():
+def test_states_may_be_trees_and_weights_and_hidden_units_go_as_in_pcd():
     """A first chain value of a ladder is repeated at each temperature; the data phase is that of PCD, bit for bit."""
 
     def of_tree(params, state):
         return energy(params, state["s"])
 
-    options = {"complete": lambda params, v, key: {"s": v}, "chains": 30}
-    kernel = lambda params, state, key: {"s": gibbs(params, state["s"], key)}  # noqa: E731
+    def gibbs_of_tree(params, state, key):
+        return {"s": gibbs(params, state["s"], key)}
+
+    model = pj.Model(of_tree, gibbs_of_tree, sample_hidden=lambda params, v, key: {"s": v})
     data = pj.Weighted(EVERY_STATE[:20], np.arange(20.0, dtype=np.float32))
     phases = []
     for make in (pj.persistent_contrastive_divergence, pj.parallel_tempering):
-        estimator = make(of_tree, kernel, **options)
+        estimator = make(model, num_chains=30)
         chains = start(estimator, data)
         phases.append(estimate(estimator, data, chains)[2].data_gradient)
     assert chains["s"].shape == (30, 6, SPINS)
@@ -163,7 +166,7 @@ def test_a_run_learns_how_likely_each_mode_is():
     """Seven of ten rows point up: in each of 3 runs tanh(6 h) is near 0.4, and the history has the swap rates."""
     data = np.concatenate([np.ones((70, SPINS)), -np.ones((30, SPINS))]).astype(np.float32)
     learner = pj.chain(pj.sgd(0.002), pj.scale_leaves({"J": 0.0, "h": 1.0}))
-    estimator = pj.parallel_tempering(energy, gibbs, betas=BETAS, steps=5, start=EVERY_STATE)
+    estimator = pj.parallel_tempering(MODEL, betas=BETAS, steps=5, chains=EVERY_STATE)
     run = jax.jit(jax.vmap(lambda key: pj.fit(PARAMS, learner, estimator, data, batch_size=100, epochs=200, key=key)))
     result = run(jax.random.split(KEY, 3))
     np.testing.assert_allclose(result.params["h"][:, 0], np.arctanh(0.4) / SPINS, atol=0.03)
@@ -173,4 +176,4 @@ def test_a_run_learns_how_likely_each_mode_is():
 @pytest.mark.parametrize("betas", [(1.0,), (0.0, 0.5), (0.5, 0.2, 1.0), (-0.1, 1.0), (0.0, 0.0, 1.0), (np.nan, 1.0)])
 def test_wrong_ladders_are_named(betas):
     with pytest.raises(ValueError, match="parallel_tempering: betas must increase from a nonnegative number to 1, got"):
-        pj.parallel_tempering(energy, gibbs, betas=betas)
+        pj.parallel_tempering(MODEL, betas=betas)

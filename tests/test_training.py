@@ -12,10 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 import paysage_jax
 from paysage_jax import (
-    Estimator,
     Outcome,
     TrainState,
-    Transformation,
     adam,
     add_decayed_weights,
     chain,
@@ -26,10 +24,10 @@ from paysage_jax import (
     power_law_decay,
     rbm,
     sgd,
-    static,
     track_convergence,
     train_step,
 )
+from paysage_jax.extend import Estimator, Transformation, static
 from tests.helpers.problems import GOLDEN, MANIFEST, classic_optimizer, golden, row
 from tests.helpers.runs import (
     BATCH,
@@ -88,7 +86,7 @@ def test_train_step_returns_the_memory_it_was_given():
     data = jax.random.bernoulli(jax.random.key(0), shape=(20, 64)).astype(float)
     params = rbm.init_bernoulli(data, 16, jax.random.key(1))
     optimizer = adam(0.01)
-    estimator = persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs)
+    estimator = persistent_contrastive_divergence(rbm.RBM())
     state = TrainState(params, optimizer.init(params), estimator.init(params, data, jax.random.key(2)))
 
     def addresses(state):

@@ -22,13 +22,12 @@ from paysage_jax import (
     clip_by_global_norm,
     freeze,
     non_negative,
-    pack,
     project,
     sgd,
     skip_nonfinite,
     unit_column_norm,
-    unpack,
 )
+from paysage_jax.packing import pack, unpack
 from tests.helpers.problems import (
     each,
     first_update,

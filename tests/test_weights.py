@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from paysage_jax import (
+    Model,
     TrainState,
     Weighted,
     accumulate,
@@ -47,9 +48,10 @@ def draw(params, v, key):
     return jax.random.bernoulli(key, p).astype(v.dtype)
 
 
-cd = contrastive_divergence(energy, turn)
-pcd = persistent_contrastive_divergence(energy, turn, start=CHAINS)
-pt = parallel_tempering(energy, turn, start=CHAINS[:1], betas=(0.5, 1.0))
+turned, drawn = Model(energy, turn), Model(energy, draw)
+cd = contrastive_divergence(turned)
+pcd = persistent_contrastive_divergence(turned, chains=CHAINS)
+pt = parallel_tempering(turned, chains=CHAINS[:1], betas=(0.5, 1.0))
 each = pytest.mark.parametrize("estimator", [cd, pcd, pt], ids=["cd", "pcd", "pt"])
 
 
@@ -105,7 +107,7 @@ def test_what_is_added_to_all_energies_has_no_gradient(estimator):
 
     weights = np.linspace(0, 4, 12, dtype=np.float32)  # with mean 2
     gradient, _ = estimate(estimator, ROWS, weights)
-    also, _ = estimate(dataclasses.replace(estimator, energy=shifted), ROWS, weights)
+    also, _ = estimate(dataclasses.replace(estimator, model=Model(shifted, turn)), ROWS, weights)
     np.testing.assert_allclose(also, gradient, atol=1e-5)
 
 
@@ -142,8 +144,8 @@ def found(estimator, data, size, epochs, rate, loader=False):
 
 
 learners = {
-    "cd": contrastive_divergence(energy, draw),
-    "pcd": persistent_contrastive_divergence(energy, draw, chains=100),
+    "cd": contrastive_divergence(drawn),
+    "pcd": persistent_contrastive_divergence(drawn, num_chains=100),
 }
 
 

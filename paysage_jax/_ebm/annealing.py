@@ -93,7 +93,7 @@ def anneal(
     model: EnergyModel, path: Path, v: Batch, key: jax.Array, steps: ArrayLike, name: str = "chains"
 ) -> tuple[Batch, jax.Array]:
     """The states at the end of the path, and what has come to the log weight of each chain. `name`: of v, in errors."""
-    v = as_states(model.transition, path(jnp.zeros(())), v, key, f"These states are the argument {name}.")
+    v = as_states(model.transition, path(jnp.zeros(())), v, key, f"These states are {name}.")
 
     def step(k: jax.Array, carry: Tree) -> Tree:
         old, v, log_weights = carry
@@ -250,7 +250,7 @@ def reverse_ais_log_prob(
     v = finite_states("v", v.v if isinstance(v, Weighted) else v, params, model.integer_states)
     size = rows("v", v)
     with hints(v, model.integer_states):
-        v = as_states(model.transition, params, v, first_key, "These states are the argument v.")
+        v = as_states(model.transition, params, v, first_key, "These states are v.")
     repeated = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), num_chains, axis=0), v)
     start = _jitted_chains(as_pytree(model.transition), 1, params, repeated, first_key)
     _, log_weights = _jitted_anneal(model, _backwards(path), start, key, steps)

@@ -1,7 +1,8 @@
 """Where gradients come from: contrastive divergence, persistent chains, an ordinary loss.
 
-`transition(params, v, key) -> v` is a Markov kernel that leaves the model's distribution unchanged. If the energy is
-that of complete states and the data leave units of them hidden, `complete(params, v, key) -> states` draws these.
+The model's `transition(params, v, key) -> v` is a Markov kernel that leaves its distribution unchanged. If the energy
+is that of complete states and the data leave units of them hidden, `sample_hidden(params, v, key) -> states` draws
+these.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ class LogPartitionState(NamedTuple):
     """What `track_log_partition` carries.
 
     chains, log_weights: their weights are those since the last resampling. log_z, variance: log Z then, its variance.
-    params: the parameters whose log Z it is. start: those at the start, if the run is to be anchored.
-    step: updates so far; resamplings: since the start or the last anchor (both int32).
+    params: the parameters whose log Z it is. start: those at the start, if the run reanneals.
+    step: updates so far; resamplings: since the start or the last reannealing (both int32).
     """
 
     chains: Batch
@@ -50,9 +50,9 @@ class TrackedEstimate(NamedTuple):
     From an error of about 0.5 on few chains have carried the weight, and log_z may be off by far more. If the chains
     have lost a mode, nothing here shows it.
 
-    log_z, error: in nats, with the standard error since the start or the last anchor, if the chains mix.
+    log_z, error: in nats, with the standard error since the start or the last reannealing, if the chains mix.
     effective_sample_size: of the chains, from 1 to their number.
-    resamplings: since the start or the last anchor (int32).
+    resamplings: since the start or the last reannealing (int32).
     """
 
     log_z: jax.Array
@@ -102,8 +102,7 @@ class track_log_partition(Transformation):
         resample_below: a share of the number of chains, in [0, 1].
         reanneal_every: updates, a positive integer; the updates of an epoch, or a multiple, so that what is
             measured then is fresh. None: never.
-        reanneal_steps: annealing steps of an anchor, a positive integer.
-        integer_states: whether states are counts or categories; otherwise integers and bools become floats.
+        reanneal_steps: annealing steps from the first parameters to the present, a positive integer.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, when traced.

@@ -168,31 +168,31 @@ class CheckpointManager:
             self._manager.close()
 
 
-def read_checkpoint(folder: Directory, epoch: int | None = None) -> Tree:
+def read_checkpoint(directory: Directory, epoch: int | None = None) -> Tree:
     """A checkpoint as plain nested dictionaries of NumPy arrays, to look at without the code of the model.
 
     Args:
-        folder: what `fit(..., checkpoints=folder)` was given.
+        directory: what `fit(..., checkpoints=directory)` was given.
         epoch: which one; the last if None.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it cannot be read; the message names older ones that can.
     """
-    folder = _local("read_checkpoint: folder", folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"read_checkpoint: no directory {folder}")
-    with _orbax().CheckpointManager(folder) as manager:
+    directory = _local("read_checkpoint: directory", directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"read_checkpoint: no directory {directory}")
+    with _orbax().CheckpointManager(directory) as manager:
         steps = sorted(manager.all_steps())
         if not steps or (epoch is not None and epoch not in steps):
             which = "checkpoint" if epoch is None else f"checkpoint {epoch}"
-            raise FileNotFoundError(f"read_checkpoint: no {which} in {folder}; has {steps}")
+            raise FileNotFoundError(f"read_checkpoint: no {which} in {directory}; has {steps}")
         chosen = steps[-1] if epoch is None else epoch
         try:
-            arrays, about = _read(manager, chosen, folder)
+            arrays, about = _read(manager, chosen, directory)
         except _DamagedError as error:
-            older = _older(manager, chosen, folder)
-            hint = f"; read_checkpoint(folder, epoch={older[0]}) reads the newest of them" if older else ""
+            older = _older(manager, chosen, directory)
+            hint = f"; read_checkpoint(directory, epoch={older[0]}) reads the newest of them" if older else ""
             raise ValueError(
                 f"read_checkpoint: {error} Older checkpoints that can be read: {older or 'none'}{hint}."
             ) from None

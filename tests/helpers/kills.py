@@ -40,11 +40,11 @@ def train(kind, epochs=EPOCHS, **options):
     return pj.fit(
         pj.rbm.init_bernoulli(IMAGES, 32, jax.random.key(1)),
         pj.chain(pj.center(), pj.adam(1e-3), pj.average_parameters(0.9), pj.track_convergence(1e-9)),
-        pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs, chains=50, steps=5),
+        pj.persistent_contrastive_divergence(pj.rbm.RBM(), num_chains=50, steps=5),
         data,
         epochs=epochs,
         key=jax.random.key(2),
-        metrics={"likelihood": pj.pseudo_log_likelihood(pj.rbm.free_energy, IMAGES)},
+        metrics={"likelihood": pj.pseudo_log_likelihood(pj.rbm.RBM(), IMAGES)},
         early_stopping=pj.early_stopping("likelihood", patience=1000, maximize=True),
         **size,
         **options,

@@ -40,7 +40,7 @@ def train(case):
     if case == "an argument wrong on one" and RANK == 1:
         options["batch_size"] = 1000
     if case == "other steps" and RANK == 1:
-        pcd = pj.persistent_contrastive_divergence(pj.rbm.free_energy, pj.rbm.gibbs, steps=2)
+        pcd = pj.persistent_contrastive_divergence(pj.rbm.RBM(), steps=2)
     if case == "checkpoints on one" and RANK == 1:
         options["checkpoints"] = FOLDER / "one"
     if case == "no sharding":

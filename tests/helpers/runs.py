@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from paysage_jax import (
-    Estimator,
     Outcome,
     adam,
     average_parameters,
@@ -30,6 +29,7 @@ from paysage_jax import (
     skip_nonfinite,
     track_convergence,
 )
+from paysage_jax.extend import Estimator
 from tests.helpers import problems
 
 KEY = jax.random.key(0)
@@ -97,7 +97,7 @@ def python(code, *arguments, **environment):
     return done.stdout
 
 
-def a_draw(params, key):
+def a_draw(state, key):
     return jax.random.uniform(key)
 
 
@@ -117,8 +117,8 @@ class Poisoned(Estimator):
         return gradient, (step + 1, estimator_state), statistics
 
 
-def largest(params, key):
-    return jnp.max(jnp.abs(params["w"]))
+def largest(state, key):
+    return jnp.max(jnp.abs(state.params["w"]))
 
 
 def regress(kind, *, epochs=8, rate: Any = 0.05, tolerance: Any = 0.0, wait=1, nan_at: Any = -1, **more):
@@ -150,11 +150,11 @@ MACHINE = {
     "layers": [{"loc": jnp.zeros(6)}, {"loc": jnp.zeros(2)}],
     "weights": [{"matrix": jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)}],
 }
-pcd = persistent_contrastive_divergence(rbm.free_energy, rbm.gibbs, chains=4)
+pcd = persistent_contrastive_divergence(rbm.RBM(), num_chains=4)
 
 
-def first_weight(params, key):
-    return params["weights"][0]["matrix"][0, 0]
+def first_weight(state, key):
+    return state.params["weights"][0]["matrix"][0, 0]
 
 
 def train(data, options, *, params=MACHINE, epochs=4, key=KEY, learning_rate=0.1, tolerance=1e-9, nan_at=-1, **more):
