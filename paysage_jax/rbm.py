@@ -23,6 +23,7 @@ from jax import Array
 from jax.nn import sigmoid, softplus
 from jax.scipy.special import logit, logsumexp
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from ._core.batches import Weighted, as_arrays, as_floats
 from ._core.pytree import Pytree
@@ -296,7 +297,7 @@ def gibbs(params: Params, v: States, key: Array) -> Array:
 # --- likelihood --------------------------------------------------------------------------------------
 
 
-def log_likelihood(params: Params, v: Data, log_z: Array | float) -> Array:
+def log_likelihood(params: Params, v: Data, log_z: ArrayLike) -> Array:
     """The mean of log p(v) over the rows of v, in nats.
 
     For grey values in [0, 1] of binary units it is a lower bound of its mean over zeros and ones with these means.
@@ -310,7 +311,7 @@ def log_likelihood(params: Params, v: Data, log_z: Array | float) -> Array:
         ValueError: where values are known for NaN and infinities, and for binary units a number outside [0, 1].
     """
     check = check_real if "log_var" in params["layers"][0] else check_unit_interval
-    return -_mean_energy(params, matrix("log_likelihood: v", v, check)) - log_z
+    return -_mean_energy(params, matrix("log_likelihood: v", v, check)) - jnp.asarray(log_z)
 
 
 def log_partition(params: Params) -> Array:

@@ -267,7 +267,7 @@ def test_what_is_no_path_is_named():
     refuses(
         lambda: read_checkpoint(None),
         TypeError,
-        "^read_checkpoint: directory must be the path of a directory, got None$",
+        "^read_checkpoint: directory must be the path of a directory, got N",
     )
 
 

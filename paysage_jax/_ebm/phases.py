@@ -47,7 +47,7 @@ def hints(v: Batch, integer_states: bool, whole: bool = True) -> Iterator[None]:
 def _hints(error: str, v: Batch, integer_states: bool, whole: bool) -> Iterator[str]:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(v)]
     if not integer_states and re.search(r"integer|accept dtype float|loses its values", error):
-        yield "Integers and bools of data become floats; for counts or categories give the model integer_states=True."
+        yield "Integers and bools of data become floats; for counts or categories set integer_states=True."
     inner = jax.tree.leaves(v, is_leaf=lambda x: isinstance(x, Weighted))
     if any(isinstance(x, Weighted) for x in inner):
         yield "Weighted is inside the data: give one Weighted(v, weights), with v the array, tuple or dict of rows."
