@@ -140,7 +140,7 @@ def test_a_model_of_categories_keeps_them(make):
     assert int(result.outcome) == Outcome.EPOCHS_EXHAUSTED
     with pytest.raises(TypeError) as caught:
         run(make(Model(of_categories, turn)), BITS)
-    assert "give the model integer_states=True" in "".join(caught.value.__notes__)
+    assert "set integer_states=True" in "".join(caught.value.__notes__)
 
 
 def test_so_does_its_phase_gradient_and_a_loader():
