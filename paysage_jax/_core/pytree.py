@@ -161,7 +161,10 @@ def as_number(where: str, value: Leaf, interval: str = "[0, inf)") -> Leaf:
 
 def as_rate(where: str, value: Leaf, dtype: DTypeLike | None = None) -> Leaf:
     """A learning rate as a field holds it, checked as used in `dtype`. Raises TypeError or ValueError otherwise."""
-    return _Rate(_Number(_Interval.of("[0, inf)")))(where, value, dtype)
+    return _A_RATE(where, value, dtype)
+
+
+_A_RATE = _Rate(_Number(_Interval.of("[0, inf)")))
 
 
 def check_count(where: str, value: Leaf) -> None:

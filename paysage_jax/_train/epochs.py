@@ -131,17 +131,9 @@ def measure_epoch(program: Program, result: FitResult, statistics: Statistics) -
     return result._replace(best=best, outcome=outcome), values
 
 
-def measure_if_due(program: Program, result: FitResult, statistics: Statistics) -> tuple[FitResult, Row]:
-    """`measure_epoch`, or an empty row where the epoch that has just ended is not to be measured."""
-    due = (result.epochs_done % program.metrics_every == 0) & (result.outcome != Outcome.NON_FINITE)
-
-    def skip(result: FitResult, statistics: Statistics) -> tuple[FitResult, Row]:
-        return result, jax.tree.map(jnp.asarray, program.empty_row)
-
-    def take(result: FitResult, statistics: Statistics) -> tuple[FitResult, Row]:
-        return measure_epoch(program, result, statistics)
-
-    return jax.lax.cond(due, take, skip, result, statistics)
+def is_due(program: Program, result: FitResult) -> jax.Array:
+    """Whether the epoch that has just ended is to be measured."""
+    return (result.epochs_done % program.metrics_every == 0) & (result.outcome != Outcome.NON_FINITE)
 
 
 def outcome_now(program: Program, result: FitResult) -> jax.Array:
@@ -201,9 +193,13 @@ def run_epochs(program: Program, data: object, result: FitResult, stop: ArrayLik
         end = jnp.minimum(stop, (result.epochs_done // every + 1) * every)
         zeros = jax.tree.map(jnp.asarray, program.zero_sums[0])
         result, statistics = jax.lax.while_loop(lambda c: goes_on(c[0], end), epoch, (result, zeros))
-        result, row = measure_if_due(program, result, statistics)
-        number = jnp.where(row["epoch"] < 0, len(history["epoch"]), row["epoch"] // every - 1 - measured)
-        return result, jax.tree.map(lambda rows, x: rows.at[number].set(x, mode="drop"), history, row)
+
+        def record(result: FitResult, history: Tree) -> tuple[FitResult, Tree]:
+            result, row = measure_epoch(program, result, statistics)
+            number = row["epoch"] // every - 1 - measured
+            return result, jax.tree.map(lambda rows, x: rows.at[number].set(x), history, row)
+
+        return jax.lax.cond(is_due(program, result), record, lambda *carry: carry, result, history)
 
     result, history = jax.lax.while_loop(lambda c: goes_on(c[0], stop), epochs_and_row, (result, history))
     return place.keep_result(result)._replace(history=lay_out(history, place.replicated))
@@ -247,6 +243,13 @@ donating_step = jax.jit(step, donate_argnames="epoch")
 def finish_epoch_of_loader(program: Program, result: FitResult, epoch: Epoch) -> FitResult:
     """After the last step of an epoch. The history is one row, with a meaning if a measurement is due."""
     result, statistics = finish_epoch(program, result._replace(history=()), epoch)
-    result, row = measure_if_due(program, result, statistics)
+
+    def measured(result: FitResult) -> tuple[FitResult, Row]:
+        return measure_epoch(program, result, statistics)
+
+    def skipped(result: FitResult) -> tuple[FitResult, Row]:
+        return result, jax.tree.map(jnp.asarray, program.empty_row)
+
+    result, row = jax.lax.cond(is_due(program, result), measured, skipped, result)
     history = lay_out(jax.tree.map(lambda x: x[None], row), program.placement.replicated)
     return program.placement.keep_result(result)._replace(history=history)
