@@ -20,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BATCH = 100
+PAIRS = 7  # of processes, for each case
 
 # --- in a process of one version ---------------------------------------------------------------------
 
@@ -154,20 +155,27 @@ class Worker:
 
 
 def compare_case(folders, case, seconds):
-    """The times of one case in all versions."""
-    from .measure import PAUSE, SHORTEST, in_turn
+    """The times of one case in all versions, in pairs of processes that are started anew: one may be fast by chance."""
+    import numpy as np
 
-    workers = {name: Worker(folder, case) for name, folder in folders.items()}
-    counts = {name: max(1, round(SHORTEST / worker(1))) for name, worker in workers.items()}
+    from .measure import PAUSE, SHORTEST, Result, quartiles
 
-    def seconds_of(name):
-        time.sleep(PAUSE)
-        return workers[name](counts[name]) / counts[name]
-
-    result = in_turn(case, {name: partial(seconds_of, name) for name in workers}, ["before"], seconds)
-    for worker in workers.values():
-        worker.close()
-    return result
+    rounds = []
+    for _ in range(PAIRS):
+        workers = {name: Worker(folder, case) for name, folder in folders.items()}
+        count = max(1, round(SHORTEST / min(worker(1) for worker in workers.values())))
+        medians = {name: [] for name in workers}
+        end = time.perf_counter() + seconds / PAIRS
+        while time.perf_counter() < end or not medians["now"]:
+            for name, worker in workers.items():
+                time.sleep(PAUSE)
+                medians[name].append(worker(count) / count)
+        rounds.append({name: float(np.median(times)) for name, times in medians.items()})
+        for worker in workers.values():
+            worker.close()
+    samples = {name: np.array([each[name] for each in rounds]) for name in folders}
+    ratios = {"now": {"before": quartiles(samples["now"] / samples["before"])}, "before": {}}
+    return Result(case, {name: quartiles(sample) for name, sample in samples.items()}, ratios, PAIRS)
 
 
 def compare_starts(folders, seconds):
