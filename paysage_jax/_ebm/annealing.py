@@ -113,7 +113,7 @@ class Annealing(NamedTuple):
     """A path for annealing to `path(1)`, with states and log Z of the model where it starts.
 
     path: path(beta) -> params, beta from 0 to 1. If it is a pytree, such as `linear_path(start, end)` or
-        `jax.tree_util.Partial(function, params)`, other parameters do not recompile.
+    `jax.tree_util.Partial(function, params)`, other parameters do not recompile.
     start: samples of the model path(0), one for each chain.
     log_z_start: log Z of the model path(0).
     """
@@ -128,7 +128,7 @@ class AnnealedEstimate(NamedTuple):
 
     log_z, error: scalars in nats; the error is too small while few chains carry most of the weight.
     chains: states where the annealing ended (in reverse: at the start of the path), drawn by their weights: samples of
-        that model, as good as `effective_sample_size` says.
+    that model, as good as `effective_sample_size` says.
     effective_sample_size: (Σ weights)² / Σ weights², from 1 to the number of chains.
     bound: a scalar in nats: log_z with the mean of w for log mean exp(w); on average below log Z, in reverse above it.
     """
