@@ -99,10 +99,19 @@ def _full_name(name):
     return f"{home}.{name}" if home else name
 
 
+def link_back(app, pagename, templatename, context, doctree):
+    """In the pages of sources: one source may hold objects of several public modules, each with an entry in its own."""
+    if pagename.startswith("_modules/"):
+        entry = re.compile(r"#paysage_jax\.(?:(?:extend|packing|states)\.)?(\w+)")
+        full = lambda match: f"#{_full_name(match[1])}" if match[1] in HOMES else match[0]  # noqa: E731
+        context["body"] = entry.sub(full, context["body"])
+
+
 def setup(app):
     """Before napoleon, whose handler has the default priority."""
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
     app.connect("autodoc-process-signature", process_signature)
     app.connect("missing-reference", resolve, priority=400)
+    app.connect("html-page-context", link_back)
     app.add_transform(LinkNames)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

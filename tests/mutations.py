@@ -163,11 +163,11 @@ MUTATIONS = [
         "fit",
     ),
     Mutation(
-        "missing copy: the steps on a loader's batches donate the result before them",
-        "_train/epochs",
-        "return jax.tree.map(jnp.copy, begin_epoch(program, result))",
-        "return begin_epoch(program, result)",
-        "fit",
+        "missing copy: a callback gets the dicts of the run",
+        "_train/driver",
+        "given = jax.tree.map(lambda x: x, self.result)",
+        "given = self.result",
+        "attacks_runs",
     ),
     Mutation(
         "check: a checkpoint of another run is accepted",
