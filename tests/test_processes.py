@@ -53,6 +53,7 @@ SAID = {  # by process 0 and by process 1
     "no sharding": ["ValueError fit: 2 processes and no sharding"] * 2,
     "other data": ["ValueError fit: data must be the same in all 2 processes"] * 2,
     "other parameters": ["ValueError fit: params must be the same in all 2 processes"] * 2,
+    "other shards": ["ValueError fit: shards must be the same in all 2 processes"] * 2,
     "other steps": ["ValueError fit: estimator_or_optimizer must be the same in all 2 processes"] * 2,
     "an argument wrong on one": ["RuntimeError fit: process 1 raised at its arguments", "ValueError fit: batch_size"],
     "checkpoints on one": ["ValueError fit: checkpoints must be the same in all 2 processes"] * 2,

@@ -130,7 +130,8 @@ def fit(
             on_host = {"data that is an iterable": None if isinstance(source, Memory) else source}
             _refuse(callback=callback, progress=progress or None, checkpoints=checkpoints, sharding=sharding, **on_host)
     agree(**program.to_agree(), rows=source.rows, data=source.data, params=params, resume=resume)
-    agree(sharding=place.description, callback=callback is None, checkpoints=str(checkpoints), epochs=epochs)
+    agree(sharding=place.description, shards=place.shards, epochs=epochs)
+    agree(callback=callback is None, checkpoints=str(checkpoints))
     source.put(place)
 
     with contextlib.ExitStack() as stack, _carrying(resume):

@@ -45,6 +45,8 @@ def train(case):
         options["checkpoints"] = FOLDER / "one"
     if case == "no sharding":
         del options["sharding"]
+    if case == "other shards" and RANK == 1:
+        options["shards"] = 4
     if case == "other data" and RANK == 1:
         data = images[::-1]
     if case == "other parameters" and RANK == 1:
