@@ -30,7 +30,7 @@ from ._ebm.tracking import (
     tracked_log_likelihood,
     tracked_log_partition,
 )
-from ._optim.averaging import average_parameters, averaged_parameters
+from ._optim.averaging import average_parameters, averaged_parameters, exponential_average
 from ._optim.convergence import converged, gradient_magnitude, track_convergence
 from ._optim.partition import partition
 from ._optim.schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
@@ -92,6 +92,7 @@ __all__ = [  # noqa: RUF022 (by topic)
     "add_l1_decay",
     "average_parameters",
     "averaged_parameters",
+    "exponential_average",
     "clip_by_global_norm",
     "freeze",
     "non_negative",

@@ -490,11 +490,21 @@ PROJECTION = pj.project(pj.non_negative)
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([AVERAGE, sgd(0.1)], "sgd stands after average_parameters; average_parameters belongs last"),
+        (
+            [AVERAGE, sgd(0.1)],
+            "sgd stands after average_parameters; average_parameters belongs after all that changes the updates",
+        ),
         ([AVERAGE, optax.sgd(0.1)], "GradientTransformationExtraArgs stands after average_parameters"),
         ([sgd(0.1), LAST, PROJECTION], "project stands after track_convergence; track_convergence belongs last"),
         ([chain(sgd(0.1), LAST), pj.clip_by_global_norm(1.0)], "track_convergence belongs last"),
-        ([pj.skip_nonfinite(chain(sgd(0.1), AVERAGE)), optax.identity()], "average_parameters belongs last"),
+        (
+            [pj.skip_nonfinite(chain(sgd(0.1), AVERAGE)), optax.identity()],
+            "average_parameters belongs after all that changes the updates",
+        ),
+        (
+            [sgd(0.1), LAST, AVERAGE],
+            "average_parameters stands after track_convergence; track_convergence belongs last",
+        ),
         ([PROJECTION, sgd(0.1)], "sgd stands after project; project belongs after all that changes the updates"),
         ([sgd(0.1), PROJECTION, optax.scale(0.5)], "project belongs after all that changes the updates"),
         ([adam(0.1), pj.add_decayed_weights(0.1)], "add_decayed_weights stands after adam; .* belongs before it"),
@@ -509,7 +519,7 @@ def test_a_wrong_order_is_found_when_the_chain_is_made(members, message):
 
 def test_any_sensible_order_is_taken():
     before = (center_of_two(), pj.clip_by_global_norm(1.0), pj.add_decayed_weights(0.1), optax.clip(1.0))
-    after = (optax.scale(0.5), pj.clip_by_global_norm(1.0), PROJECTION, AVERAGE, LAST, AVERAGE)
+    after = (optax.scale(0.5), pj.clip_by_global_norm(1.0), PROJECTION, AVERAGE, AVERAGE, LAST, LAST)
     chain(*before, sgd(0.1), adam(0.1), *after)
     chain(*before, pj.freeze(chain(adam(0.1), PROJECTION), lambda path: True), AVERAGE)
     chain(optax.scale_by_adam(), pj.add_decayed_weights(0.1), optax.scale(-0.1))

@@ -100,7 +100,7 @@ COMPOSED = {
     "after": pj.chain(
         pj.adam(pj.power_law_decay(0.1)),
         pj.project(pj.unit_column_norm, is_matrix),
-        pj.average_parameters(0.9),
+        pj.average_parameters(0.5),
         pj.track_convergence(1e-3, patience=2),
     ),
     "skip": pj.skip_nonfinite(pj.rmsprop(0.01)),
@@ -149,7 +149,7 @@ def updates_of(optimizer, params, gradients):
 # --- over random trees -------------------------------------------------------------------------------
 
 
-@each(WITHOUT_DECAY | {"average": pj.average_parameters(0.9)})
+@each(WITHOUT_DECAY | {"average": pj.average_parameters(), "EMA": pj.exponential_average(0.9)})
 @each_leaves
 @given(data=st.data())
 def test_zero_gradients_give_zero_updates(optimizer, words, data):

@@ -356,7 +356,7 @@ METRICS = {
 
 def run(key=0, rate=0.1, epochs=6, metrics=METRICS, **more):
     track = tracker(machine(0, 0.1), reanneal_every=35, reanneal_steps=50, key=key)
-    optimizer = pj.chain(pj.center(), pj.sgd(rate), track, pj.track_convergence(0.0), pj.average_parameters(0.9))
+    optimizer = pj.chain(pj.center(), pj.sgd(rate), pj.average_parameters(), track, pj.track_convergence(0.0))
     estimator = pj.persistent_contrastive_divergence(MODEL)
     options = {"epochs": epochs, "batch_size": 10, "key": jax.random.key(1), "metrics": metrics} | more
     return pj.fit(machine(0, 0.1), optimizer, estimator, DATA, **options)

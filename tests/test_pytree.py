@@ -14,9 +14,9 @@ import pytest
 
 from paysage_jax import (
     adam,
-    average_parameters,
     classic,
     clip_by_global_norm,
+    exponential_average,
     exponential_decay,
     momentum,
     power_law_decay,
@@ -101,7 +101,7 @@ def test_a_static_count_is_checked_and_is_structure():
     [
         lambda: adam(0.1, b2=1 - 1e-9),
         lambda: momentum(0.1, decay=1 - 1e-9),
-        lambda: average_parameters(1 - 1e-8),
+        lambda: exponential_average(1 - 1e-8),
         lambda: sgd(1e39),
         lambda: exponential_decay(1e39),
         lambda: clip_by_global_norm(1e-60),

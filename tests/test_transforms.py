@@ -20,6 +20,7 @@ from paysage_jax import (
     average_parameters,
     chain,
     clip_by_global_norm,
+    exponential_average,
     freeze,
     non_negative,
     project,
@@ -268,7 +269,7 @@ def test_integers_that_would_have_to_move_are_named(optimizer):
 def test_numbers_are_checked_in_the_dtype_of_the_parameters():
     """Under x64 too, 1 - 1e-9 is 1 for parameters of float32: an average of nothing."""
     with jax.enable_x64(True):
-        average = average_parameters(1 - 1e-9)
+        average = exponential_average(1 - 1e-9)
         average.init({"w": jnp.ones(2, "float64")})
         with pytest.raises(ValueError, match=r"decay must be in .* in float32"):
             average.init({"w": jnp.ones(2, "float32")})
@@ -323,6 +324,7 @@ def test_a_predicate_that_selects_nothing_is_an_error(optimizer):
         "add_l1_decay": add_l1_decay(0.1),
         "project": project(non_negative),
         "average_parameters": average_parameters(),
+        "exponential_average": exponential_average(),
     }
 )
 def test_missing_or_misshapen_parameters_are_an_error(optimizer):
@@ -341,7 +343,7 @@ def test_missing_or_misshapen_parameters_are_an_error(optimizer):
         (lambda: clip_by_global_norm(-1.0), ValueError, "max_norm must be"),
         (lambda: add_decayed_weights(-0.1), ValueError, "weight_decay must be in"),
         (lambda: add_l1_decay("0.1"), TypeError, "l1_decay must be a number"),
-        (lambda: average_parameters(1.0), ValueError, "decay must be in"),
+        (lambda: exponential_average(1.0), ValueError, "decay must be in"),
         (lambda: skip_nonfinite(0.1), TypeError, "expected an optimizer or transformation"),
         (lambda: freeze(None, is_weight), TypeError, "expected an optimizer or transformation"),
         (lambda: freeze(sgd(0.1), "weights"), TypeError, "freeze: where must be a function, got 'weights'"),

@@ -1,4 +1,4 @@
-"""The average of parameters, skipped gradients, frozen leaves: against optax and float64 loops, and by their laws."""
+"""Skipped gradients, frozen leaves: against optax and float64 loops, and by their laws."""
 
 import chex
 import hypothesis
@@ -12,8 +12,6 @@ import pytest
 from paysage_jax import (
     adam,
     apply_updates,
-    average_parameters,
-    averaged_parameters,
     chain,
     converged,
     freeze,
@@ -23,7 +21,6 @@ from paysage_jax import (
 )
 from tests.helpers.problems import (
     OPTIMIZERS,
-    assert_runs_close,
     each,
     first_update,
     gradients,
@@ -51,62 +48,6 @@ def states_after(optimizer, steps, params=PARAMS):
         updates, state = update(optimizer, row(g, t), state, params)
         params = apply_updates(params, updates)
     return state, params
-
-
-# --- average -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
-@each({"chain": lambda a: chain(adam(0.01), a), "skip": lambda a: skip_nonfinite(chain(chain(adam(0.01), a)))})
-def test_average_is_that_of_a_float64_loop(optimizer, decay):
-    steps = 40
-    updates, state, _ = run(optimizer(average_parameters(decay)), PARAMS, gradients(PARAMS, steps))
-    params = jax.tree.map(lambda p: np.asarray(p, np.float64), PARAMS)
-    total, weights = jax.tree.map(np.zeros_like, params), 0.0
-    for t in range(steps):
-        params = jax.tree.map(lambda p, u, t=t: p + np.asarray(u[t], np.float64), params, updates)
-        total = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, total, params)
-        weights = decay * weights + (1 - decay)
-    average = averaged_parameters(state)
-    assert_runs_close(average, jax.tree.map(lambda a: a / weights, total), 1e-5)
-
-
-def test_average_does_not_change_the_updates():
-    g = gradients(PARAMS, 5)
-    averaged, _, _ = run(chain(adam(0.01), average_parameters(0.9)), PARAMS, g)
-    plain, _, _ = run(adam(0.01), PARAMS, g)
-    chex.assert_trees_all_equal(averaged, plain)
-
-
-def test_average_of_bfloat16_is_kept_in_float32():
-    """The mean of 1 and 1 + 2⁻⁷ lies between two bfloat16 numbers."""
-    params = jnp.ones(2, jnp.bfloat16)
-    optimizer = average_parameters(0.5)
-    state = optimizer.init(params)
-    _, state = optimizer.update(jnp.zeros(2, jnp.bfloat16), state, params)
-    _, state = optimizer.update(jnp.full(2, 2.0**-7, jnp.bfloat16), state, params)
-    average = averaged_parameters(state)
-    assert average.dtype == jnp.float32
-    np.testing.assert_allclose(average, 1 + 2.0**-7 * 2 / 3, rtol=1e-6)
-
-
-def test_average_of_complex_parameters():
-    params = jnp.array([1 + 2j, -1j], jnp.complex64)
-    optimizer = average_parameters(0.5)
-    _, state = optimizer.update(0 * params, optimizer.init(params), params)
-    _, state = optimizer.update(params, state, params)
-    np.testing.assert_allclose(averaged_parameters(state), params * 5 / 3, rtol=1e-6)
-
-
-def test_average_before_any_update_is_zero():
-    chex.assert_trees_all_equal(averaged_parameters(average_parameters().init(PARAMS)), ZEROS)
-
-
-@pytest.mark.parametrize("members", [0, 2])
-def test_average_that_is_not_there_or_twice_is_an_error(members):
-    state = chain(sgd(0.1), *[average_parameters()] * members).init(PARAMS)
-    with pytest.raises(ValueError, match=f"expected one average_parameters in the state, found {members}"):
-        averaged_parameters(state)
 
 
 # --- skip_nonfinite ----------------------------------------------------------------------------------

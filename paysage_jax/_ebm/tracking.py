@@ -15,6 +15,7 @@ from .._core.batches import as_floats
 from .._core.pytree import Count, Number, Pytree, as_number, converted, count, function, number, static
 from .._core.trees import as_scalar, check_params, floating_dtype, moment_dtype
 from .._core.types import Batch, Params, State, Tree, Updates
+from .._optim.averaging import watched_parameters
 from .._optim.transformation import LAST, Transformation, apply_updates, check_state, find_states, next_step
 from .annealing import AnnealedEstimate, anneal, effective_sample_size, finite_states, linear_path, log_mean, resample
 from .domain import mean_over_rows, measured
@@ -132,11 +133,13 @@ class track_log_partition(Transformation):
         return LogPartitionState(chains, weights, log_z, jnp.zeros(()), params, start, step, jnp.zeros((), jnp.int32))
 
     def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
+        self, updates: Updates, state: State, params: Params | None = None, *, earlier: State = (), **extra: object
     ) -> tuple[Updates, State]:
         check_state(self, state, LogPartitionState)
         check_params("track_log_partition", updates, params)
-        new, state = apply_updates(params, updates), state._replace(step=next_step(state.step))
+        new = watched_parameters(apply_updates(params, updates), earlier)
+        new = jax.tree.map(lambda p, like: p.astype(like.dtype), new, state.params)
+        state = state._replace(step=next_step(state.step))
         # Chosen, and not a branch: under vmap all branches would run at every update.
         due = self._due(state.step, self.every)
         steps = jnp.where(due, jnp.asarray(self.steps_per_update), 0)
@@ -183,15 +186,22 @@ def tracked_log_partition(state: State) -> TrackedEstimate:
     Raises:
         ValueError: unless there is exactly one, of one run.
     """
+    return _estimate(_tracked(state))
+
+
+def _tracked(state: State) -> LogPartitionState:
     found = find_states(state, LogPartitionState)
     if len(found) != 1:
         raise ValueError(
             f"tracked_log_partition: expected one track_log_partition in the state, found {len(found)}; "
             "chain it last: chain(optimizer, track_log_partition(...))"
         )
-    (state,) = found
-    if jnp.ndim(state.log_weights) != 1:
+    if jnp.ndim(found[0].log_weights) != 1:
         raise ValueError("tracked_log_partition: the state of many runs; use jax.vmap(tracked_log_partition)")
+    return found[0]
+
+
+def _estimate(state: LogPartitionState) -> TrackedEstimate:
     log_ratio, variance = _log_ratio(state.log_weights)
     error = jnp.sqrt(jnp.maximum(state.variance + variance, 0))
     return TrackedEstimate(state.log_z + log_ratio, error, effective_sample_size(state.log_weights), state.resamplings)
@@ -227,9 +237,9 @@ class tracked_log_likelihood(Pytree):
     discrete: bool = static(default=True)
 
     def __call__(self, state: HasParams, key: jax.Array) -> jax.Array:
-        log_z = tracked_log_partition(state.optimizer_state).log_z
-        log_z = jnp.maximum(log_z, self.guard(state.params, key))
-        return -mean_over_rows(self._energies(state.params), self.v.weights) - log_z
+        tracked = _tracked(state.optimizer_state)
+        log_z = jnp.maximum(_estimate(tracked).log_z, self.guard(tracked.params, key))
+        return -mean_over_rows(self._energies(tracked.params), self.v.weights) - log_z
 
     def _energies(self, params: Params) -> jax.Array:
         v = as_floats(self.v.v, None if self.model.integer_states else floating_dtype(params))

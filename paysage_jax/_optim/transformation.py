@@ -16,8 +16,8 @@ from .._core.trees import check_addable, check_same_tree, is_inexact, moment_dty
 from .._core.types import Extra, Leaf, Params, State, Tree, Updates
 
 # The stages of a chain.
-BEFORE, OPTIMIZER, PROJECTION, LAST = range(4)
-_PLACES = {PROJECTION: "after all that changes the updates", LAST: "last"}
+BEFORE, OPTIMIZER, PROJECTION, AVERAGE, LAST = range(5)
+_PLACES = dict.fromkeys((PROJECTION, AVERAGE), "after all that changes the updates") | {LAST: "last"}
 
 
 class GradientTransformation(Protocol):
@@ -126,6 +126,7 @@ class _Foreign(Transformation):
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
+        extra.pop("earlier", None)  # of our own chains; a line search of optax refuses what it does not know
         return self.pair.update(updates, state, params, **accepted(self.pair.update, extra, positional=3))
 
 
@@ -161,7 +162,8 @@ class chain(Transformation):
     """`chain(a, b, ...)`: a, then b on the updates of a, and so on; the state is the tuple of their states.
 
     Args:
-        *args: transformations, ours or optax's; extra keyword arguments reach the members that take them.
+        *args: transformations, ours or optax's; extra keyword arguments reach the members that take them, and as
+            `earlier` the new states of the members before.
         members: a sequence of them instead, as `dataclasses.replace` gives it.
 
     Raises:
@@ -194,11 +196,11 @@ class chain(Transformation):
             raise TypeError(f"chain: expected a tuple of {len(self.members)} states, got {type(state).__name__}")
         if len(state) != len(self.members):
             raise ValueError(f"chain: expected a state of {len(self.members)} members, got {len(state)}")
-        states = []
+        before, states = extra.pop("earlier", ()), ()
         for member, member_state in zip(self.members, state, strict=True):
-            updates, member_state = member.update(updates, member_state, params, **extra)
-            states.append(member_state)
-        return updates, tuple(states)
+            updates, member_state = member.update(updates, member_state, params, **extra, earlier=(before, states))
+            states += (member_state,)
+        return updates, states
 
 
 def _check_order(steps: list[Transformation]) -> None:

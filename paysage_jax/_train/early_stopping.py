@@ -11,6 +11,7 @@ import numpy as np
 from .._core.pytree import Count, Number, Pytree, count, number, static
 from .._core.trees import as_scalar
 from .._core.types import Params, Row, Tree
+from .._optim.averaging import watched_parameters
 
 # --- early stopping ----------------------------------------------------------------------------------
 
@@ -75,7 +76,7 @@ class early_stopping(Pytree):
         else:
             return best
         numbers = jax.tree.map(jnp.full_like, (best.epoch, best.value, best.waited), (epoch, value, 0))
-        return Best(jax.tree.map(jnp.copy, run.params), *numbers)
+        return Best(jax.tree.map(jnp.copy, watched_parameters(run.params, run.optimizer_state)), *numbers)
 
     def should_stop(self, best: Best) -> jax.Array:
         """Whether patience is at its end; a bool scalar."""

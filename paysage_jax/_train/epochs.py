@@ -15,6 +15,7 @@ from .._core.pytree import Pytree, static
 from .._core.trees import all_finite
 from .._core.types import Batch, Row, Statistics, Tree
 from .._ebm.estimators import Estimator
+from .._optim.averaging import watched_parameters
 from .._optim.convergence import ConvergenceState, converged, is_lost, still_converged
 from .._optim.transformation import Transformation, find_states
 from .early_stopping import early_stopping as EarlyStopping
@@ -119,13 +120,16 @@ def finish_epoch(program: Program, result: FitResult, epoch: Epoch) -> tuple[Fit
 def measure_epoch(program: Program, result: FitResult, statistics: Statistics) -> tuple[FitResult, Row]:
     """The result with the best measurement renewed, and a row of the history."""
     key = _keys_of(program, result.epochs_done - 1).metrics
-    values = measure(program.metrics, result.state, key, result.epochs_done, statistics)
+    state = result.state
+    if program.metrics or program.early_stopping is not None:
+        state = state._replace(params=watched_parameters(*state[:2]))
+    values = measure(program.metrics, state, key, result.epochs_done, statistics)
     values = lay_out(values, program.placement.replicated)
     if (stopping := program.early_stopping) is None:
         return result, values
     if stopping.metric not in values:
         raise ValueError(f"early_stopping: no metric {stopping.metric!r}; the history has {sorted(values)}")
-    best = stopping.update(result.best, result.params, values)
+    best = stopping.update(result.best, state.params, values)
     ends = stopping.should_stop(best) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
     outcome = jnp.where(ends, jnp.int32(Outcome.NOT_IMPROVING), result.outcome)
     return result._replace(best=best, outcome=outcome), values

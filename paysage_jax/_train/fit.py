@@ -17,6 +17,7 @@ from .._core.devices import is_partitioned
 from .._core.pytree import check_count
 from .._core.types import Batch, Params
 from .._ebm.estimators import Estimator, check_estimator, entry_of
+from .._optim.averaging import watched_parameters
 from .._optim.transformation import GradientTransformation, as_transformation
 from .checkpoints import CheckpointManager, Checkpoints, Directory, Settings
 from .driver import Host, drive, progress_bar
@@ -178,7 +179,7 @@ def start_or_resume(
     first = source.first_batch(place, begun, epochs - 1)
     result = _start(program, params, first, init_key) if resume is None else _resumed(resume)
     if program.early_stopping is not None and result.best == ():
-        result = result._replace(best=program.early_stopping.start(result.params))
+        result = result._replace(best=program.early_stopping.start(watched_parameters(*result.state[:2])))
     if place.sharding is not None:
         like = result.params if resume is None or place.holds(result.params) else place.put_whole("params", own(params))
         optimizer_state = place.put_whole("the optimizer's state", program.optimizer.init(like))
