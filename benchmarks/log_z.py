@@ -72,6 +72,8 @@ def main(argv=None):
     """Train so many seeds in one program and print how far off they are."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.log_z", description=__doc__)
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
+    parser.add_argument("--rate", type=float, help="the learning rate; each optimizer has its own default")
+    parser.add_argument("--averaged", action="store_true", help="track the average of the parameters")
     parser.add_argument("--constant", action="store_true", help="a constant rate; else falling as 1 / (1 + epoch / 10)")
     for name, default in {"hidden": 16, "seeds": 10, "epochs": 30, "chains": 1000, "steps": 1000}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -79,13 +81,17 @@ def main(argv=None):
     jax.config.update("jax_default_matmul_precision", "highest")
     data, held_out = digits()
     make, rate = OPTIMIZERS[options.optimizer]
+    rate = options.rate or rate
     optimizer = make(rate if options.constant else pj.per_epoch(pj.power_law_decay(rate, 0.1)))
+    if options.averaged:
+        optimizer = pj.chain(optimizer, pj.average_parameters())
     size = (options.chains, options.steps)
 
     def run(seed):
         key = jax.random.key(seed)
         result = tracked_run(data, optimizer, key, options.hidden, options.epochs, *size)
-        off = annealed(result.params, result.estimator_state, data, held_out, jax.random.fold_in(key, 1), *size)
+        params = pj.averaged_parameters(result) if options.averaged else result.params
+        off = annealed(params, result.estimator_state, data, held_out, jax.random.fold_in(key, 1), *size)
         return result.history, off
 
     history, off = jax.jit(jax.vmap(run))(jnp.arange(options.seeds))

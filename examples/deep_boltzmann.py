@@ -86,7 +86,7 @@ def train(start, estimator, measure, images, epochs, key):
     """The result of `pj.fit` on the centred gradient, without which deep machines learn slowly."""
     return pj.fit(
         start,
-        pj.chain(pj.center(), pj.sgd(pj.per_epoch(pj.power_law_decay(0.5, 0.1)))),
+        pj.chain(pj.center(), pj.sgd(1.0), pj.average_parameters()),
         estimator,
         images.train,
         epochs=epochs,
@@ -129,7 +129,7 @@ def main(argv=None):
         curve.plot(result.history["epoch"], result.history["nats"][:, 1], ".-", label=name)
     curve.set(title="exact log-likelihood, validation", xlabel="epoch", ylabel="nats per image", box_aspect=1)
     curve.legend(title="hidden units")
-    params = results[f"DBM, {FIRST} + {SECOND}"].params
+    params = pj.averaged_parameters(results[f"DBM, {FIRST} + {SECOND}"])
     first, second = (np.asarray(w["matrix"]) for w in params["weights"])
     for axes, rows, title in (
         (lower, first.T, "filters of the first layer"),

@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 import paysage_jax as pj
 
 BATCH, HIDDEN, TRAINING = 100, 32, 1400
-OURS = pj.chain(pj.packing.pack_moments(pj.adam(0.003)), pj.average_parameters(0.98))
+OURS = pj.chain(pj.packing.pack_moments(pj.adam(0.003)), pj.average_parameters())
 THEIRS = optax.adam(0.003)
 
 

@@ -43,7 +43,7 @@ def train(data, held_out, hidden, epochs, key):
     start["layers"][1]["loc"] -= 2
     return pj.fit(
         start,
-        pj.rmsprop(pj.per_epoch(pj.power_law_decay(0.01, 0.1))),
+        pj.chain(pj.rmsprop(0.01), pj.average_parameters()),
         pj.persistent_contrastive_divergence(pj.rbm.RBM(), num_chains=500, steps=10),
         data,
         epochs=epochs,
@@ -94,7 +94,7 @@ def main(argv=None):
     photo.axis("off")
     clouds = {
         "held-out pixels": held_out[:SHOWN],
-        f"samples of the RBM, 3 × {options.hidden}": sample(result.params, SHOWN, sample_key),
+        f"samples of the RBM, 3 × {options.hidden}": sample(pj.averaged_parameters(result), SHOWN, sample_key),
         "samples of the best Gaussian": jax.random.normal(gaussian_key, (SHOWN, 3)),
     }
     for axes, (title, white) in zip(planes, clouds.items(), strict=True):

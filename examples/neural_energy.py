@@ -106,12 +106,12 @@ def train(data, log_p, epochs, key):
     # No momentum (b1), for the chains answer late and it would swing; the average stills what noise is left.
     adam = pj.adam(pj.per_epoch(pj.power_law_decay(0.02, 0.1)), b1=0.0)
 
-    def distance(state, key):
-        return divergence(log_p, log_density(pj.averaged_parameters(state.optimizer_state)))
+    def distance(state, key):  # of the average: metrics see it
+        return divergence(log_p, log_density(state.params))
 
     result = pj.fit(
         init(init_key),
-        pj.chain(adam, pj.average_parameters(0.99)),
+        pj.chain(adam, pj.average_parameters()),
         pj.persistent_contrastive_divergence(pj.Model(energy, langevin), num_chains=CHAINS, steps=5),
         data,
         epochs=epochs,
@@ -120,7 +120,7 @@ def train(data, log_p, epochs, key):
         metrics={"distance": distance},
         metrics_every=math.ceil(epochs / 50),
     )
-    return pj.averaged_parameters(result.optimizer_state), result.history
+    return pj.averaged_parameters(result), result.history
 
 
 def main(argv=None):

@@ -75,10 +75,10 @@ MODEL_OF_GREY = pj.Model(pj.rbm.free_energy, pj.rbm.gibbs, sample_hidden=draw_pi
 
 
 def make_optimizer(learning_rate, epochs, weight_decay):
-    """SGD on the centred gradient and the decay of W; the rate falls linearly to 0 after the last epoch."""
-    falling = pj.per_epoch(lambda epoch: learning_rate * (1 - epoch / epochs))
+    """Centred SGD with decay of W, constant for half of the run and then falling to 0, and the average of it all."""
+    falling = pj.per_epoch(pj.linear_decay(learning_rate, epochs, hold=0.5))
     decay = pj.add_decayed_weights(weight_decay, where=lambda path: path.startswith("weights"))
-    return pj.chain(pj.center(), decay, pj.sgd(falling))
+    return pj.chain(pj.center(), decay, pj.sgd(falling), pj.average_parameters())
 
 
 def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, every=5, once=False, **watch):

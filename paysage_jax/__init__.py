@@ -33,7 +33,7 @@ from ._ebm.tracking import (
 from ._optim.averaging import average_parameters, averaged_parameters, exponential_average
 from ._optim.convergence import converged, gradient_magnitude, track_convergence
 from ._optim.partition import partition
-from ._optim.schedules import constant, exponential_decay, per_epoch, power_law_decay, warmup
+from ._optim.schedules import constant, exponential_decay, linear_decay, per_epoch, power_law_decay, warmup
 from ._optim.shard_state import shard_state
 from ._optim.stateless import (
     add_decayed_weights,
@@ -83,6 +83,7 @@ __all__ = [  # noqa: RUF022 (by topic)
     # schedules
     "constant",
     "exponential_decay",
+    "linear_decay",
     "per_epoch",
     "power_law_decay",
     "warmup",

@@ -13,7 +13,7 @@ import pytest
 from absl.testing import parameterized
 from hypothesis import given
 
-from paysage_jax import constant, exponential_decay, per_epoch, power_law_decay, sgd, warmup
+from paysage_jax import constant, exponential_decay, linear_decay, per_epoch, power_law_decay, sgd, warmup
 from tests.helpers.problems import GOLDEN, each_golden
 
 LAST = 2**31 - 1  # where the step counter stays
@@ -23,6 +23,8 @@ CLOSED_FORMS = {
     "constant": (constant(0.3), lambda s: 0.3 + 0 * s),
     "power_law_decay": (power_law_decay(0.2, 0.5, 10), lambda s: 0.2 / (1 + 0.5 * (s // 10))),
     "exponential_decay": (exponential_decay(0.2, 0.7, 3), lambda s: 0.2 * 0.7 ** (s // 3)),
+    "linear_decay": (linear_decay(0.2, 100), lambda s: 0.2 * np.maximum(0, 1 - s / 100)),
+    "held": (linear_decay(0.2, 100, hold=0.75), lambda s: 0.2 * np.clip((100 - s) / 25, 0, 1)),
     "rising exponential": (exponential_decay(1e-9, 1.1, 2**28), lambda s: 1e-9 * 1.1 ** (s // 2**28)),
     "per_epoch": (per_epoch(power_law_decay(0.2, 0.5), 10), lambda s: 0.2 / (1 + 0.5 * (s // 10))),
     "warmup of a number": (warmup(0.4, 8), lambda s: 0.4 * np.minimum(1, (s + 1) / 8)),

@@ -78,6 +78,28 @@ class exponential_decay(Pytree):
         return init_value * jnp.where(epoch == 0, 1, decay_rate ** jnp.maximum(epoch, 1))
 
 
+class linear_decay(Pytree):
+    """Constant for a share of the run, then linearly to zero.
+
+        init_value * min(1, (1 - step / steps) / (1 - hold)),   zero from step `steps` on
+
+    Args:
+        init_value: the value at first, a finite number.
+        steps: the length of the run, a positive integer; under `per_epoch` in epochs.
+        hold: the share of the run before the decay, in [0, 1).
+    """
+
+    init_value: Number = number(_FINITE)
+    steps: Count = count()
+    hold: Number = number("[0, 1)", default=0.0)
+
+    def __call__(self, step: ArrayLike) -> jax.Array:
+        init_value, hold = jnp.asarray(self.init_value, float), jnp.asarray(self.hold, float)
+        steps = jnp.asarray(self.steps)
+        left = jnp.maximum(steps - jnp.asarray(step), 0).astype(float) / steps.astype(float)
+        return init_value * jnp.minimum(1, left / (1 - hold))
+
+
 class per_epoch(Pytree):
     """Any schedule, one of optax included, counted in epochs: schedule(epoch).
 
