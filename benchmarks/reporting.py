@@ -48,7 +48,7 @@ class Epochs:
 
 
 def reporting(seconds: float) -> Iterator[Result]:
-    """An epoch of PCD with statistics, a callback, early stopping, checkpoints, log Z tracked, beside one without."""
+    """An epoch of PCD with statistics, a callback, early stopping, checkpoints, an average, log Z tracked."""
     model = pj.rbm.RBM()
     estimator = pj.persistent_contrastive_divergence(model)
     data = jnp.array(patterns(rows=6000))
@@ -57,14 +57,21 @@ def reporting(seconds: float) -> Iterator[Result]:
     metrics = {"size": lambda state, key: jnp.sum(state.params["layers"][0]["loc"] ** 2)}
     stopping = pj.early_stopping("size", patience=10**6)
     tracker = partial(pj.track_log_partition, model, pj.AnnealedEstimate(0.0, data[:BATCH]), jax.random.key(1))
+    averaged = pj.chain(pj.sgd(RATE), pj.average_parameters())
     mine = {
         "statistics": run(estimator),
         "callback": run(Silent(estimator), callback=lambda result: None),
         "early stopping": run(Silent(estimator), metrics=metrics, early_stopping=stopping),
         "all three": run(estimator, metrics=metrics, early_stopping=stopping, callback=lambda result: None),
+        "average": run(Silent(estimator), optimizer=averaged),
         "checkpoints": run(Silent(estimator), checkpoints=True),
         "log Z": run(Silent(estimator), optimizer=pj.chain(pj.sgd(RATE), tracker())),
         "log Z, every 4th": run(Silent(estimator), optimizer=pj.chain(pj.sgd(RATE), tracker(every=4))),
     }
     title = f"an epoch of {len(data) // BATCH} steps, 784 × {HIDDEN}, batches of {BATCH}"
     yield compare(title, mine, {"bare": run(Silent(estimator))}, seconds, each=EPOCHS)
+
+    few = data[:, :64]
+    small = partial(Epochs, Silent(estimator), pj.rbm.init_bernoulli(few, 16, jax.random.key(0)), few)
+    title = f"the same, 64 × 16, batches of {BATCH}"
+    yield compare(title, {"average": small(optimizer=averaged)}, {"bare": small()}, seconds, each=EPOCHS)
