@@ -147,7 +147,7 @@ def annealed_importance_sampling(
 
         log Z(1) = log Z(0) + log mean exp(w),   w = Σₖ E(βₖ₋₁, v) - E(βₖ, v),   βₖ = k / steps
 
-    The mean of the weights is unbiased; its logarithm tends to be too small. A small effective size may warn of it, but
+    The mean of the weights is unbiased; its logarithm tends to be too small. A small effective sample size may warn of it, but
     need not. `reverse_annealed_importance_sampling` tends to be too large; if its samples are the model's, log Z is
     between the two up to their errors.
 
@@ -165,6 +165,8 @@ def annealed_importance_sampling(
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
     """
+    check_count("annealed_importance_sampling: steps", steps)
+    model = as_model("annealed_importance_sampling: model", model)
     return _estimate("annealing.start", model, annealing.path, annealing.start, annealing.log_z_start, key, steps)
 
 
@@ -179,8 +181,6 @@ def finite_states(name: str, v: Batch, params: Params, integer_states: bool) -> 
 def _estimate(
     name: str, model: EnergyModel, path: Path, v: Batch, log_z_start: ArrayLike, key: jax.Array, steps: int
 ) -> AnnealedEstimate:
-    check_count("annealed_importance_sampling: steps", steps)
-    model = as_model("annealed_importance_sampling: model", model)
     v = finite_states(name, v, jax.eval_shape(path, jnp.zeros(())), model.integer_states)
     log_z_start = as_scalar("log_z_start", log_z_start)
     anneal_key, draw_key = jax.random.split(key)
@@ -215,6 +215,8 @@ def reverse_annealed_importance_sampling(
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
     """
+    check_count("reverse_annealed_importance_sampling: steps", steps)
+    model = as_model("reverse_annealed_importance_sampling: model", model)
     log_z_start = as_scalar("log_z_start", annealing.log_z_start)
     estimate = _estimate("samples", model, _backwards(as_pytree(annealing.path)), samples, 0.0, key, steps)
     return estimate._replace(log_z=log_z_start - estimate.log_z, bound=log_z_start - estimate.bound)
