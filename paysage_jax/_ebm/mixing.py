@@ -196,12 +196,13 @@ def _mixing(model: EnergyModel, params: Params, v: Batch, key: jax.Array, length
         (v, means, squares, _), series = jax.lax.scan(step, (v, zeros, zeros, jnp.zeros((), int)), numbers)
         return v, (series, means, jax.tree.map(lambda s: s / (length - 1), squares))
 
-    _, ((energy, along), means, variances) = jax.lax.scan(half, v, length * jnp.arange(2))
+    _, (series, means, variances) = jax.lax.scan(half, v, length * jnp.arange(2))
+    scalars = jax.vmap(_of_series)(jnp.stack([whole(x) for x in series]))
     leaves, structure = jax.tree.flatten(means)
     units = [_of_moments(m, s, length) for m, s in zip(leaves, jax.tree.leaves(variances), strict=True)]
     return Mixing(
-        energy=_of_series(whole(energy)),
-        slow_direction=_of_series(whole(along)),
+        energy=MixingStatistic(*(x[0] for x in scalars)),
+        slow_direction=MixingStatistic(*(x[1] for x in scalars)),
         units=MixingStatistic(*(structure.unflatten(field) for field in zip(*units, strict=True))),
         num_chains=jnp.asarray(rows("chains", v), jnp.int32),
         steps=jnp.asarray(2 * length, jnp.int32),
@@ -250,19 +251,23 @@ def _slow_direction(model: EnergyModel, params: Params, v: Batch, key: jax.Array
         earlier = earlier + jax.jvp(lambda p: energies(p, v), (moving,), (direction,))[1]
         v = model.transition(params, v, jax.random.fold_in(key, i))
         _, pull = jax.vjp(lambda p: energies(p, v), moving)
-        (product,) = pull((earlier - jnp.mean(earlier)) / len(earlier))
+        deviations = earlier - jnp.mean(earlier)
+        largest = divisor(jnp.max(jnp.abs(deviations)))  # so that a derivative in half precision does not overflow
+        (product,) = pull(deviations / largest / len(earlier))
         return v, direction, earlier, jax.tree.map(lambda c, x: c + jnp.conj(x), covariance, product)
 
     def improve(i: jax.Array, carry: Tree) -> Tree:
-        v, direction = carry
-        zeros = jnp.zeros_like(energies(moving, v)), jax.tree.map(jnp.zeros_like, direction)
-        v, _, _, covariance = jax.lax.fori_loop(i * length, (i + 1) * length, step, (v, direction, *zeros))
-        return v, _normalized(covariance)
+        v, direction, earlier = carry
+        zeros = jax.tree.map(jnp.zeros_like, direction)
+        start = v, _normalized(direction), earlier, zeros
+        v, _, earlier, covariance = jax.lax.fori_loop(i * length, (i + 1) * length, step, start)
+        return v, covariance, jnp.zeros_like(earlier)
 
-    keys = jax.random.split(start_key, len(moving))
-    random = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, moving, strict=True)]
-    v, direction = jax.lax.fori_loop(0, _ROUNDS, improve, (v, _normalized(random)))
-    return direction, v
+    # The first round has no direction yet, but a random number for each chain.
+    zeros = jnp.zeros_like(energies(moving, v))
+    random = zeros + jax.random.normal(start_key, zeros.shape, zeros.dtype)
+    v, direction, _ = jax.lax.fori_loop(0, _ROUNDS, improve, (v, jax.tree.map(jnp.zeros_like, moving), random))
+    return _normalized(direction), v
 
 
 def _normalized(direction: list[Leaf]) -> list[Leaf]:

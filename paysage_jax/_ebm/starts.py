@@ -120,10 +120,9 @@ def _compare_starts(
         return (first, second), close, found
 
     vs = tuple(as_states(model.transition, params, v, key) for v in starts)
-    energy, units = jax.eval_shape(lambda v: jax.tree.map(lambda x: x[0], statistics(v)), vs[0])
+    zero, units = jax.tree.map(lambda x: jnp.zeros_like(jnp.mean(x, axis=0)), statistics(vs[0]))
     count = 1 + sum(x.size for x in jax.tree.leaves(units))
     bound = jnp.asarray(NormalDist().inv_cdf(1 - _LEVEL / 2 / count))
-    zero, units = jnp.zeros((), energy.dtype), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), units)
     no = jnp.array(False)
     none = StartComparison(no, jnp.zeros((), jnp.int32), jnp.stack([zero, zero]), zero, units, bound)
     return jax.lax.while_loop(lambda s: ~s[-1].agreed & (s[-1].steps < steps), look, (vs, no, none))[-1]
