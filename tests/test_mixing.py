@@ -1,7 +1,5 @@
 """Do chains mix: against closed forms, NumPy in float64, and a machine of two modes whose barrier is known."""
 
-from functools import partial
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import paysage_jax as pj
+from paysage_jax._ebm.mixing import integrated_autocorrelation_time
 
 KEY = jax.random.key(0)
 MACHINE = pj.rbm.RBM()
@@ -34,35 +33,37 @@ AR = pj.Model(linear, autoregressive)
 @pytest.mark.parametrize(("a", "steps"), [(0.5, 2000), pytest.param(0.9, 8000, marks=pytest.mark.slow)])
 def test_the_autocorrelation_time_of_ar1_is_the_closed_form_within_5_percent(a, steps):
     """In 38 of 40 seeds, with 128 chains: the standard deviation is 1.2 and 1.5 %."""
-    params = {"a": jnp.array([a]), "b": jnp.ones(1)}
-
-    def of(seed):
-        start, run = jax.random.split(jax.random.key(seed))
-        return pj.mixing(AR, params, jax.random.normal(start, (128, 1)), run, steps)
-
-    found = jax.jit(lambda seeds: jax.lax.map(of, seeds, batch_size=10))(jnp.arange(40))
-    tau = (1 + a) / (1 - a)
-    for statistic in (found.energy, found.slow_direction):
-        error = statistic.autocorrelation_time / tau - 1
-        assert (abs(error) < 0.05).mean() >= 0.95
-        assert abs(error.mean()) < 0.01
-        np.testing.assert_allclose(statistic.effective_sample_size, 128 * steps / tau, rtol=0.06)
-    # From the spread of 256 means: a standard deviation of 9 %.
-    error = found.units.effective_sample_size / (128 * steps / tau) - 1
-    assert abs(error.mean()) < 0.05
-    assert abs(error).max() < 0.4
+    time = jax.jit(integrated_autocorrelation_time)
+    found = []
+    for seed in range(40):
+        noise = np.random.default_rng(seed).normal(size=(steps, 128)).astype(np.float32)
+        noise[1:] *= np.sqrt(1 - a**2)
+        for i in range(1, steps):
+            noise[i] += a * noise[i - 1]
+        found.append(time(noise))
+    error = np.array(found) / ((1 + a) / (1 - a)) - 1
+    assert (abs(error) < 0.05).mean() >= 0.95
+    assert abs(error.mean()) < 0.01
 
 
 @pytest.mark.slow
-def test_the_slow_direction_is_the_slowest_of_independent_units():
-    """Its τ is 39 of AR(1) with a = 0.95; that of the energy, a sum of all, is far shorter."""
-    params = {"a": jnp.array([0.0, 0.3, 0.5, 0.7, 0.95]), "b": jnp.array([3.0, 3.0, 3.0, 3.0, 0.5])}
-    starts = jax.random.normal(KEY, (8, 200, 5))
-    keys = jax.random.split(KEY, 8)
-    found = jax.jit(jax.vmap(lambda v, key: pj.mixing(AR, params, v, key, 1000)))(starts, keys)
+def test_of_independent_units_the_slow_direction_is_the_slowest():
+    """Their τ are closed forms: 39 for a = 0.95; the energy is that of a unit with a = 0.5. No history is kept.
+
+    The states of 1,000 steps would take 64 MB.
+    """
+    a = jnp.repeat(jnp.array([0.0, 0.3, 0.5, 0.7, 0.95]), 4)
+    params = {"a": a, "b": jnp.zeros(20).at[8].set(1.0)}
+    starts, keys = jax.random.normal(KEY, (4, 200, 20)), jax.random.split(KEY, 4)
+    program = jax.jit(jax.vmap(lambda v, key: pj.mixing(AR, params, v, key, 1000))).lower(starts, keys).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 4e7
+    found = program(starts, keys)
+    np.testing.assert_allclose(found.energy.autocorrelation_time, 3, rtol=0.05)
+    np.testing.assert_allclose(found.energy.effective_sample_size, 200_000 / 3, rtol=0.05)
     np.testing.assert_allclose(found.slow_direction.autocorrelation_time, 39, rtol=0.15)
-    assert found.energy.autocorrelation_time.max() < 5
-    assert (jnp.argmax(found.units.r_hat, axis=1) == 4).all()
+    # From the spread of 400 means: a standard deviation of 7 %, which 4 runs and 4 units make 2 %.
+    means = found.units.effective_sample_size.reshape(4, 5, 4).mean((0, 2)) / 200_000 * (1 + a[::4]) / (1 - a[::4])
+    np.testing.assert_allclose(means, 1, atol=0.09)
 
 
 # --- NumPy in float64 --------------------------------------------------------------------------------
@@ -174,7 +175,7 @@ def two_modes(w):
 
 HEALTHY, LOST = two_modes(0.4), two_modes(1.5)
 BOTH = np.repeat(np.float32([0, 1]), 25)[:, None] * np.ones((1, VISIBLE), np.float32)
-ONE = np.ones((200, VISIBLE), np.float32)
+ONE = np.ones((100, VISIBLE), np.float32)
 
 
 @jax.jit
@@ -186,8 +187,8 @@ def largest_r_hat(params, chains):
 def agreements(params, chains):
     def of(seed):
         start, run = jax.random.split(jax.random.key(seed))
-        independent = jax.random.bernoulli(start, 0.5, (200, VISIBLE)).astype(float)
-        return pj.compare_starts(MACHINE, params, (chains, independent), run, steps=1000).agreed
+        independent = jax.random.bernoulli(start, 0.5, (100, VISIBLE)).astype(float)
+        return pj.compare_starts(MACHINE, params, (chains, independent), run, steps=200).agreed
 
     return jax.vmap(of)(RUNS)
 
@@ -229,21 +230,11 @@ def test_other_numbers_compile_nothing():
 
 
 @pytest.mark.slow
-def test_the_history_of_states_is_not_kept():
-    """Of 100 chains of 100 units, 1,000 steps would take 40 MB; the two series take 0.8."""
-    program = jax.jit(partial(pj.mixing, AR, steps=1000))
-    params = {"a": jnp.full(100, 0.5), "b": jnp.ones(100)}
-    needed = program.lower(params, jnp.zeros((100, 100)), KEY).compile().memory_analysis()
-    assert needed.temp_size_in_bytes < 8e6
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(len(jax.devices("cpu")) < 2, reason="two virtual devices of the CPU are needed")
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-def test_chains_over_devices_give_the_numbers_of_one(kind):
+def test_chains_over_devices_give_the_numbers_of_one():
     cpus = jax.devices("cpu")
     with jax.default_device(cpus[0]):
-        mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,), devices=cpus[:2])
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,), devices=cpus[:2])
         params, key = jax.device_put(({"s": np.float32(1)}, KEY), NamedSharding(mesh, P()))
         spread = jax.device_put(STATES, NamedSharding(mesh, P("data")))
         found = pj.mixing(COUNTER, params, spread, key, STEPS)
@@ -251,26 +242,6 @@ def test_chains_over_devices_give_the_numbers_of_one(kind):
         expected = pj.mixing(COUNTER, {"s": np.float32(1)}, STATES, KEY, STEPS)
     chex.assert_trees_all_close(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, expected), rtol=1e-4)
     assert compared.agreed
-
-
-@pytest.mark.slow
-def test_it_is_a_metric_of_a_run():
-    def r_hat(state, key):
-        return pj.mixing(MACHINE, state.params, state.estimator_state, key, 20).worst.r_hat
-
-    result = pj.fit(
-        HEALTHY,
-        pj.sgd(0.0),
-        pj.persistent_contrastive_divergence(MACHINE),
-        BOTH,
-        epochs=2,
-        batch_size=50,
-        key=KEY,
-        metrics={"r_hat": r_hat},
-    )
-    assert result.history["r_hat"].shape == (2,)
-    assert (result.history["r_hat"] > 1).all()
-    assert (result.history["r_hat"] < 1.5).all()
 
 
 # --- what is printed, and what is refused ------------------------------------------------------------
@@ -299,7 +270,7 @@ CASES = {
     "no model": (lambda: pj.mixing(linear, HEALTHY, ONE, KEY), TypeError, "mixing: model must be a model"),
     "NaN": (lambda: pj.mixing(MACHINE, HEALTHY, ONE * np.nan, KEY), ValueError, "chains: expected finite .* row 0"),
     "weights": (
-        lambda: pj.mixing(MACHINE, HEALTHY, pj.Weighted(ONE, np.ones(200)), KEY),
+        lambda: pj.mixing(MACHINE, HEALTHY, pj.Weighted(ONE, np.ones(100)), KEY),
         TypeError,
         "chains: expected states without weights, got Weighted: draw rows",
     ),
@@ -312,7 +283,7 @@ CASES = {
     "other columns": (
         lambda: pj.compare_starts(MACHINE, HEALTHY, (ONE, ONE[:, :3]), KEY),
         ValueError,
-        r"expected states \(rows, 20\) as in params, got shape \(200, 3\)",
+        r"expected states \(rows, 20\) as in params, got shape \(100, 3\)",
     ),
 }
 
