@@ -161,6 +161,16 @@ def test_differences_of_starts_are_those_of_welch():
     np.testing.assert_allclose(found.bound, 3.0902, rtol=1e-4)  # 1 % / (1 energy + 4 units), both tails: a table
 
 
+def test_chains_that_never_move_are_not_called_mixed():
+    still = jax.tree.map(lambda x: np.repeat(x[1:2], CHAINS, axis=0), STATES)
+    model = pj.Model(
+        lambda params, v: params["s"] * 0.1 + 0 * v["x"][:, 0].astype(float), congruential, integer_states=True
+    )
+    found = pj.mixing(model, {"s": np.float32(1.7)}, still, KEY, STEPS)
+    assert all(np.isnan(x) for x in found.energy)
+    assert "have not mixed" in str(found)
+
+
 # --- two modes ---------------------------------------------------------------------------------------
 
 VISIBLE, HIDDEN = 20, 5

@@ -77,6 +77,7 @@ def split_r_hat(means: jax.Array, variances: jax.Array, length: int) -> tuple[ja
 def _of_series(series: jax.Array) -> MixingStatistic:
     """Of a scalar, from its values in both halves (2, steps, chains)."""
     _, length, chains = series.shape
+    series = series - series[0, 0, 0]  # so that rounding errors of the mean are no motion
     time = integrated_autocorrelation_time(series.reshape(2 * length, chains))
     r_hat, _ = split_r_hat(jnp.mean(series, axis=1), jnp.var(series, axis=1, ddof=1), length)
     return MixingStatistic(time, r_hat, 2 * length * chains / time)
