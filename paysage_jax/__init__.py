@@ -22,8 +22,10 @@ from ._ebm.estimators import (
     persistent_contrastive_divergence,
 )
 from ._ebm.metrics import free_energy_gap, pseudo_log_likelihood, reconstruction_error
+from ._ebm.mixing import mixing
 from ._ebm.model import Model
 from ._ebm.phases import phase_gradient
+from ._ebm.starts import compare_starts
 from ._ebm.tempering import parallel_tempering
 from ._ebm.tracking import (
     track_log_partition,
@@ -127,6 +129,9 @@ __all__ = [  # noqa: RUF022 (by topic)
     "track_log_partition",
     "tracked_log_likelihood",
     "tracked_log_partition",
+    # do the chains mix?
+    "compare_starts",
+    "mixing",
     # training
     "Checkpoints",
     "FitResult",

@@ -1,7 +1,9 @@
 """The states of optimizers and runs, and the statistics of estimators: what you find in a `TrainState` or a history."""
 
 from ._ebm.estimators import LossStatistics
+from ._ebm.mixing import Mixing, MixingStatistic
 from ._ebm.phases import PhaseStatistics
+from ._ebm.starts import StartComparison
 from ._ebm.tempering import TemperedStatistics
 from ._ebm.tracking import LogPartitionState, TrackedEstimate
 from ._optim.averaging import AverageState
@@ -19,12 +21,15 @@ __all__ = [
     "ConvergenceState",
     "LogPartitionState",
     "LossStatistics",
+    "Mixing",
+    "MixingStatistic",
     "MomentumState",
     "PartitionState",
     "PhaseStatistics",
     "RmspropState",
     "SgdState",
     "SkipNonfiniteState",
+    "StartComparison",
     "TemperedStatistics",
     "TrackedEstimate",
 ]
