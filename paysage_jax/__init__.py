@@ -24,7 +24,6 @@ from ._ebm.estimators import (
 from ._ebm.metrics import free_energy_gap, pseudo_log_likelihood, reconstruction_error
 from ._ebm.mixing import mixing
 from ._ebm.model import Model
-from ._ebm.phases import phase_gradient
 from ._ebm.starts import compare_starts
 from ._ebm.tempering import parallel_tempering
 from ._ebm.tracking import (
@@ -52,7 +51,7 @@ from ._optim.wrappers import accumulate, freeze, skip_nonfinite
 from ._train.checkpoints import Checkpoints, read_checkpoint
 from ._train.early_stopping import early_stopping
 from ._train.fit import fit
-from ._train.step import FitResult, Outcome, TrainState, train_step
+from ._train.step import Outcome, TrainState, train_step
 from .optimizers import (
     ADAM,
     ExponentialDecay,
@@ -118,7 +117,6 @@ __all__ = [  # noqa: RUF022 (by topic)
     "loss_gradient",
     "persistent_contrastive_divergence",
     "parallel_tempering",
-    "phase_gradient",
     # likelihood
     "AnnealedEstimate",
     "Annealing",
@@ -134,7 +132,6 @@ __all__ = [  # noqa: RUF022 (by topic)
     "mixing",
     # training
     "Checkpoints",
-    "FitResult",
     "Outcome",
     "TrainState",
     "fit",

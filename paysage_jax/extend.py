@@ -2,6 +2,7 @@
 
 from ._core.pytree import Number, Pytree, Schedule, converted, count, function, number, rate, static
 from ._ebm.estimators import Estimator
+from ._ebm.phases import phase_gradient
 from ._optim.leafwise import Leafwise
 from ._optim.transformation import Transformation
 
@@ -16,6 +17,7 @@ __all__ = [
     "count",
     "function",
     "number",
+    "phase_gradient",
     "rate",
     "static",
 ]

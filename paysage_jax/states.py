@@ -12,6 +12,7 @@ from ._optim.partition import PartitionState
 from ._optim.textbook import AdamState, MomentumState, RmspropState, SgdState
 from ._optim.wrappers import AccumulateState, SkipNonfiniteState
 from ._train.early_stopping import Best
+from ._train.step import FitResult
 
 __all__ = [
     "AccumulateState",
@@ -19,6 +20,7 @@ __all__ = [
     "AverageState",
     "Best",
     "ConvergenceState",
+    "FitResult",
     "LogPartitionState",
     "LossStatistics",
     "Mixing",

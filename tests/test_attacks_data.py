@@ -7,6 +7,7 @@ import pytest
 
 import paysage_jax as pj
 from paysage_jax import Weighted, rbm
+from paysage_jax.extend import phase_gradient
 
 KEY = jax.random.key(0)
 rng = np.random.default_rng(0)
@@ -201,7 +202,8 @@ def test_arrays_of_another_library_by_hand():
         gradient = estimator.estimate(ZERO, Tensor(BITS), state, KEY)[0]
         close(gradient, estimator.estimate(ZERO, BITS, state, KEY)[0])
     close(
-        pj.phase_gradient(energy)(ZERO, Tensor(BITS), Tensor(1 - BITS)), pj.phase_gradient(energy)(ZERO, BITS, 1 - BITS)
+        phase_gradient(energy)(ZERO, Tensor(BITS), Tensor(1 - BITS)),
+        phase_gradient(energy)(ZERO, BITS, 1 - BITS),
     )
     close(annealed(Tensor(COINS)).log_z, annealed(COINS).log_z)
 
@@ -304,14 +306,17 @@ def test_only_ratios_of_weights_count(weight):
     weights = np.full(40, weight)
     close(read_as_a_whole(Weighted(BITS, weights)), read_as_a_whole(BITS))
     close(fit(Weighted(BITS, weights)).params, fit(BITS).params)
-    close(pj.phase_gradient(energy)(ZERO, BITS, 1 - BITS, weights), pj.phase_gradient(energy)(ZERO, BITS, 1 - BITS))
+    close(
+        phase_gradient(energy)(ZERO, BITS, 1 - BITS, weights),
+        phase_gradient(energy)(ZERO, BITS, 1 - BITS),
+    )
 
 
 def test_traced_weights_may_be_huge():
     data = Weighted(BITS, jnp.full(40, 3e38))
     close(jax.jit(lambda d: rbm.log_likelihood(BINARY, d, 0.0))(data), rbm.log_likelihood(BINARY, BITS, 0.0))
-    gradient = jax.jit(lambda w: pj.phase_gradient(energy)(ZERO, BITS, 1 - BITS, w))(data.weights)
-    close(gradient, pj.phase_gradient(energy)(ZERO, BITS, 1 - BITS))
+    gradient = jax.jit(lambda w: phase_gradient(energy)(ZERO, BITS, 1 - BITS, w))(data.weights)
+    close(gradient, phase_gradient(energy)(ZERO, BITS, 1 - BITS))
 
 
 def test_weights_that_are_no_real_numbers_or_all_zero_are_named():
@@ -326,7 +331,7 @@ def test_weights_that_are_no_real_numbers_or_all_zero_are_named():
     with pytest.raises(ValueError, match=r"log_likelihood: v.weights: expected some positive weight, all are 0"):
         rbm.log_likelihood(BINARY, Weighted(BITS, np.zeros(40)), 0.0)  # was NaN
     with pytest.raises(TypeError, match="v_data: got Weighted: give the rows, and weights="):
-        pj.phase_gradient(energy)(ZERO, Weighted(BITS, np.ones(40)), BITS)
+        phase_gradient(energy)(ZERO, Weighted(BITS, np.ones(40)), BITS)
 
 
 @pytest.mark.parametrize("inside", [lambda w: Weighted(w, w.weights), lambda w: (w,), lambda w: {"v": w}])

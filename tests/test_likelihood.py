@@ -514,9 +514,9 @@ def test_mistakes_are_named():
     ):
         with pytest.raises(ValueError, match=r"log_z_start: expected a scalar, got shape \(1,\)"):
             call()
-    with pytest.raises(ValueError, match="^annealed_importance_sampling: steps must be a positive integer"):
+    with pytest.raises(ValueError, match=r"^annealed_importance_sampling: steps must be a positive integer"):
         pj.annealed_importance_sampling(MODEL, forward, key, steps=0)
-    with pytest.raises(ValueError, match="^reverse_annealed_importance_sampling: steps must be a positive integer"):
+    with pytest.raises(ValueError, match=r"^reverse_annealed_importance_sampling: steps must be a positive integer"):
         pj.reverse_annealed_importance_sampling(MODEL, forward, forward.start, key, steps=0)
     of_all = pj.Model(lambda p, v: jnp.sum(v), rbm.gibbs)
     with pytest.raises(ValueError, match=r"expected shape \(5,\), one for each state, got \(\)"):

@@ -62,9 +62,11 @@ def test_the_new_name_is_public(row):
 
 
 def test_every_function_that_took_an_energy_and_a_transition_is_there():
-    """And nothing else takes them: a model has both."""
+    """And nothing else takes them: a model has both. What is new is not there."""
     taking = {name for name in pj.__all__ if "model" in arguments(name)}
-    assert taking == {function for function, _, new in arguments_of_0_3() if new == "model"}
+    assert taking - {"compare_starts", "mixing"} == {
+        function for function, _, new in arguments_of_0_3() if new == "model"
+    }
     assert not [name for name in taking if {"energy", "transition"} & set(arguments(name))]
 
 

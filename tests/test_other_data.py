@@ -21,11 +21,11 @@ from paysage_jax import (
     loss_gradient,
     parallel_tempering,
     persistent_contrastive_divergence,
-    phase_gradient,
     rbm,
     sgd,
     train_step,
 )
+from paysage_jax.extend import phase_gradient
 from tests.helpers.problems import rbm_tree
 from tests.helpers.runs import assert_identical, compilations
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.scipy.special import logsumexp
 
-from paysage_jax import phase_gradient, rbm
+from paysage_jax import rbm
+from paysage_jax.extend import phase_gradient
 from tests.helpers.problems import (
     GOLDEN,
     assert_trees_close,

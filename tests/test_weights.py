@@ -20,10 +20,10 @@ from paysage_jax import (
     loss_gradient,
     parallel_tempering,
     persistent_contrastive_divergence,
-    phase_gradient,
     sgd,
     train_step,
 )
+from paysage_jax.extend import phase_gradient
 from tests.helpers.problems import assert_trees_close
 
 KEY = jax.random.key(0)

@@ -147,9 +147,9 @@ def annealed_importance_sampling(
 
         log Z(1) = log Z(0) + log mean exp(w),   w = Σₖ E(βₖ₋₁, v) - E(βₖ, v),   βₖ = k / steps
 
-    The mean of the weights is unbiased; its logarithm tends to be too small. A small effective sample size may warn of it, but
-    need not. `reverse_annealed_importance_sampling` tends to be too large; if its samples are the model's, log Z is
-    between the two up to their errors.
+    The mean of the weights is unbiased; its logarithm tends to be too small. A small effective sample size may warn of
+    it, but need not. `reverse_annealed_importance_sampling` tends to be too large; if its samples are the model's, log
+    Z is between the two up to their errors.
 
     With many steps they are off by noise more than by bias, and log Z may be on one side of both. It is between the
     field `bound` of the two (bidirectional Monte Carlo; Grosse, Ghahramani & Adams, 2015): the mean of w is off by

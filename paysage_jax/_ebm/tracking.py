@@ -83,10 +83,10 @@ class track_log_partition(Transformation):
         log Z = log Z at the last resampling + log mean exp(w)
 
     The updates pass unchanged. The chains v are not those of the estimator, on which the gradient depends. When their
-    effective sample size falls below the share `resample_below`, they are drawn anew by their weights, and the mean weight
-    goes into log Z. Errors add up, mostly to too small a log Z, and `error` does not see modes that the chains have
-    lost: where a run is fast or its model has many modes, anneal anew from time to time. Then the chains start again
-    from those of `estimate`, and come to the present along the straight line from the first parameters.
+    effective sample size falls below the share `resample_below`, they are drawn anew by their weights, and the mean
+    weight goes into log Z. Errors add up, mostly to too small a log Z, and `error` does not see modes that the chains
+    have lost: where a run is fast or its model has many modes, anneal anew from time to time. Then the chains start
+    again from those of `estimate`, and come to the present along the straight line from the first parameters.
 
     Read it by `tracked_log_partition(state)`; `tracked_log_likelihood` is the metric for `fit`. Chain it outside
     `freeze` and `partition`, which hide parameters from their members, and outside `shard_state`: its chains lie whole
