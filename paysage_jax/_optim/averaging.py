@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from .._core.pytree import Number, number
-from .._core.trees import check_params, check_same_tree, is_inexact, zeros_like_moments
+from .._core.trees import check_same_tree, is_inexact, zeros_like_moments
 from .._core.types import Params, State, Updates
-from .transformation import LAST, Transformation, apply_updates, check_state, find_states
+from .transformation import LAST, Transformation, apply_updates, find_states
 
 
 class AverageState(NamedTuple):
@@ -32,17 +32,15 @@ class average_parameters(Transformation):
     """
 
     _stage = LAST
+    state_type = AverageState
+    needs_params = True
     decay: Number = number("[0, 1)", default=0.999)
 
     def init(self, params: Params) -> State:
         self.check_for(params)
         return AverageState(jnp.zeros((), float), zeros_like_moments(params))
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
-        check_state(self, state, AverageState)
-        check_params("average_parameters", updates, params)
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         check_same_tree("params", params, "the average", state.average)
         decay = jnp.asarray(self.decay, float)
 
