@@ -12,8 +12,6 @@ from .._core.pytree import Count, Number, Pytree, count, number, static
 from .._core.trees import as_scalar
 from .._core.types import Params, Row, Tree
 
-# --- early stopping ----------------------------------------------------------------------------------
-
 
 class Best(NamedTuple):
     """The best measurement so far: params, the epochs done then (0: none yet), its value; and measurements since."""
