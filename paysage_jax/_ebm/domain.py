@@ -26,14 +26,8 @@ def check_real(name: str, tree: Tree) -> None:
 
 def check_unit_interval(name: str, tree: Tree) -> None:
     """Raise ValueError for a number outside [0, 1], naming leaf, row and column, where the values are known."""
-
-    def within(x: Leaf) -> Leaf:
-        return (x.min() >= 0) & (x.max() <= 1)  # False for NaN
-
-    def each(x: Leaf) -> Leaf:
-        return (x >= 0) & (x <= 1)
-
-    _check(name, tree, within, each, "numbers in [0, 1]")
+    # The extremes of a block with NaN are NaN, which is not within.
+    _check(name, tree, lambda x: (x.min() >= 0) & (x.max() <= 1), lambda x: (x >= 0) & (x <= 1), "numbers in [0, 1]")
 
 
 def check_binary(name: str, tree: Tree) -> None:

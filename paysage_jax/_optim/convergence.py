@@ -137,9 +137,7 @@ def is_lost(before: Tree, after: Tree, statistics: Statistics) -> jax.Array:
         before, after: the `TrainState` before and after the epoch.
         statistics: the means over the epoch.
     """
-
-    moved = [jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)]
-    moved = jnp.any(jnp.array(moved, bool))
+    moved = _differ(before.params, after.params)
     reported = ~all_finite(statistics)
 
     def look_closer() -> jax.Array:
@@ -155,5 +153,8 @@ def is_lost(before: Tree, after: Tree, statistics: Statistics) -> jax.Array:
 def _only_skipped(before: SkipNonfiniteState, after: SkipNonfiniteState) -> jax.Array:
     """Whether gradients were skipped and no other came, for that would have changed the inner state: its step, say."""
     (old,), (new,) = map(jax.tree.leaves, (before.skipped, after.skipped))  # flax's nnx keeps each in a variable
-    inner = [jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (before.inner, after.inner)), strict=True)]
-    return (new > old) & ~jnp.any(jnp.array(inner, bool))
+    return (new > old) & ~_differ(before.inner, after.inner)
+
+
+def _differ(a: Tree, b: Tree) -> jax.Array:
+    return jnp.any(jnp.array([jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)], bool))

@@ -33,7 +33,8 @@ class Transformation(Pytree, ABC):
     """A pure pair that turns gradients into updates; `init, update = transformation` unpacks it.
 
     Updates are added to the parameters (`apply_updates`): an optimizer returns minus its step. A subclass declares
-    its hyperparameters as fields (`number`, `rate`, `count`, `static`) and is a frozen dataclass and a pytree.
+    its hyperparameters as fields (`number`, `rate`, `count`, `static`), writes `init` and `apply`, and is a frozen
+    dataclass and a pytree. With a `state_type`, `update` refuses other states; with `needs_params` it needs `params`.
 
     The gradient of a complex parameter x + iy is ∂/∂x + i ∂/∂y, the direction in which a real loss rises fastest.
     `jax.grad` gives its conjugate: hand over `jax.tree.map(jnp.conj, gradient)`, as with optax.
@@ -74,8 +75,7 @@ class Transformation(Pytree, ABC):
 
     @abstractmethod
     def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
-        """What `update` does, once it has checked its arguments: that updates and parameters are trees alike, the type
-        of the state (`state_type`), and that the parameters are given (`needs_params`)."""
+        """What `update` does once it has checked its arguments: parameters, if given, are a tree like the updates."""
 
     def _update(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         """`update` as a chain or a wrapper calls it, which has checked the trees already."""
