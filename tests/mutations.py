@@ -187,8 +187,8 @@ MUTATIONS = [
     Mutation(
         "check: NaN in data passes",
         "_core/batches",
-        "        if found := _first_not_finite(used, missing):",
-        "        if False and (found := _first_not_finite(used, missing)):",
+        "        if found:",
+        "        if False:",
         "other_data domains",
     ),
     Mutation(

@@ -18,6 +18,7 @@ import pytest
 import paysage_jax as pj
 from paysage_jax import (
     adam,
+    add_decayed_weights,
     apply_updates,
     chain,
     momentum,
@@ -25,8 +26,10 @@ from paysage_jax import (
     power_law_decay,
     rmsprop,
     sgd,
+    skip_nonfinite,
     warmup,
 )
+from paysage_jax._optim import transformation
 from paysage_jax.extend import Leafwise, Number, Schedule, Transformation, rate
 from paysage_jax.packing import pack
 from paysage_jax.states import SgdState
@@ -45,7 +48,7 @@ class Multiply(Transformation):
     def init(self, params):
         return ()
 
-    def update(self, updates, state, params=None, *, factor=1.0, **extra):
+    def apply(self, updates, state, params, *, factor=1.0, **extra):
         return jax.tree.map(lambda u: u * (self.number * factor), updates), state
 
 
@@ -589,3 +592,11 @@ def test_a_complex_gradient_for_real_moments_is_named(state_of):
 def test_mistakes_are_named(act, error, message):
     with pytest.raises(error, match=message):
         act()
+
+
+def test_members_of_a_chain_do_not_check_the_trees_again(monkeypatch):
+    checked = []
+    monkeypatch.setattr(transformation, "check_same_tree", lambda *arguments: checked.append(arguments))
+    optimizer = chain(chain(add_decayed_weights(0.1), Multiply(2.0)), skip_nonfinite(chain(momentum(0.1), Multiply())))
+    optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    assert len(checked) == 1

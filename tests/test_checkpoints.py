@@ -167,7 +167,7 @@ class Everything(Transformation):
             "nothing": [None, (), {}],
         }
 
-    def update(self, updates, state, params=None, **extra):
+    def apply(self, updates, state, params, **extra):
         state = state | {"a/b": jax.random.fold_in(state["a/b"], 1), "": ~state[""]}
         return jax.tree.map(lambda g: -0.1 * g, updates), state
 

@@ -186,7 +186,7 @@ class TwoRates(Transformation):
     def init(self, params):
         return [sgd(0.1).init(params), sgd(0.2).init(params), sgd(0.3).init(params)._replace(learning_rate=params)]
 
-    def update(self, updates, state, params=None, **extra):
+    def apply(self, updates, state, params, **extra):
         return jax.tree.map(lambda g: -0.1 * g, updates), state
 
 
@@ -368,7 +368,7 @@ def test_a_run_stops_when_its_patience_ends_and_gives_back_the_best_parameters(k
         def init(self, params):
             return jnp.int32(0)
 
-        def update(self, updates, state, params=None, **extra):
+        def apply(self, updates, state, params, **extra):
             sign = jnp.where(state < 20, -0.05, 0.3)
             return jax.tree.map(lambda g: sign * g, updates), state + 1
 

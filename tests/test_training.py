@@ -372,7 +372,7 @@ class Anchored(Transformation):
     def init(self, params):
         return params
 
-    def update(self, updates, state, params=None, **extra):
+    def apply(self, updates, state, params, **extra):
         return jax.tree.map(lambda g, p, start: -0.1 * (g + p - start), updates, params, state), state
 
 

@@ -75,14 +75,6 @@ def test_a_tree_that_is_not_like_the_other_is_named(tree, message):
         _trees.check_same_tree("g", tree, "p", reference)
 
 
-def test_parameters_are_asked_for():
-    _trees.check_params("project", TREE, TREE)
-    with pytest.raises(ValueError, match="project: needs the parameters"):
-        _trees.check_params("project", TREE, None)
-    with pytest.raises(ValueError, match=r"updates\['layers'\]\[0\]\['loc'\]: expected shape \(5,\) as in params"):
-        _trees.check_params("project", TREE, rbm_tree(visible=5))
-
-
 def test_a_scalar_is_a_copy():
     """A step that donates its state may free a copy, but not the array of a hyperparameter."""
     rate = jnp.array(0.5)

@@ -16,6 +16,8 @@ from jax.typing import DTypeLike
 from .trees import all_finite, scale_of
 from .types import Batch, Leaf, Tree
 
+_BLOCK = 2**18  # numbers that stay in the cache while they are looked at
+
 
 class Weighted(NamedTuple):
     """Weighted data, for example the sequences of a protein family; `fit` and loaders take it in the place of rows.
@@ -106,7 +108,7 @@ def _as_array(where: str, x: Leaf, own: Callable[[np.ndarray], Leaf]) -> Tree:
     return own(array)
 
 
-_JAX_HAS = {"g": np.float64, "G": np.complex128}  # in the place of long doubles  # in the place of long doubles
+_JAX_HAS = {"g": np.float64, "G": np.complex128}  # in the place of long doubles
 _WIDE = {np.dtype(kind).char for kind in ("int64", "uint64", np.longlong, np.ulonglong)}
 
 
@@ -148,6 +150,10 @@ def check_finite(name: str, tree: Tree, missing: bool = False) -> None:
 
     `missing`: whether NaN is allowed.
     """
+
+    def finite(x: np.ndarray) -> np.ndarray:
+        return np.isfinite(x) | np.isnan(x) if missing else np.isfinite(x)
+
     for path, x in tree_flatten_with_path(tree)[0]:
         if not has_values(x) or (is_remote(x) and _is_finite_there(x, missing)):
             continue
@@ -155,7 +161,9 @@ def check_finite(name: str, tree: Tree, missing: bool = False) -> None:
         dtype = jax.dtypes.canonicalize_dtype(x.dtype)
         with np.errstate(over="ignore"):
             used = x.astype(dtype, copy=False)
-        if found := _first_not_finite(used, missing):
+        with np.errstate(all="ignore"):
+            found = first_wrong(used, lambda x: np.isfinite(x.sum()) or finite(x).all(), finite)
+        if found:
             index, value = found
             fill = "" if missing else ": fill in missing values, or leave these rows out"
             if np.isfinite(x[index]):
@@ -185,16 +193,20 @@ def is_remote(x: Leaf) -> bool:
     return isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices())
 
 
-def _first_not_finite(x: np.ndarray, missing: bool) -> tuple[tuple[int, ...], Leaf] | None:
-    """The index of the first such number, and the number; None: all are finite."""
-    with np.errstate(all="ignore"):
-        if np.isfinite(x.sum()):  # one fast pass; a sum that overflows says nothing
-            return None
-    each = max(1, 2**20 // max(1, x[:1].size))  # rows at a time, so that the bools stay few
-    for start in range(0, len(x), each):
-        block = x[start : start + each]
-        if not (finite := np.isfinite(block) | (np.isnan(block) if missing else False)).all():
-            row, *column = map(int, np.unravel_index(np.argmin(finite), finite.shape))
+def first_wrong(
+    x: np.ndarray, fine: Callable[[np.ndarray], object], each: Callable[[np.ndarray], np.ndarray]
+) -> tuple[tuple[int, ...], Leaf] | None:
+    """The index of the first number that is wrong, and the number; None: all are fine.
+
+    Args:
+        fine: whether all numbers of some rows are, found fast.
+        each: which are.
+    """
+    rows = max(1, _BLOCK // max(1, x[:1].size))
+    for start in range(0, len(x), rows):
+        block = x[start : start + rows]
+        if not fine(block):
+            row, *column = map(int, np.unravel_index(np.argmin(each(block)), block.shape))
             return (start + row, *column), block[row, *column]
     return None
 

@@ -13,14 +13,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from .types import Leaf, Sharding, Tree
 
 
-def checked(name: str, sharding: Sharding | None) -> NamedSharding:
+def checked(where: str, sharding: Sharding | None) -> NamedSharding:
     """The sharding; TypeError or ValueError for what does not cut a leading axis, and it alone."""
     if not isinstance(sharding, NamedSharding):
-        raise TypeError(f'{name}: sharding must be NamedSharding(mesh, PartitionSpec("data")), got {sharding!r}')
+        raise TypeError(f'{where} must be NamedSharding(mesh, PartitionSpec("data")), got {sharding!r}')
     first, *others = sharding.spec or [None]
     if any(others) or not isinstance(first, str | tuple):
         expected = 'PartitionSpec("data"), say'
-        raise ValueError(f"{name}: sharding must cut the leading axis and no other: {expected}; got {sharding.spec}")
+        raise ValueError(f"{where} must cut the leading axis and no other: {expected}; got {sharding.spec}")
     return NamedSharding(sharding.mesh, PartitionSpec(first))
 
 

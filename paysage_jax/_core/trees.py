@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import DTypeLike
 
-from .types import KeyPath, Leaf, Params, Tree, Updates
+from .types import KeyPath, Leaf, Params, Tree
 
 Where = Callable[[str], bool]  # a predicate on the path of a leaf
 
@@ -102,13 +102,6 @@ def check_same_tree(name: str, tree: Tree, reference_name: str, reference: Tree)
     for path, shape in shapes.items():
         if got_shapes[path] != shape:
             raise ValueError(f"{name}{path}: expected shape {shape} as in {reference_name}, got {got_shapes[path]}")
-
-
-def check_params(owner: str, updates: Updates, params: Params | None) -> None:
-    """Raise ValueError unless the parameters were given and are a tree like the updates."""
-    if params is None:
-        raise ValueError(f"{owner}: needs the parameters: update(updates, state, params)")
-    check_same_tree("updates", updates, "params", params)
 
 
 def as_scalar(name: str, value: object) -> jax.Array:
@@ -226,8 +219,9 @@ def _sum_of_weights_jvp(primals: Tree, tangents: Tree) -> Tree:
 
 
 def all_finite(tree: Tree) -> jax.Array:
-    """Whether no element of any leaf is NaN or infinite; a bool scalar."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)] or [jnp.array(True)]))
+    """Whether no element of any leaf is NaN or infinite; a bool scalar. Integers and keys always are finite."""
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if is_inexact(x)]
+    return jnp.all(jnp.array(finite, bool))
 
 
 def at_leaves(owner: str, values: Iterable[tuple[KeyPath, Leaf]], tree: Tree) -> list[Leaf]:

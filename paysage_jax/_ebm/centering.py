@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from .._core.pytree import Number, converted, number, static
 from .._core.trees import by_path, moment_dtype, zeros_like_moments
 from .._core.types import Params, State, Statistics, Updates
-from .._optim.transformation import BEFORE, Transformation, check_state, next_step
+from .._optim.transformation import BEFORE, Transformation, next_step
 
 _HINT = "pass `connections=` to say which layers each weight connects"
 
@@ -63,6 +63,7 @@ class center(Transformation):
     """
 
     _stage = BEFORE
+    state_type = CenterState
     decay: Number = number("[0, 1)", default=0.99)
     enhanced: bool = static(default=False)
     connections: Sequence[Connection] | None = converted(_as_connections, default=None, static=True)
@@ -73,19 +74,12 @@ class center(Transformation):
         biases = sorted({bias for _, left, right in self._connections(leaves) for bias in (left, right)})
         return CenterState(jnp.zeros((), jnp.int32), zeros_like_moments({bias: leaves[bias] for bias in biases}))
 
-    def update(
-        self,
-        updates: Updates,
-        state: State,
-        params: Params | None = None,
-        *,
-        statistics: Statistics = None,
-        **extra: object,
+    def apply(
+        self, updates: Updates, state: State, params: Params | None, *, statistics: Statistics = None, **extra: object
     ) -> tuple[Updates, State]:
         if not hasattr(statistics, "data_gradient"):
             kind = type(statistics).__name__
             raise ValueError(f"center: needs update(..., statistics=...) of a two-phase estimator, got {kind}")
-        check_state(self, state, CenterState)
         given = by_path(updates)
         connections = self._connections(given)
         joined = {path for connection in connections for path in connection}

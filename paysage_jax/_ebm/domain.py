@@ -10,12 +10,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import all_leaves, keystr, tree_flatten_with_path
 
-from .._core.batches import Weighted, as_arrays, as_floats, check_finite, is_remote, place, relative
+from .._core.batches import Weighted, as_arrays, as_floats, check_finite, first_wrong, is_remote, place, relative
 from .._core.trees import moment_dtype, scale_of
 from .._core.types import Batch, Leaf, Tree
 from .phases import rows
-
-_BLOCK = 2**18  # numbers that stay in the cache while they are looked at
 
 
 def check_real(name: str, tree: Tree) -> None:
@@ -28,14 +26,8 @@ def check_real(name: str, tree: Tree) -> None:
 
 def check_unit_interval(name: str, tree: Tree) -> None:
     """Raise ValueError for a number outside [0, 1], naming leaf, row and column, where the values are known."""
-
-    def within(x: Leaf) -> Leaf:
-        return (x.min() >= 0) & (x.max() <= 1)  # False for NaN
-
-    def each(x: Leaf) -> Leaf:
-        return (x >= 0) & (x <= 1)
-
-    _check(name, tree, within, each, "numbers in [0, 1]")
+    # The extremes of a block with NaN are NaN, which is not within.
+    _check(name, tree, lambda x: (x.min() >= 0) & (x.max() <= 1), lambda x: (x >= 0) & (x <= 1), "numbers in [0, 1]")
 
 
 def check_binary(name: str, tree: Tree) -> None:
@@ -57,22 +49,9 @@ def _check(name: str, tree: Tree, fine: Callable[[Leaf], Leaf], each: Callable[[
             with jax.ensure_compile_time_eval():  # also of a constant in a program that is traced
                 if fine(x):
                     continue
-        if found := _first(np.asarray(x), fine, each):
+        if found := first_wrong(np.asarray(x), fine, each):
             index, value = found
             raise ValueError(f"{name}{keystr(path)}: expected {expected}, got {value} in {place(index)}: {_advice(x)}")
-
-
-def _first(
-    x: np.ndarray, fine: Callable[[Leaf], Leaf], each: Callable[[Leaf], Leaf]
-) -> tuple[tuple[int, ...], Leaf] | None:
-    """The index of the first number that is not fine, and the number."""
-    step = max(1, _BLOCK // max(1, x[:1].size))
-    for start in range(0, len(x), step):
-        block = x[start : start + step]
-        if not fine(block):
-            index = tuple(map(int, np.unravel_index(np.argmin(each(block)), block.shape)))
-            return (start + index[0], *index[1:]), block[index]
-    return None
 
 
 def _advice(x: Leaf) -> str:

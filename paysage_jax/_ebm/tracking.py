@@ -13,10 +13,10 @@ from jax.typing import ArrayLike
 
 from .._core.batches import as_floats
 from .._core.pytree import Count, Number, Pytree, as_number, converted, count, function, number, static
-from .._core.trees import as_scalar, check_params, floating_dtype, moment_dtype
+from .._core.trees import as_scalar, floating_dtype, moment_dtype
 from .._core.types import Batch, Params, State, Tree, Updates
 from .._optim.averaging import watched_parameters
-from .._optim.transformation import LAST, Transformation, apply_updates, check_state, find_states, next_step
+from .._optim.transformation import LAST, Transformation, apply_updates, find_states, next_step
 from .annealing import AnnealedEstimate, anneal, effective_sample_size, finite_states, linear_path, log_mean, resample
 from .domain import mean_over_rows, measured
 from .estimators import as_chains, as_states
@@ -110,6 +110,8 @@ class track_log_partition(Transformation):
     """
 
     _stage = LAST
+    state_type = LogPartitionState
+    needs_params = True
     model: EnergyModel = converted(as_model)
     estimate: AnnealedEstimate = converted(_as_start)
     key: jax.Array = converted(_as_key)
@@ -132,11 +134,9 @@ class track_log_partition(Transformation):
         weights, log_z = jnp.zeros(rows("chains", chains)), as_scalar("estimate.log_z", self.estimate.log_z)
         return LogPartitionState(chains, weights, log_z, jnp.zeros(()), params, start, step, jnp.zeros((), jnp.int32))
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, *, earlier: State = (), **extra: object
+    def apply(
+        self, updates: Updates, state: State, params: Params | None, *, earlier: State = (), **extra: object
     ) -> tuple[Updates, State]:
-        check_state(self, state, LogPartitionState)
-        check_params("track_log_partition", updates, params)
         new = watched_parameters(apply_updates(params, updates), earlier)
         new = jax.tree.map(lambda p, like: p.astype(like.dtype), new, state.params)
         state = state._replace(step=next_step(state.step))

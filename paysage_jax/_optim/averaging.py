@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from .._core.pytree import Number, number
-from .._core.trees import check_params, check_same_tree, is_inexact, moment_dtype
+from .._core.trees import check_same_tree, is_inexact, moment_dtype
 from .._core.types import Leaf, Params, State, Tree, Updates
 from .packing import unpack_all
-from .transformation import AVERAGE, Transformation, apply_updates, check_state, find_states, next_step
+from .transformation import AVERAGE, Transformation, apply_updates, find_states, next_step
 
 
 class AverageState(NamedTuple):
@@ -26,6 +26,8 @@ class _Average(Transformation):
     """A weighted mean of the parameters after each update; the updates pass unchanged."""
 
     _stage = AVERAGE
+    state_type = AverageState
+    needs_params = True
 
     @abstractmethod
     def _weight(self, t: jax.Array) -> jax.Array:
@@ -35,11 +37,7 @@ class _Average(Transformation):
         self.check_for(params)
         return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(_widened_copy, params))
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
-        check_state(self, state, AverageState)
-        check_params(type(self).__name__, updates, params)
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         check_same_tree("params", params, "the average", state.average)
         step = next_step(state.step)
         weight = self._weight(step.astype(float))

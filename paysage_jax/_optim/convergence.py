@@ -15,7 +15,7 @@ from .._core.pytree import Count, Number, count, function, number
 from .._core.trees import all_finite, as_scalar, is_inexact, moment_dtype, norm, real_dtype
 from .._core.types import Leaf, Params, State, Statistics, Tree, Updates
 from .packing import unpack_all
-from .transformation import LAST, Transformation, check_state, find_states
+from .transformation import LAST, Transformation, find_states
 from .wrappers import SkipNonfiniteState
 
 
@@ -77,6 +77,7 @@ class track_convergence(Transformation):
     """
 
     _stage = LAST
+    state_type = ConvergenceState
     tolerance: Number = number("[0, inf]")
     magnitude: Callable[[Updates], jax.Array] = function(default=gradient_magnitude)
     patience: Count = count(default=1)
@@ -85,10 +86,9 @@ class track_convergence(Transformation):
         largest = jnp.array(jnp.finfo(jnp.result_type(float)).max, float)
         return ConvergenceState(largest, jnp.zeros((), jnp.int32), jnp.array(False))
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, *, gradient: Tree = None, **extra: object
+    def apply(
+        self, updates: Updates, state: State, params: Params | None, *, gradient: Tree = None, **extra: object
     ) -> tuple[Updates, State]:
-        check_state(self, state, ConvergenceState)
         magnitude = as_scalar("magnitude(updates)", self.magnitude(updates))
         patience = jnp.asarray(self.patience, jnp.int32)
         below = magnitude <= jnp.asarray(self.tolerance, float)
@@ -137,17 +137,15 @@ def is_lost(before: Tree, after: Tree, statistics: Statistics) -> jax.Array:
         before, after: the `TrainState` before and after the epoch.
         statistics: the means over the epoch.
     """
-
-    moved = [jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)]
-    moved = jnp.any(jnp.array(moved, bool))
-    reported = ~_finite(statistics)
+    moved = _differ(before.params, after.params)
+    reported = ~all_finite(statistics)
 
     def look_closer() -> jax.Array:
         both = [find_states(state.optimizer_state, SkipNonfiniteState) for state in (before, after)]
         skipped = jnp.any(jnp.array([_only_skipped(*states) for states in zip(*both, strict=True)], bool))
         moments = [x for x in jax.tree.leaves(after.optimizer_state) if x.ndim]
-        chains_lost = ~_finite(after.estimator_state)
-        return (reported & chains_lost) | (~moved & (reported | chains_lost | skipped | ~_finite(moments)))
+        chains_lost = ~all_finite(after.estimator_state)
+        return (reported & chains_lost) | (~moved & (reported | chains_lost | skipped | ~all_finite(moments)))
 
     return jax.lax.cond(reported | ~moved, look_closer, lambda: jnp.array(False))
 
@@ -155,9 +153,8 @@ def is_lost(before: Tree, after: Tree, statistics: Statistics) -> jax.Array:
 def _only_skipped(before: SkipNonfiniteState, after: SkipNonfiniteState) -> jax.Array:
     """Whether gradients were skipped and no other came, for that would have changed the inner state: its step, say."""
     (old,), (new,) = map(jax.tree.leaves, (before.skipped, after.skipped))  # flax's nnx keeps each in a variable
-    inner = [jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (before.inner, after.inner)), strict=True)]
-    return (new > old) & ~jnp.any(jnp.array(inner, bool))
+    return (new > old) & ~_differ(before.inner, after.inner)
 
 
-def _finite(tree: Tree) -> jax.Array:
-    return all_finite([x for x in jax.tree.leaves(tree) if is_inexact(x)])
+def _differ(a: Tree, b: Tree) -> jax.Array:
+    return jnp.any(jnp.array([jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)], bool))

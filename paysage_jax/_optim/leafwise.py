@@ -23,7 +23,7 @@ from .._core.trees import (
     zeros_like_moments,
 )
 from .._core.types import Extra, Params, State, Tree, Updates
-from .transformation import OPTIMIZER, Transformation, at_step, check_state, next_step
+from .transformation import OPTIMIZER, Transformation, at_step, next_step
 
 
 class Leafwise(Transformation):
@@ -43,7 +43,6 @@ class Leafwise(Transformation):
     """
 
     _stage = OPTIMIZER
-    state_type: ClassVar[type[Any]]
     real_moments: ClassVar[tuple[str, ...]] = ("mean_square",)  # of these names: real where the gradient is complex
     rate_name: ClassVar[str]
     moment_names: ClassVar[tuple[str, ...]]
@@ -51,7 +50,7 @@ class Leafwise(Transformation):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         rates = [field.name for field in dataclasses.fields(cast(Any, cls)) if "rate" in field.metadata]
-        if len(rates) != 1 or not hasattr(cls, "state_type"):
+        if len(rates) != 1 or cls.state_type is object:
             raise TypeError(f"{cls.__name__}: expected one field declared by `rate` and a `state_type`, got {rates}")
         cls.rate_name = rates[0]
         cls.moment_names = tuple(name for name in cls.state_type._fields if name not in ("step", "learning_rate"))
@@ -78,10 +77,7 @@ class Leafwise(Transformation):
         moments = {name: zeros_like_moments(params, real=name in self.real_moments) for name in self.moment_names}
         return self.state_type(step=step, learning_rate=self._rate_at(step, {"epoch": step}), **moments)
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
-        check_state(self, state, self.state_type)
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         rate, t = self._rate_at(state.step, extra), next_step(state.step)
         now = self.replace_unchecked(**{self.rate_name: rate})
         before = [getattr(state, name) for name in self.moment_names]
@@ -113,7 +109,6 @@ def update_leaves(
     for moment in moments:
         check_same_tree("updates", updates, "the state", moment)
     if params is not None:
-        check_same_tree("updates", updates, "params", params)
         check_addable("updates", updates, "params", params)
     leaves, structure = jax.tree.flatten(updates)
     columns = [[None] * len(leaves) if tree is None else jax.tree.leaves(tree) for tree in (params, *moments)]

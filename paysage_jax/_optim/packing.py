@@ -169,15 +169,15 @@ def _split(buffer: jax.Array, sizes: Sequence[int]) -> Sequence[jax.Array]:
 
 def unpack_all(tree: Tree) -> Tree:
     """`tree` with every `Packed` in it unpacked: a state as it would be without packing."""
-    return jax.tree.map(lambda x: unpack(x) if _is_packed(x) else x, tree, is_leaf=_is_packed)
+    return jax.tree.map(lambda x: unpack(x) if is_packed(x) else x, tree, is_leaf=is_packed)
 
 
 def pack_all_like(tree: Tree, like: Tree) -> Tree:
     """`tree` packed wherever `like` is: the inverse of `unpack_all`, to restore a state saved without packing."""
-    return jax.tree.map(lambda p, x: pack_like(x, p) if _is_packed(p) else x, like, tree, is_leaf=_is_packed)
+    return jax.tree.map(lambda p, x: pack_like(x, p) if is_packed(p) else x, like, tree, is_leaf=is_packed)
 
 
-def _is_packed(x: Leaf) -> bool:
+def is_packed(x: Leaf) -> bool:
     return isinstance(x, Packed)
 
 
@@ -196,20 +196,18 @@ class pack_moments(Wrapper):
             return self.optimizer.init(jax.eval_shape(functools.partial(pack, largest=self.largest), params))
         return self.optimizer.init(pack(params, self.largest))
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         moments = find_states(state, Packed)
         if not moments:
             self._check_nothing_to_pack(updates, state)
-            return self.optimizer.update(updates, state, params, **extra)
+            return self.optimizer._update(updates, state, params, **extra)
         check_floating("updates", updates)
         if params is not None:
             check_addable("updates", updates, "params", params)
         layout = moments[0].layout
         packed_params = None if params is None else _pack_as("params", params, "the state", layout)
         packed_updates = _pack_as("updates", updates, "the state", layout)
-        packed, state = self.optimizer.update(packed_updates, state, packed_params, **extra)
+        packed, state = self.optimizer._update(packed_updates, state, packed_params, **extra)
         like, structure = jax.tree.flatten(updates if params is None else params)
         new = [u.astype(jnp.result_type(x)) for u, x in zip(jax.tree.leaves(unpack(packed)), like, strict=True)]
         return structure.unflatten(new), state

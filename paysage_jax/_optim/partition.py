@@ -9,13 +9,10 @@ import jax
 from jax.tree_util import all_leaves, tree_flatten_with_path
 
 from .._core.pytree import Function, Pytree, as_pytree, converted, static
-from .._core.trees import at_leaves, check_same_tree, leaf_paths, without
+from .._core.trees import at_leaves, leaf_paths, without
 from .._core.types import KeyPath, Params, State, Tree, Updates
 from .packing import pack_all_like, unpack_all
-from .transformation import Transformation, as_transformation, check_state
-
-# --- an optimizer for each group ---------------------------------------------------------------------
-
+from .transformation import Transformation, as_transformation
 
 Label = Hashable
 Labels = Callable[[str], Label] | Tree  # of a path, or a tree of labels
@@ -73,6 +70,7 @@ class partition(Transformation):
 
     optimizers: Mapping[Label, Transformation] = converted(_members)
     labels: Labels = converted(_as_labels)
+    state_type = PartitionState
 
     def __hash__(self) -> int:
         return hash((tuple(self.optimizers.items()), self.labels))
@@ -82,21 +80,16 @@ class partition(Transformation):
         members = self.optimizers.items()
         return PartitionState({name: member.init(_part(name, labels, params)) for name, member in members})
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
-        check_state(self, state, PartitionState)
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         if set(state.states) != set(self.optimizers):
             raise ValueError(f"partition: expected states of {list(self.optimizers)}, got {list(state.states)}")
-        if params is not None:
-            check_same_tree("updates", updates, "params", params)
         labels = self._labels_of(updates)
         extra.pop("value_fn", None)
         new, states = {}, {}
         for name, member in self.optimizers.items():
             own, own_params = _part(name, labels, updates), _part(name, labels, params)
             cut = {key: _part(name, labels, extra[key]) for key in ("gradient", "grad") if key in extra}
-            own, states[name] = member.update(own, state.states[name], own_params, **extra | cut)
+            own, states[name] = member._update(own, state.states[name], own_params, **extra | cut)
             new[name] = iter(jax.tree.leaves(own))
         merged = jax.tree.structure(unpack_all(updates)).unflatten([next(new[label]) for label in labels])
         return pack_all_like(merged, updates), PartitionState(states)

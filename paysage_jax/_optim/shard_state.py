@@ -12,11 +12,9 @@ from jax.tree_util import keystr, tree_map_with_path
 
 from .._core.devices import axes_of, checked, constrain, is_explicit, lay_out, mesh_of, pieces_of, put
 from .._core.pytree import converted
-from .._core.types import KeyPath, Leaf, Params, State, Updates
-from .packing import Packed, padded
+from .._core.types import KeyPath, Params, State, Updates
+from .packing import is_packed, padded
 from .transformation import Wrapper
-
-# --- the optimizer's state in pieces -----------------------------------------------------------------
 
 
 class shard_state(Wrapper):
@@ -38,19 +36,17 @@ class shard_state(Wrapper):
     (2020).
     """
 
-    sharding: NamedSharding = converted(lambda _, sharding: checked("shard_state", sharding), static=True)
+    sharding: NamedSharding = converted(checked, static=True)
 
     def init(self, params: Params) -> State:
         state = self.optimizer.init(params)
-        if not any(map(_is_packed, jax.tree.leaves(params, is_leaf=_is_packed))):
+        if not any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed))):
             multiple = math.lcm(_PADDED, pieces_of(self.sharding))
-            state = jax.tree.map(lambda x: padded(x, multiple) if _is_packed(x) else x, state, is_leaf=_is_packed)
+            state = jax.tree.map(lambda x: padded(x, multiple) if is_packed(x) else x, state, is_leaf=is_packed)
         return tree_map_with_path(self._cut, state)
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
-        updates, state = self.optimizer.update(updates, state, params, **extra)
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
+        updates, state = self.optimizer._update(updates, state, params, **extra)
         if set(self.sharding.mesh.axis_names) == axes_of(self.sharding):
             # With other axes in the mesh a parameter may lie in pieces over them, and so may its update.
             updates = lay_out(updates, NamedSharding(self.sharding.mesh, PartitionSpec()))
@@ -76,7 +72,3 @@ class shard_state(Wrapper):
 
 
 _PADDED = 512  # elements: one length for all usual numbers of devices, so that a checkpoint goes from one to another
-
-
-def _is_packed(x: Leaf) -> bool:
-    return isinstance(x, Packed)

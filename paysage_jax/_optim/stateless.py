@@ -21,7 +21,6 @@ from .._core.trees import (
     at_leaves,
     check_addable,
     check_floating,
-    check_params,
     check_same_tree,
     direction,
     is_inexact,
@@ -46,9 +45,7 @@ class _Stateless(Transformation):
             selected(type(self).__name__, self._where, unpack_all(params))
         return ()
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         if type(state) is not tuple or state:
             raise TypeError(f"{type(self).__name__}: expected the state (), got {type(state).__name__}")
         if self._where is None and not self._whole_leaves:
@@ -69,7 +66,6 @@ class _Stateless(Transformation):
 
         It comes back in the dtype of the parameters, unless `wide`.
         """
-        check_params(type(self).__name__, updates, params)
         chosen = selected(type(self).__name__, self._where, updates)
         check_floating("params", without([not c for c in chosen], params))
         check_addable("updates", updates, "params", params)
@@ -131,6 +127,7 @@ class add_decayed_weights(_Stateless):
     """
 
     _stage = BEFORE
+    needs_params = True
     weight_decay: Number = number()
     where: Where | None = function(default=None)
 
@@ -149,6 +146,7 @@ class add_l1_decay(_Stateless):
     """
 
     _stage = BEFORE
+    needs_params = True
     l1_decay: Number = number()
     where: Where | None = function(default=None)
 
@@ -174,11 +172,11 @@ class project(_Stateless):
 
     _stage = PROJECTION
     _whole_leaves = True
+    needs_params = True
     projection: Callable[[Params], Params] = function()
     where: Where | None = function(default=None)
 
     def _new_updates(self, updates: Updates, params: Params | None) -> Updates:
-        check_params("project", updates, params)
         projected = self.projection(apply_updates(params, updates))
         check_same_tree("projection(params)", projected, "params", params)
         return self._at_selected(lambda u, p, q: q - p, updates, params, projected, wide=True)
@@ -232,9 +230,7 @@ class scale_leaves(Transformation):
         self._factors_of(unpack_all(params))
         return ()
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         given, updates = updates, unpack_all(updates)
         check_floating("updates", updates)
 

@@ -33,13 +33,16 @@ class Transformation(Pytree, ABC):
     """A pure pair that turns gradients into updates; `init, update = transformation` unpacks it.
 
     Updates are added to the parameters (`apply_updates`): an optimizer returns minus its step. A subclass declares
-    its hyperparameters as fields (`number`, `rate`, `count`, `static`) and is a frozen dataclass and a pytree.
+    its hyperparameters as fields (`number`, `rate`, `count`, `static`), writes `init` and `apply`, and is a frozen
+    dataclass and a pytree. With a `state_type`, `update` refuses other states; with `needs_params` it needs `params`.
 
     The gradient of a complex parameter x + iy is ∂/∂x + i ∂/∂y, the direction in which a real loss rises fastest.
     `jax.grad` gives its conjugate: hand over `jax.tree.map(jnp.conj, gradient)`, as with optax.
     """
 
     _stage: ClassVar[int | None] = None  # where it stands in a chain, if not anywhere
+    state_type: ClassVar[type[Any]] = object
+    needs_params: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, params: Params) -> State:
@@ -52,7 +55,6 @@ class Transformation(Pytree, ABC):
             TypeError, ValueError: at trace time, naming the leaf that does not fit.
         """
 
-    @abstractmethod
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
@@ -67,6 +69,22 @@ class Transformation(Pytree, ABC):
         Raises:
             TypeError, ValueError: at trace time, naming the leaf that does not fit.
         """
+        if params is not None:
+            check_same_tree("updates", updates, "params", params)
+        return self._update(updates, state, params, **extra)
+
+    @abstractmethod
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
+        """What `update` does once it has checked its arguments: parameters, if given, are a tree like the updates."""
+
+    def _update(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
+        """`update` as a chain or a wrapper calls it, which has checked the trees already."""
+        if not isinstance(state, self.state_type):
+            expected, got = self.state_type.__name__, type(state).__name__
+            raise TypeError(f"{type(self).__name__}: expected a state of type {expected}, got {got}")
+        if self.needs_params and params is None:
+            raise ValueError(f"{type(self).__name__}: needs the parameters: update(updates, state, params)")
+        return self.apply(updates, state, params, **extra)
 
     def __iter__(self) -> Iterator[Callable[..., Tree]]:
         return iter((self.init, self.update))
@@ -123,9 +141,7 @@ class _Foreign(Transformation):
     def init(self, params: Params) -> State:
         return self.pair.init(params)
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         extra.pop("earlier", None)  # of our own chains; a line search of optax refuses what it does not know
         return self.pair.update(updates, state, params, **accepted(self.pair.update, extra, positional=3))
 
@@ -189,16 +205,14 @@ class chain(Transformation):
     def init(self, params: Params) -> State:
         return tuple(member.init(params) for member in self.members)
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         if type(state) is not tuple:
             raise TypeError(f"chain: expected a tuple of {len(self.members)} states, got {type(state).__name__}")
         if len(state) != len(self.members):
             raise ValueError(f"chain: expected a state of {len(self.members)} members, got {len(state)}")
         before, states = extra.pop("earlier", ()), ()
         for member, member_state in zip(self.members, state, strict=True):
-            updates, member_state = member.update(updates, member_state, params, **extra, earlier=(before, states))
+            updates, member_state = member._update(updates, member_state, params, **extra, earlier=(before, states))
             states += (member_state,)
         return updates, states
 
@@ -210,13 +224,6 @@ def _check_order(steps: list[Transformation]) -> None:
             names = [type(getattr(step, "pair", step)).__name__ for step in (earlier, later)]
             wrong, place = (names[0], _PLACES[earlier._stage]) if earlier._stage in _PLACES else (names[1], "before it")
             raise ValueError(f"chain: {names[1]} stands after {names[0]}; {wrong} belongs {place}")
-
-
-def check_state(owner: object, state: State, expected: type) -> None:
-    """Raise TypeError unless the state that `owner` was given is of the expected type."""
-    if not isinstance(state, expected):
-        name, got = type(owner).__name__, type(state).__name__
-        raise TypeError(f"{name}: expected a state of type {expected.__name__}, got {got}")
 
 
 def no_step(step: Callable[[State], tuple[Updates, State]], state: State) -> tuple[Updates, State]:

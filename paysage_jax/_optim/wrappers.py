@@ -12,9 +12,7 @@ from .._core.pytree import Count, count, function
 from .._core.trees import Where, all_finite, check_same_tree, selected, without, zeros_like_moments
 from .._core.types import Params, State, Updates
 from .packing import pack_all_like, unpack_all
-from .transformation import Wrapper, check_state, next_step, no_step
-
-# --- round an optimizer ------------------------------------------------------------------------------
+from .transformation import Wrapper, next_step, no_step
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -34,16 +32,15 @@ class skip_nonfinite(Wrapper):
         optimizer: an optimizer or transformation.
     """
 
+    state_type = SkipNonfiniteState
+
     def init(self, params: Params) -> State:
         return SkipNonfiniteState(self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         def take(inner: State) -> tuple[Updates, State]:
-            return self.optimizer.update(updates, inner, params, **extra)
+            return self.optimizer._update(updates, inner, params, **extra)
 
-        check_state(self, state, SkipNonfiniteState)
         finite = all_finite(updates)
         new_updates, inner = jax.lax.cond(finite, take, partial(no_step, take), state.inner)
         return new_updates, SkipNonfiniteState(inner, jnp.where(finite, state.skipped, next_step(state.skipped)))
@@ -64,22 +61,14 @@ class freeze(Wrapper):
         frozen = selected("freeze", self.where, params)
         return self.optimizer.init(without(frozen, params))
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, **extra: object
-    ) -> tuple[Updates, State]:
+    def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         given, updates, params = updates, unpack_all(updates), unpack_all(params)
         frozen = selected("freeze", self.where, updates)
-        live_params = params
-        if params is not None:
-            check_same_tree("updates", updates, "params", params)
-            live_params = without(frozen, params)
-        live, state = self.optimizer.update(without(frozen, updates), state, live_params, **extra)
+        live_params = None if params is None else without(frozen, params)
+        live, state = self.optimizer._update(without(frozen, updates), state, live_params, **extra)
         live, like = iter(jax.tree.leaves(live)), jax.tree.leaves(updates if params is None else params)
         new = [jnp.zeros_like(p) if f else next(live) for f, p in zip(frozen, like, strict=True)]
         return pack_all_like(jax.tree.structure(updates).unflatten(new), given), state
-
-
-# --- one step on several batches ---------------------------------------------------------------------
 
 
 class AccumulateState(NamedTuple):
@@ -111,15 +100,15 @@ class accumulate(Wrapper):
     """
 
     steps: Count = count()
+    state_type = AccumulateState
 
     def init(self, params: Params) -> State:
         inner, total = self.optimizer.init(params), zeros_like_moments(params)
         return AccumulateState(inner, jnp.zeros((), jnp.int32), total, jnp.zeros((), jnp.float32))
 
-    def update(
-        self, updates: Updates, state: State, params: Params | None = None, *, rows: Any = None, **extra: object
+    def apply(
+        self, updates: Updates, state: State, params: Params | None, *, rows: Any = None, **extra: object
     ) -> tuple[Updates, State]:
-        check_state(self, state, AccumulateState)
         check_same_tree("updates", updates, "the state", state.total)
         n = jnp.asarray(1 if rows is None else rows, jnp.float32)
         now = AccumulateState(
@@ -133,7 +122,7 @@ class accumulate(Wrapper):
             means = jax.tree.map(lambda x: x / s.rows.astype(x.dtype), s.total)
             mean = jax.tree.map(lambda x, g: x.astype(jnp.result_type(g)), means, updates)
             of_all = {} if rows is None else {"rows": s.rows}
-            new, inner = self.optimizer.update(mean, s.inner, params, **extra, **of_all)
+            new, inner = self.optimizer._update(mean, s.inner, params, **extra, **of_all)
             return new, AccumulateState(inner, *jax.tree.map(jnp.zeros_like, (s.waiting, s.total, s.rows)))
 
         return jax.lax.cond(now.waiting >= jnp.asarray(self.steps, jnp.int32), step, partial(no_step, step), now)

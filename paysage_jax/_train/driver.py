@@ -20,10 +20,6 @@ from .processes import broadcast_from_0, call_on_0
 from .source import Loader, Memory
 from .step import FitResult, Outcome
 
-Callback = Callable[[FitResult], object]
-
-Callback = Callable[[FitResult], object]
-
 _SECONDS = 0.1  # what a call of the program should take at least
 
 

@@ -13,8 +13,6 @@ from .._core.trees import as_scalar
 from .._core.types import Params, Row, Tree
 from .._optim.averaging import watched_parameters
 
-# --- early stopping ----------------------------------------------------------------------------------
-
 
 class Best(NamedTuple):
     """The best measurement so far: params, the epochs done then (0: none yet), its value; and measurements since."""

@@ -92,7 +92,7 @@ def step(program: Program, epoch: Epoch, batch: Batch, i: ArrayLike) -> Epoch:
     key = jax.random.fold_in(epoch.key, i)
     state, statistics = update(program.estimator, program.optimizer, epoch.state, batch, key, epoch=epoch.number)
     sums = jax.tree.map(jnp.add, epoch.sums, _sums_of(statistics, batch))
-    return epoch._replace(state=program.placement.keep_state(state), sums=sums)
+    return epoch._replace(state=lay_out(state, program.placement.state), sums=sums)
 
 
 def _sums_of(statistics: Statistics, batch: Batch) -> Tree:
@@ -108,7 +108,7 @@ def finish_epoch(program: Program, result: FitResult, epoch: Epoch) -> tuple[Fit
     state, outcome = epoch.state, result.outcome
     if find_states(state.optimizer_state, ConvergenceState):
         # A moment that has overflowed gives no steps: that is no convergence.
-        moments = [x for x in jax.tree.leaves(state.optimizer_state) if x.ndim and jnp.issubdtype(x.dtype, jnp.inexact)]
+        moments = [x for x in jax.tree.leaves(state.optimizer_state) if x.ndim]
         small = converged(state.optimizer_state) & all_finite(moments)
         outcome = jnp.where(small, jnp.int32(Outcome.CONVERGED), outcome)
     ended = result._replace(**state._asdict(), epochs_done=result.epochs_done + 1, outcome=outcome)
@@ -182,7 +182,8 @@ def run_epochs(program: Program, data: object, result: FitResult, stop: ArrayLik
     history, measured = result.history, 0
     result = result._replace(history=())
     if not history:
-        history, measured = _rows(program), result.epochs_done // every
+        rows, measured = program.rows_at_once, result.epochs_done // every
+        history = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), program.empty_row)
 
     def epoch(carry: Tree) -> Tree:
         result, _ = carry
@@ -206,11 +207,7 @@ def run_epochs(program: Program, data: object, result: FitResult, stop: ArrayLik
         return jax.lax.cond(is_due(program, result), record, lambda *carry: carry, result, history)
 
     result, history = jax.lax.while_loop(lambda c: goes_on(c[0], stop), epochs_and_row, (result, history))
-    return place.keep_result(result)._replace(history=lay_out(history, place.replicated))
-
-
-def _rows(program: Program) -> Tree:
-    return jax.tree.map(lambda x: jnp.zeros((program.rows_at_once, *x.shape), x.dtype), program.empty_row)
+    return lay_out(result, place.result)._replace(history=lay_out(history, place.replicated))
 
 
 def _all_steps(program: Program, data: object, epoch: Epoch) -> Epoch:
@@ -256,4 +253,4 @@ def finish_epoch_of_loader(program: Program, result: FitResult, epoch: Epoch) ->
 
     result, row = jax.lax.cond(is_due(program, result), measured, skipped, result)
     history = lay_out(jax.tree.map(lambda x: x[None], row), program.placement.replicated)
-    return program.placement.keep_result(result)._replace(history=history)
+    return lay_out(result, program.placement.result)._replace(history=history)

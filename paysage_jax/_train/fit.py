@@ -111,14 +111,14 @@ def fit(
     >>> Outcome(result.outcome).name, result.params.round(2)
     ('EPOCHS_EXHAUSTED', Array(2., dtype=float32))
     """
-    with raise_on_all_processes():
+    with raise_on_all_processes(), _naming_fit():
         _check_kinds(key, shuffle, early_stopping, callback, resume)
         keys = _split(key)
         for name, number in dict(epochs=epochs, metrics_every=metrics_every).items():
-            check_count(f"fit: {name}", number)
+            check_count(name, number)
         if resume is None:
             _check_params(params)
-        check_estimator("fit: estimator", estimator)
+        check_estimator("estimator", estimator)
         optimizer = as_transformation(optimizer)
         check_leaves(optimizer=optimizer, estimator=estimator)
         checkpoints = None if checkpoints is None else Checkpoints.of(checkpoints)
@@ -130,9 +130,9 @@ def fit(
         if traced := is_traced():
             on_host = {"data that is an iterable": None if isinstance(source, Memory) else source}
             _refuse(callback=callback, progress=progress or None, checkpoints=checkpoints, sharding=sharding, **on_host)
-    agree(**program.to_agree(), rows=source.rows, data=source.data, params=params, resume=resume)
-    agree(sharding=place.description, shards=place.shards, epochs=epochs)
-    agree(callback=callback is None, checkpoints=str(checkpoints))
+    run = dict(data=source.data, rows=source.rows, params=params, resume=resume, epochs=epochs)
+    host = dict(callback=callback is None, checkpoints=str(checkpoints))
+    agree(**program.to_agree(), **run, **host, sharding=place.description, shards=place.shards)
     source.put(place)
 
     with contextlib.ExitStack() as stack, _carrying(resume):
@@ -208,6 +208,16 @@ def _start(program: Program, params: Params, first: Batch, key: jax.Array) -> Fi
 
 
 @contextlib.contextmanager
+def _naming_fit() -> Iterator[None]:
+    """Errors begin with "fit: ": what checks an argument does not know whose it is."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        error.args = (f"fit: {error}",)
+        raise
+
+
+@contextlib.contextmanager
 def _carrying(resume: FitResult | None) -> Iterator[None]:
     """An exception before the first step, for example of the first batch, carries what was to be resumed."""
     try:
@@ -222,7 +232,7 @@ def _split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     try:
         init_key, run_key = jax.random.split(key)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"fit: key must be one key, of jax.random.key: {error}") from None
+        raise TypeError(f"key must be one key, of jax.random.key: {error}") from None
     return init_key, run_key
 
 
@@ -253,7 +263,7 @@ def _settings(program: Program, source: Memory | Loader) -> Settings:
 def _refuse(**on_host: object) -> None:
     for name, value in on_host.items():
         if value is not None:
-            raise ValueError(f"fit: {name} is for the host: not under jax.jit and jax.vmap")
+            raise ValueError(f"{name} is for the host: not under jax.jit and jax.vmap")
 
 
 def _check_first_step(program: Program, result: FitResult, first: Batch, resumed: bool) -> None:
@@ -273,9 +283,9 @@ def _check_first_step(program: Program, result: FitResult, first: Batch, resumed
 
 def _check_params(params: Params) -> None:
     if params is None:
-        raise TypeError("fit: params must be a pytree of arrays, got None; only with resume= they are not used")
+        raise TypeError("params must be a pytree of arrays, got None; only with resume= they are not used")
     for path, x in tree_leaves_with_path(params):
-        where = f"fit: params{keystr(path)}"
+        where = f"params{keystr(path)}"
         try:
             dtype = jnp.result_type(x)
         except TypeError:
@@ -287,15 +297,15 @@ def _check_params(params: Params) -> None:
 
 def _check_kinds(key: jax.Array, shuffle: object, stopping: object, callback: object, resume: FitResult | None) -> None:
     if not isinstance(key, jax.Array | np.ndarray):
-        raise TypeError(f"fit: key must be a key, jax.random.key({key if isinstance(key, int) else 0}), got {key!r}")
+        raise TypeError(f"key must be a key, jax.random.key({key if isinstance(key, int) else 0}), got {key!r}")
     if not isinstance(shuffle, bool | np.bool_):
-        raise TypeError(f"fit: shuffle must be True or False, got {type(shuffle).__name__}")
+        raise TypeError(f"shuffle must be True or False, got {type(shuffle).__name__}")
     if stopping is not None and not isinstance(stopping, EarlyStopping):
-        raise TypeError(f"fit: early_stopping must be early_stopping(metric, ...), got {stopping!r}")
+        raise TypeError(f"early_stopping must be early_stopping(metric, ...), got {stopping!r}")
     if callback is not None and not callable(callback):
-        raise TypeError(f"fit: callback must be a function callback(result), got {callback!r}")
+        raise TypeError(f"callback must be a function callback(result), got {callback!r}")
     if resume is not None and not isinstance(resume, FitResult):
-        raise TypeError(f"fit: resume must be the FitResult of an earlier call, got {type(resume).__name__}")
+        raise TypeError(f"resume must be the FitResult of an earlier call, got {type(resume).__name__}")
     if resume is not None and jnp.ndim(resume.outcome):
         hint = "take one of them, jax.tree.map(lambda x: x[0], result), or resume under jax.vmap"
-        raise ValueError(f"fit: resume holds {resume.outcome.size} runs of a sweep: {hint}")
+        raise ValueError(f"resume holds {resume.outcome.size} runs of a sweep: {hint}")

@@ -67,16 +67,16 @@ def check_metrics(metrics: object) -> dict[str, Metric]:
         TypeError, ValueError: naming the metric.
     """
     if not isinstance(metrics, Mapping):
-        raise TypeError(f"fit: metrics must be a dict of name -> metric(state, key), got {type(metrics).__name__}")
+        raise TypeError(f"metrics must be a dict of name -> metric(state, key), got {type(metrics).__name__}")
     for name, metric in metrics.items():
         if not isinstance(name, str) or not callable(metric):
-            raise TypeError(f"fit: metrics[{name!r}] must be a function metric(state, key), got {metric!r}")
+            raise TypeError(f"metrics[{name!r}] must be a function metric(state, key), got {metric!r}")
         try:
             inspect.signature(metric).bind(None, None)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"fit: metrics[{name!r}] must be a function metric(state, key): {error}") from None
+            raise TypeError(f"metrics[{name!r}] must be a function metric(state, key): {error}") from None
     if "epoch" in metrics:
-        raise ValueError("fit: no metric may be called epoch: the history has the epoch itself under that name")
+        raise ValueError("no metric may be called epoch: the history has the epoch itself under that name")
     return {name: as_pytree(metric) for name, metric in metrics.items()}
 
 

@@ -117,18 +117,19 @@ class Placement:
             check_same_tree(f"fit: resume.{name}", tree, "this run's", like)
             return jax.tree.map(lambda x, y: put(x, y.sharding), tree, like)
 
-        best = (
-            run.best
-            if run.best == ()
-            else jax.tree.map(lambda x: put(x, self.replicated), run.best._replace(params=()))
-        )
+        def whole(tree: Tree) -> Tree:
+            return jax.tree.map(lambda x: put(x, self.replicated), tree)
+
+        best = run.best
+        if best != ():
+            best = whole(best._replace(params=()))._replace(params=as_of("best.params", best.params, params))
         placed = run._replace(
             params=as_of("params", run.params, params),
             optimizer_state=as_of("optimizer_state", run.optimizer_state, optimizer_state),
             estimator_state=self.put_chains(run.estimator_state),
-            epochs_done=put(run.epochs_done, self.replicated),
-            outcome=put(run.outcome, self.replicated),
-            best=best if best == () else best._replace(params=as_of("best.params", run.best.params, params)),
+            epochs_done=whole(run.epochs_done),
+            outcome=whole(run.outcome),
+            best=best,
             history=(),
         )
         state, result = ([x.sharding for x in jax.tree.leaves(tree)] for tree in (placed.state, placed))
@@ -140,7 +141,6 @@ class Placement:
 
     def first_rows(self, data: Batch, size: int) -> Batch:
         """The first rows, whole on each device."""
-
         return _first_rows(data, size, self.replicated) if self.sharding else jax.tree.map(lambda x: x[:size], data)
 
     @property
@@ -202,14 +202,6 @@ class Placement:
         of_shards = {"in_specs": (here, here), "out_specs": here, "axis_names": axes_of(self.sharding)}
         return jax.shard_map(rows, mesh=self.sharding.mesh, **of_shards)(data, chosen)
 
-    def keep_state(self, state: State) -> Tree:
-        """The state of a run, where it began."""
-        return lay_out(state, self.state)
-
-    def keep_result(self, result: Tree) -> Tree:
-        """The result of a run without its history, where it began."""
-        return lay_out(result, self.result)
-
 
 @partial(jax.jit, static_argnames=("size", "whole"))
 def _first_rows(data: Batch, size: int, whole: NamedSharding) -> Batch:
@@ -226,18 +218,18 @@ def placement(sharding: Sharding | None, shards: Leaf) -> Placement:
         TypeError, ValueError: for a sharding that does not cut the leading axis, and for shards that do not divide.
     """
     if sharding is not None:
-        sharding = checked("fit", sharding)
+        sharding = checked("sharding", sharding)
     elif jax.process_count() > 1:
         raise ValueError(
-            f"fit: {jax.process_count()} processes and no sharding: each would train a model of its own; "
+            f"{jax.process_count()} processes and no sharding: each would train a model of its own; "
             'give sharding=NamedSharding(mesh, PartitionSpec("data")), the mesh over the devices of all of them'
         )
     pieces = 1 if sharding is None else pieces_of(sharding)
     if shards is None:
         return Placement(sharding, pieces)
-    check_count("fit: shards", shards)
+    check_count("shards", shards)
     if shards % pieces:
-        raise ValueError(f"fit: shards must be a multiple of the {pieces} pieces of sharding, got {shards}")
+        raise ValueError(f"shards must be a multiple of the {pieces} pieces of sharding, got {shards}")
     return Placement(sharding, int(shards))
 
 

@@ -43,7 +43,7 @@ def check_leaves(**trees: Tree) -> None:
         for path, leaf in tree_flatten_with_path(tree)[0]:
             if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
                 kind = type(leaf).__name__
-                raise TypeError(f"fit: {name}{keystr(path)}: {kind} is neither number nor array; declare it static()")
+                raise TypeError(f"{name}{keystr(path)}: {kind} is neither number nor array; declare it static()")
 
 
 _AS_IT_IS = Entry()
@@ -62,13 +62,13 @@ def open_source(data: object, batch_size: object, placement: Placement, entry: E
     Raises:
         TypeError, ValueError: for other data, or a batch size that does not go with them.
     """
-    check_dense("fit: data", data)
+    check_dense("data", data)
     if in_memory(data):
         return Memory(data, batch_size, placement, entry)
     loader = Loader(data, placement, entry)
     if batch_size is not None:
         hint = f"; {NESTED}" if isinstance(data, list) else ""
-        raise ValueError(f"fit: batch_size does not go with an iterable, whose items are the batches{hint}")
+        raise ValueError(f"batch_size does not go with an iterable, whose items are the batches{hint}")
     return loader
 
 
@@ -83,17 +83,17 @@ class Memory:
     """
 
     def __init__(self, data: object, batch_size: object, placement: Placement, entry: Entry) -> None:
-        data = as_arrays("fit: data", data, np.asarray)
+        data = as_arrays("data", data, np.asarray)
         self.rows = batch_size_of("data", data)
         if not isinstance(batch_size, int | np.integer) or not 1 <= batch_size <= self.rows:
-            raise ValueError(f"fit: batch_size must be from 1 to the {self.rows} rows of data, got {batch_size!r}")
+            raise ValueError(f"batch_size must be from 1 to the {self.rows} rows of data, got {batch_size!r}")
         if batch_size % placement.shards:
-            raise ValueError(f"fit: batch_size must be a multiple of the {placement.shards} shards, got {batch_size}")
+            raise ValueError(f"batch_size must be a multiple of the {placement.shards} shards, got {batch_size}")
         if isinstance(data, Weighted) and data.weights is not None:
-            data = data._replace(weights=relative("fit: data.weights", data.weights, self.rows))
+            data = data._replace(weights=relative("data.weights", data.weights, self.rows))
         if entry.finite:
-            check_finite("fit: data", data, entry.missing)
-        self.data = as_arrays("fit: data", states_as_floats(data, entry.dtype), placement.copy)
+            check_finite("data", data, entry.missing)
+        self.data = as_arrays("data", states_as_floats(data, entry.dtype), placement.copy)
         self.batch_size = int(batch_size)
 
     def settings(self, placement: Placement) -> Settings:
@@ -134,10 +134,10 @@ class Loader:
 
     def __init__(self, data: object, placement: Placement, entry: Entry = _AS_IT_IS) -> None:
         if isinstance(data, Iterator):
-            raise ValueError("fit: data is an iterator, to be read once; give a list, a loader or a generator function")
+            raise ValueError("data is an iterator, to be read once; give a list, a loader or a generator function")
         if isinstance(data, type) or not (callable(data) or hasattr(data, "__iter__")):
             kind = type(data).__name__
-            raise TypeError(f"fit: data must be arrays with a leading axis or an iterable of batches, got {kind}")
+            raise TypeError(f"data must be arrays with a leading axis or an iterable of batches, got {kind}")
         self._data, self._copy, self._entry = data, placement.copy, entry
         self._opened: dict[int, Iterator[Batch]] = {}
 
