@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 import paysage_jax as pj
 
 PIXELS, HIDDEN, ROWS, BATCH = 784, 500, 2400, 240
-MODEL = pj.rbm.RBM()
 
 
 def patterns(seed, patterns=20, flipped=0.1):
@@ -35,7 +34,7 @@ def train(images, devices, shards, epochs, seed):
     """The result of `pj.fit` on a mesh of these devices, and a compiled step to look at."""
     rows = NamedSharding(jax.make_mesh((len(devices),), ("data",), devices=devices), PartitionSpec("data"))
     optimizer = pj.shard_state(pj.adam(0.002), rows)
-    estimator = pj.persistent_contrastive_divergence(MODEL)
+    estimator = pj.persistent_contrastive_divergence(pj.rbm.RBM())
     start_key, fit_key = jax.random.split(jax.random.key(seed))
     result = pj.fit(
         pj.rbm.init_bernoulli(images, HIDDEN, start_key),
@@ -47,7 +46,7 @@ def train(images, devices, shards, epochs, seed):
         key=fit_key,
         sharding=rows,
         shards=shards,
-        metrics={"validation": pj.pseudo_log_likelihood(MODEL, patterns(seed)[:200])},
+        metrics={"validation": pj.pseudo_log_likelihood(pj.rbm.RBM(), patterns(seed)[:200])},
     )
     step = pj.train_step(estimator, optimizer)
     batch = jax.ShapeDtypeStruct((BATCH, PIXELS), np.float32, sharding=rows)

@@ -61,9 +61,6 @@ def complete(params, v, key):
     return jax.lax.fori_loop(0, 10, lambda i, x: (v, *gibbs(params, x, jax.random.fold_in(key, i))[1:]), start)
 
 
-MODEL = pj.Model(energy, gibbs, sample_hidden=complete)
-
-
 def log_likelihood(params, v):
     """The mean of log p(v), exact: given h, all units of v and g are independent."""
     b, c, d, W, U = parts(params)
@@ -110,7 +107,7 @@ def main(argv=None):
     start = init(images.train, keys[0])
     one_layer = [pj.rbm.init_bernoulli(images.train, n, keys[0]) for n in (FIRST, FIRST + SECOND)]
     runs = {
-        f"DBM, {FIRST} + {SECOND}": (start, pcd(MODEL, steps=5), log_likelihood),
+        f"DBM, {FIRST} + {SECOND}": (start, pcd(pj.Model(energy, gibbs, complete), steps=5), log_likelihood),
         f"RBM, {FIRST}": (one_layer[0], *rbm),
         f"RBM, {FIRST + SECOND}": (one_layer[1], *rbm),
     }

@@ -63,9 +63,6 @@ def gibbs(params, v, key, chosen=None):
     return jax.lax.fori_loop(0, SITES, draw, v)
 
 
-MODEL = pj.Model(energy, gibbs, integer_states=True)
-
-
 def pseudo_likelihood(params, batch):
     """Minus the mean of weight × Σ_i log p(v_i | all other sites); `fit` makes the mean of all weights 1."""
     log_p = jax.nn.log_softmax(inputs(params, batch.v), axis=-1)
@@ -129,7 +126,7 @@ def main(argv=None):
     print(f"{len(v)} sequences of {SITES} sites, worth {weights.sum():.0f} independent ones; {count} contacts")
     estimators = {
         "pseudo-likelihood": pj.loss_gradient(pseudo_likelihood),
-        "PCD": pj.persistent_contrastive_divergence(MODEL, num_chains=500),
+        "PCD": pj.persistent_contrastive_divergence(pj.Model(energy, gibbs, integer_states=True), 500),
     }
 
     figure = Figure(figsize=(17, 4.4), layout="constrained")

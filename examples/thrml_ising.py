@@ -72,11 +72,10 @@ def draw(lattice, params, count, key):
 
 def train(lattice, data, epochs, key):
     """The parameters that `pj.fit` finds, from zero."""
-    model = pj.Model(lattice.energy, lattice.sample, integer_states=True)
     return pj.fit(
         {"fields": jnp.zeros(len(lattice.nodes)), "couplings": jnp.zeros(len(lattice.pairs))},
         pj.sgd(pj.per_epoch(pj.power_law_decay(0.3, 0.3))),
-        pj.persistent_contrastive_divergence(model, num_chains=CHAINS),
+        pj.persistent_contrastive_divergence(pj.Model(lattice.energy, lattice.sample, integer_states=True), CHAINS),
         data,
         epochs=epochs,
         batch_size=250,
