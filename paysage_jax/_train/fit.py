@@ -111,25 +111,26 @@ def fit(
     >>> Outcome(result.outcome).name, result.params.round(2)
     ('EPOCHS_EXHAUSTED', Array(2., dtype=float32))
     """
-    with raise_on_all_processes(), _naming_fit():
-        _check_kinds(key, shuffle, early_stopping, callback, resume)
-        keys = _split(key)
-        for name, number in dict(epochs=epochs, metrics_every=metrics_every).items():
-            check_count(name, number)
-        if resume is None:
-            _check_params(params)
-        check_estimator("estimator", estimator)
+    with raise_on_all_processes():
         optimizer = as_transformation(optimizer)
-        check_leaves(optimizer=optimizer, estimator=estimator)
         checkpoints = None if checkpoints is None else Checkpoints.of(checkpoints)
-        place = placement(sharding, shards)
-        source = open_source(data, batch_size, place, entry_of(estimator, resume.params if resume else params))
-        measured = check_metrics({} if metrics is None else metrics)
-        order = source.batch_size, bool(shuffle), int(metrics_every)
-        program = Program(optimizer, estimator, measured, early_stopping, key, place, *order)
-        if traced := is_traced():
-            on_host = {"data that is an iterable": None if isinstance(source, Memory) else source}
-            _refuse(callback=callback, progress=progress or None, checkpoints=checkpoints, sharding=sharding, **on_host)
+        with _naming_fit():
+            _check_kinds(key, shuffle, early_stopping, callback, resume)
+            keys = _split(key)
+            for name, number in dict(epochs=epochs, metrics_every=metrics_every).items():
+                check_count(name, number)
+            if resume is None:
+                _check_params(params)
+            check_estimator("estimator", estimator)
+            check_leaves(optimizer=optimizer, estimator=estimator)
+            place = placement(sharding, shards)
+            source = open_source(data, batch_size, place, entry_of(estimator, resume.params if resume else params))
+            measured = check_metrics({} if metrics is None else metrics)
+            order = source.batch_size, bool(shuffle), int(metrics_every)
+            program = Program(optimizer, estimator, measured, early_stopping, key, place, *order)
+            if traced := is_traced():
+                on_host = dict(callback=callback, progress=progress or None, checkpoints=checkpoints, sharding=sharding)
+                _refuse(**on_host, **{"data that is an iterable": None if isinstance(source, Memory) else source})
     run = dict(data=source.data, rows=source.rows, params=params, resume=resume, epochs=epochs)
     host = dict(callback=callback is None, checkpoints=str(checkpoints))
     agree(**program.to_agree(), **run, **host, sharding=place.description, shards=place.shards)
