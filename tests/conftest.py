@@ -15,6 +15,9 @@ import pytest
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# jax writes a program in place: who reads it meanwhile is warned, and compiles it.
+HALF_WRITTEN = "ignore:Error reading persistent compilation cache entry"
+os.environ["PYTHONWARNINGS"] = HALF_WRITTEN
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -33,6 +36,7 @@ hypothesis.settings.load_profile("suite")
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
+    config.addinivalue_line("filterwarnings", HALF_WRITTEN)
     if not hasattr(config, "workerinput"):
         forget_old_programs()
 

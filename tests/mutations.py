@@ -71,9 +71,9 @@ MUTATIONS = [
     Mutation(
         "swapped: the average keeps the new parameters instead of the old",
         "_optim/averaging",
-        "return d * average + (1 - d) * p.astype(average.dtype)",
-        "return (1 - d) * average + d * p.astype(average.dtype)",
-        "wrappers",
+        "return average + weight.astype(average.dtype) * (p.astype(average.dtype) - average)",
+        "return p.astype(average.dtype) + weight.astype(average.dtype) * (average - p.astype(average.dtype))",
+        "averaging",
     ),
     Mutation(
         "sign: the centred bias",
@@ -316,6 +316,28 @@ MUTATIONS = [
         "n = jnp.asarray(1 if rows is None else rows, jnp.float32)",
         "n = jnp.ones((), jnp.float32)",
         "weights",
+    ),
+    # --- averages ---
+    Mutation(
+        "average: its weight is that of the update before",
+        "_optim/averaging",
+        "return 1 / (1 + jnp.asarray(self.share, float) * (t - 1))",
+        "return 1 / (1 + jnp.asarray(self.share, float) * t)",
+        "averaging",
+    ),
+    Mutation(
+        "average: metrics see the last parameters",
+        "_train/epochs",
+        "state = state._replace(params=watched_parameters(*state[:2]))",
+        "pass",
+        "averaging",
+    ),
+    Mutation(
+        "average: the tracker follows the last parameters",
+        "_ebm/tracking",
+        "new = watched_parameters(apply_updates(params, updates), earlier)",
+        "new = apply_updates(params, updates)",
+        "averaging",
     ),
 ]
 

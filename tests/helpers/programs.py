@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def start(*command, folder=ROOT, **environment):
     """The finished process of a Python command, warnings being errors as in the rest of the suite."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    command = [sys.executable, "-W", "error", *map(str, command)]
+    command = [sys.executable, "-W", "error", "-W", os.environ["PYTHONWARNINGS"], *map(str, command)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HUNG)
 
 
