@@ -89,13 +89,11 @@ class RBM(Pytree):
         visible, hidden = self.visible.start(name, data), self.hidden.zeros(num_hidden)
         dtype = visible["loc"].dtype
         hidden = jax.tree.map(lambda p: p.astype(dtype), hidden)
-        scale = 1.0
-        if self.visible.values is None:
-            mean, variance = _moments(self.visible, visible)
-            scale = 1 / jnp.sqrt(variance).reshape(len(variance), *[1] * hidden["loc"].ndim)
-        matrix = 0.01 * scale * jax.random.normal(key, visible["loc"].shape + hidden["loc"].shape, dtype)
-        if self.visible.values is None:
-            hidden = hidden | {"loc": hidden["loc"] - jnp.tensordot(mean, matrix, 1, precision="highest")}
+        mean, deviation = _start_statistics(self.visible, visible)
+        deviation = deviation.reshape(*deviation.shape, *[1] * hidden["loc"].ndim)
+        matrix = 0.01 / deviation * jax.random.normal(key, visible["loc"].shape + hidden["loc"].shape, dtype)
+        field = jnp.tensordot(mean, matrix, mean.ndim, precision="highest")
+        hidden = hidden | {"loc": hidden["loc"] - field}
         params = {"layers": [visible, hidden], "weights": [{"matrix": matrix}]}
         dtype = data.v.dtype if jnp.issubdtype(data.v.dtype, jnp.floating) else dtype
         return jax.tree.map(lambda p: p.astype(dtype), params)
@@ -221,6 +219,16 @@ class RBM(Pytree):
         start = jnp.where(missing, drawn, jnp.asarray(v))
         return _clamped_chain(self, params, self.visible.rows("impute: v", start).v, missing, key, steps)
 
+    def activations(self, params: Params, gradient: Params) -> Params:
+        """The means of t(v) and t(h) in the place of loc, from the gradient of a mean energy: `center` takes them.
+
+        >>> import paysage_jax as pj
+        >>> machine = RBM(visible=pj.rbm.Gaussian())
+        >>> optimizer = pj.chain(pj.center(activations=machine.activations), pj.sgd(0.01))
+        """
+        units, layers = (self.visible, self.hidden), zip(params["layers"], gradient["layers"], strict=True)
+        return {"layers": [{"loc": unit.activations(*layer)} for unit, layer in zip(units, layers, strict=True)]}
+
     # --- likelihood ----------------------------------------------------------------------------------
 
     def log_likelihood(self, params: Params, v: Batch, log_z: ArrayLike) -> Array:
@@ -256,7 +264,7 @@ class RBM(Pytree):
                 f"log_partition: {sizes} units are too many, or take real numbers; expected a layer of at most "
                 f"{MOST_STATES} states: use annealed_importance_sampling"
             )
-        return _log_sum_over_states(self, side, params)
+        return _log_sum_over_states(self, side, self._layer(side, params)[0].values or (), params)
 
     def annealing(self, params: Params, data: Batch | None, num_chains: int, key: Array) -> Annealing:
         """The path from independent units, the visible ones distributed as the data, to the machine itself.
@@ -321,11 +329,17 @@ def _number_of_states(unit: Unit, layer: Layer) -> float:
     return np.inf if unit.values is None else len(unit.values) ** len(layer["loc"])
 
 
-def _moments(unit: Unit, layer: Layer) -> tuple[Array, Array]:
-    """The mean and the variance of t(x) without a field: the first two derivatives of log z."""
+def _start_statistics(unit: Unit, layer: Layer) -> tuple[Array, Array]:
+    """What real numbers t(x) are measured from and in: their mean and deviation without a field, else 0 and 1.
+
+    These are the first two derivatives of log z.
+    """
+    zeros, ones = jnp.zeros_like(layer["loc"]), jnp.ones_like(layer["loc"])
+    if unit.values is not None:
+        return zeros, ones
     mean = jax.grad(lambda field: jnp.sum(unit.log_normalizer(layer, field)))
-    zeros = jnp.zeros_like(layer["loc"])
-    return jax.jvp(mean, (zeros,), (jnp.ones_like(zeros),))
+    of_t, variance = jax.jvp(mean, (zeros,), (ones,))
+    return of_t, jnp.sqrt(variance)
 
 
 # --- rows and random numbers -------------------------------------------------------------------------
@@ -367,17 +381,16 @@ def _clamped_chain(machine: RBM, params: Params, v: Array, missing: Array, key: 
     return jax.lax.fori_loop(0, steps, step, v)
 
 
-@partial(jax.jit, static_argnums=1)
-def _log_sum_over_states(machine: RBM, side: int, params: Params) -> Array:
-    """log Σ exp(-F) over all states of one layer."""
-    unit = (machine.visible, machine.hidden)[side]
-    values, units = jnp.asarray(unit.values), len(params["layers"][side]["loc"])
-    count = len(unit.values) ** units
+@partial(jax.jit, static_argnums=(1, 2))
+def _log_sum_over_states(machine: RBM, side: int, values: tuple[float, ...], params: Params) -> Array:
+    """log Σ exp(-F) over all states of one layer, of units with these values."""
+    q, units = len(values), len(params["layers"][side]["loc"])
+    count = q**units
     block = min(count, _BLOCK)
 
     def log_sum(numbers: Array) -> Array:
-        digits = numbers[:, None] // len(unit.values) ** jnp.arange(units)[None] % len(unit.values)
-        minus_energies = -machine._free_energy("log_partition", side, params, values[digits])
+        digits = numbers[:, None] // q ** jnp.arange(units)[None] % q
+        minus_energies = -machine._free_energy("log_partition", side, params, jnp.asarray(values)[digits])
         return logsumexp(minus_energies, where=numbers < count)
 
     numbers = jnp.arange(-(-count // block) * block).reshape(-1, block)

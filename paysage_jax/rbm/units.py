@@ -98,6 +98,10 @@ class Unit(Pytree, ABC):
         """The mean of x given the field; by default that of t(x), the derivative of log z."""
         return jax.grad(lambda f: jnp.sum(self.log_normalizer(params, f)))(field)
 
+    def activations(self, params: Layer, gradient: Layer) -> Array:
+        """The mean of t(x), from the gradient of the mean of e(x); as e is above, minus the derivative by loc."""
+        return -gradient["loc"]
+
     @abstractmethod
     def draw(self, params: Layer, field: Array, noise: Array) -> Array:
         """A draw of x given the field, as a function of independent random numbers (n,)."""
@@ -283,6 +287,9 @@ class Gaussian(Unit):
 
     def mean(self, params: Layer, field: Array) -> Array:
         return params["loc"] + field
+
+    def activations(self, params: Layer, gradient: Layer) -> Array:
+        return params["loc"] / jnp.exp(params["log_var"]) - gradient["loc"]
 
     def draw(self, params: Layer, field: Array, noise: Array) -> Array:
         return self.mean(params, field) + jnp.exp(params["log_var"] / 2) * noise
