@@ -32,10 +32,6 @@ def as_states(kind, x, dtype):
     return jnp.asarray(x, jnp.int32 if kind == "categorical" else dtype)
 
 
-def cast(params, dtype):
-    return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
-
-
 @each_pair
 @a_few
 def test_free_energies_and_gradients_are_those_of_sums_and_quadratures(visible, hidden):
@@ -45,7 +41,7 @@ def test_free_energies_and_gradients_are_those_of_sums_and_quadratures(visible, 
     expected = units.free_energy(params, kinds, 0, v), units.free_energy(params, kinds, 1, h)
 
     with jax.enable_x64(True):
-        wide, v64 = cast(params, float), as_states(visible, v, float)
+        wide, v64 = units.cast(params, float), as_states(visible, v, float)
         mean, gradient = jax.value_and_grad(lambda p: jnp.mean(machine.energy(p, v64)))(wide)
         hidden_energies = machine.hidden_free_energy(wide, as_states(hidden, h, float))
     np.testing.assert_allclose(mean, expected[0].mean(), rtol=1e-10, atol=1e-10)
@@ -71,7 +67,7 @@ def test_float32_energies_means_and_draws_are_those_of_sums_and_quadratures(visi
     params = units.random_params(visible, hidden, SIZES, seed=2)
     x = [units.random_states(kind, 4, n, seed=3) for kind, n in zip(kinds, SIZES, strict=True)]
     v, h = (as_states(kind, states, jnp.float32) for kind, states in zip(kinds, x, strict=True))
-    narrow, keys = cast(params, jnp.float32), jax.random.split(jax.random.key(0))
+    narrow, keys = units.cast(params, jnp.float32), jax.random.split(jax.random.key(0))
     many_v, many_h = (jnp.broadcast_to(states[:1], (DRAWS, states.shape[1])) for states in (v, h))
     free = machine.energy(narrow, v), machine.hidden_free_energy(narrow, h)
     means = machine.visible_mean(narrow, h), machine.hidden_mean(narrow, v)
@@ -93,7 +89,7 @@ def test_log_z_is_that_of_a_sum_or_quadrature_by_annealing_and_exactly(visible, 
     """In 8 steps from independent units to the machine, each with a transition."""
     kinds, machine = (visible, hidden), machine_of(visible, hidden)
     params = units.random_params(visible, hidden, SIZES, seed=4)
-    expected, params = units.log_partition(params, kinds), cast(params, jnp.float32)
+    expected, params = units.log_partition(params, kinds), units.cast(params, jnp.float32)
     data = as_states(visible, units.random_states(visible, 50, SIZES[0], seed=5), jnp.float32)
     annealing, key = machine.annealing(params, data, 1000, jax.random.key(1)), jax.random.key(2)
     v, log_weights = annealing.start, 0.0
@@ -112,9 +108,9 @@ def test_log_z_is_that_of_a_sum_or_quadrature_by_annealing_and_exactly(visible, 
 
 def test_log_z_is_exact_only_where_a_layer_can_be_enumerated():
     machine = machine_of("relu", "gaussian")
-    params = cast(units.random_params("relu", "gaussian", SIZES), jnp.float32)
+    params = units.cast(units.random_params("relu", "gaussian", SIZES), jnp.float32)
     with pytest.raises(ValueError, match="3 visible and 2 hidden units are too many, or take real numbers"):
         machine.log_partition(params)
-    params = cast(units.random_params("gaussian", "categorical", (2, 13)), jnp.float32)
+    params = units.cast(units.random_params("gaussian", "categorical", (2, 13)), jnp.float32)
     with pytest.raises(ValueError, match=f"expected a layer of at most {2**20} states: use annealed"):
         machine_of("gaussian", "categorical").log_partition(params)

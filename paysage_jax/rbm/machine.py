@@ -190,7 +190,7 @@ class RBM(Pytree):
         """Visible states in the form and dtype of those given: one-hot or not, and of integers if they stay whole."""
         if v.ndim < given.ndim:
             v = v[..., None] == jnp.arange(given.shape[-1], dtype=v.dtype)[None, None]
-        return v.astype(given.dtype) if self.visible.values is not None else _in_float_dtype_of(given, v)
+        return v.astype(jnp.result_type(given)) if self.visible.values is not None else _in_float_dtype_of(given, v)
 
     def impute(self, params: Params, v: States, missing: States, key: Array, steps: int = 100) -> Array:
         """A draw of the missing units of every row given the others, by Gibbs sampling with these clamped.

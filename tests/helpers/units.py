@@ -2,6 +2,8 @@
 
 from itertools import product
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.special import logsumexp
 
@@ -69,6 +71,11 @@ def random_params(visible, hidden, sizes, seed=0, coupling=0.2):
     layers = [layer(visible, sizes[0]), layer(hidden, sizes[1])]
     shape = layers[0]["loc"].shape + layers[1]["loc"].shape
     return {"layers": layers, "weights": [{"matrix": coupling * rng.normal(size=shape)}]}
+
+
+def cast(params, dtype=np.float32):
+    """The parameters as JAX takes them."""
+    return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
 
 
 def random_states(kind, rows, n, seed=1):
