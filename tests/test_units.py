@@ -165,6 +165,25 @@ def test_integers_and_one_hot_vectors_are_the_same_states(dtype):
     np.testing.assert_array_equal(np.eye(STATES)[np.asarray(moved, int)], moved_one_hot)
 
 
+@pytest.mark.parametrize(
+    "kinds", [("categorical", "binary"), ("gaussian", "categorical"), ("categorical", "categorical")]
+)
+def test_the_zero_sum_gauge_changes_no_probability_and_is_reached_at_once(kinds):
+    machine = rbm.RBM(*(KINDS[kind] for kind in kinds))
+    params = units.cast(units.random_params(*kinds, (4, 3), coupling=0.5))
+    gauged = jax.jit(machine.zero_sum)(params)
+    v = jnp.asarray(units.random_states(kinds[0], 1000, 4), None if kinds[0] == "categorical" else jnp.float32)
+    plain, changed = (-machine.energy(p, v) - machine.log_partition(p) for p in (params, gauged))
+    np.testing.assert_allclose(changed, plain, atol=1e-4)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), machine.zero_sum(gauged), gauged)
+    for axis, (kind, layer) in enumerate(zip(kinds, gauged["layers"], strict=True)):
+        if kind == "categorical":
+            np.testing.assert_allclose(layer["loc"].sum(axis=1), 0, atol=1e-6)
+            states = 1 if axis == 0 else -1
+            np.testing.assert_allclose(gauged["weights"][0]["matrix"].sum(axis=states), 0, atol=1e-6)
+    assert np.square(gauged["weights"][0]["matrix"]).sum() < np.square(params["weights"][0]["matrix"]).sum()
+
+
 # --- missing units -----------------------------------------------------------------------------------
 
 
@@ -214,6 +233,24 @@ def test_training_with_persistent_chains_makes_weighted_data_more_likely(kind):
     before, after = (machine.log_likelihood(p, data, machine.log_partition(p)) for p in (params, result.params))
     assert after > before + 0.05
     assert result.params["weights"][0]["matrix"].shape == params["weights"][0]["matrix"].shape
+
+
+@each_kind
+@pytest.mark.slow_unless("categorical", "drelu")
+def test_half_precision_is_computed_in_float32(kind):
+    """Energies of bfloat16 are those of the rounded numbers; draws and means have the dtype of the states."""
+    machine = rbm.RBM(KINDS[kind], rbm.ReLU())
+    half = units.cast(units.random_params(kind, "relu", (4, 3)), jnp.bfloat16)
+    rounded = jax.tree.map(lambda p: p.astype(jnp.float32), half)
+    v = jnp.asarray(DATA[kind][:, :4] / (100 if kind in ("gaussian", "drelu") else 1), jnp.bfloat16)
+    v = v.astype(jnp.int32) if kind == "categorical" else v
+    wide = v if kind == "categorical" else v.astype(jnp.float32)
+    energies = machine.energy(half, v)
+    assert energies.dtype == jnp.float32
+    np.testing.assert_array_equal(energies, machine.energy(rounded, wide))
+    moved = machine.transition(half, v, KEY)
+    assert moved.dtype == v.dtype
+    np.testing.assert_allclose(moved.astype(jnp.float32), machine.transition(rounded, wide, KEY), rtol=2**-8)
 
 
 # --- centring ----------------------------------------------------------------------------------------

@@ -67,9 +67,9 @@ class RBM(Pytree):
             W ~ 0.01 N(0, 1)
 
         Where v are real numbers, W is in units of 1 / the standard deviations of t(v), and loc of the hidden units is
-        -Wᵀ mean t(v). So they see deviations from the mean, and in other units of measurement, a v + t, the machine is
-        the same. Training is not: its learning rate is in units of the parameters, and `standardize` makes them those
-        of unit variance.
+        -Wᵀ mean t(v). So they see deviations from the mean, and in other units of measurement the machine is the same.
+        Training is not: its learning rate is in units of the parameters, and `standardize` makes them those of unit
+        variance.
 
         Args:
             data: (rows, visible) as the visible units take them, or `Weighted`. The parameters have their dtype, if it
@@ -228,6 +228,31 @@ class RBM(Pytree):
         """
         units, layers = (self.visible, self.hidden), zip(params["layers"], gradient["layers"], strict=True)
         return {"layers": [{"loc": unit.activations(*layer)} for unit, layer in zip(units, layers, strict=True)]}
+
+    def zero_sum(self, params: Params) -> Params:
+        """The same distribution with parameters in the zero-sum gauge: over the states of a category they sum to 0.
+
+            W[i, a] -= mean W[i],   loc of the other layer += Σᵢ mean W[i],   loc[i, a] -= mean loc[i]
+
+        One of the states of every unit is taken, so that a number that is added to all of them changes no probability.
+        Of all parameters with the same p these have the smallest Σ W². Energies change by a constant. Units of other
+        kinds have no such freedom, and their machine remains as it is. (Ekeberg et al., 2013.)
+
+        >>> import paysage_jax as pj
+        >>> machine = RBM(visible=pj.rbm.Categorical(5))
+        >>> optimizer = pj.chain(pj.adam(0.01), pj.project(machine.zero_sum))
+        """
+        layers, matrix = [dict(layer) for layer in params["layers"]], params["weights"][0]["matrix"]
+        axes = [jnp.ndim(layer["loc"]) for layer in layers]  # a unit and, of a category, its states
+        for side, units in ((VISIBLE, 0), (HIDDEN, axes[VISIBLE])):
+            if axes[side] == 2:
+                mean = jnp.mean(matrix, axis=units + 1, keepdims=True)
+                matrix = matrix - mean
+                layers[1 - side]["loc"] += jnp.sum(mean, axis=(units, units + 1))
+        for layer in layers:
+            if layer["loc"].ndim == 2:
+                layer["loc"] -= jnp.mean(layer["loc"], axis=1, keepdims=True)
+        return params | {"layers": layers, "weights": [params["weights"][0] | {"matrix": matrix}]}
 
     # --- likelihood ----------------------------------------------------------------------------------
 
