@@ -1,5 +1,6 @@
 """The kinds of units in NumPy and float64, from their definitions: energies term by term, integrals by quadrature."""
 
+from functools import cache
 from itertools import product
 
 import jax
@@ -26,11 +27,14 @@ NAMES = {
 FINITE = {"binary": [0.0, 1.0], "spin": [-1.0, 1.0], "categorical": [0, 1, 2]}
 
 
+leggauss = cache(np.polynomial.legendre.leggauss)
+
+
 def points(kind, nodes=120, reach=14.0):
     """Values of a unit and the logarithms of their weights in a sum or an integral (Gauss-Legendre on both sides)."""
     if kind in FINITE:
         return np.array(FINITE[kind]), np.zeros(len(FINITE[kind]))
-    x, w = np.polynomial.legendre.leggauss(nodes)
+    x, w = leggauss(nodes)
     x, w = reach * (x + 1) / 2, np.log(reach * w / 2)
     return (x, w) if kind == "relu" else (np.concatenate([-x, x]), np.concatenate([w, w]))
 
