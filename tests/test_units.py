@@ -217,7 +217,7 @@ def test_missing_units_may_be_nan_and_a_mask_of_another_shape_is_refused():
 
 
 @each_kind
-@pytest.mark.slow_unless("categorical", "relu")
+@pytest.mark.slow_unless("categorical")
 def test_training_with_persistent_chains_makes_weighted_data_more_likely(kind):
     """Three columns that depend on one. The likelihood is exact."""
     rng, first = np.random.default_rng(2), DATA[kind][:, :1]
