@@ -44,8 +44,10 @@ EXAMPLES = {
     "_train.fit": ["fit"],
     "_ebm.tempering": ["parallel_tempering"],
     "_ebm.model": ["Model"],
-    "rbm": ["standardize", "RBM"],
     "_optim.textbook": ["adam"],
+    "rbm.machine": ["RBM"],
+    "rbm.standardize": ["standardize"],
+    "rbm.units": ["Unit"],
     "optimizers": ["StochasticGradientDescent", "Momentum", "RMSProp", "ADAM"],
 }
 

@@ -26,38 +26,61 @@ def check_real(name: str, tree: Tree) -> None:
 
 def check_unit_interval(name: str, tree: Tree) -> None:
     """Raise ValueError for a number outside [0, 1], naming leaf, row and column, where the values are known."""
-    # The extremes of a block with NaN are NaN, which is not within.
-    _check(name, tree, lambda x: (x.min() >= 0) & (x.max() <= 1), lambda x: (x >= 0) & (x <= 1), "numbers in [0, 1]")
+
+    def fine(x: Leaf) -> Leaf:
+        return x.dtype == bool or (x.min() >= 0) & (x.max() <= 1)  # False for NaN
+
+    def each(x: Leaf) -> Leaf:
+        return (x >= 0) & (x <= 1)
+
+    check_each(name, tree, each, "numbers in [0, 1]", _advice, fine)
 
 
 def check_binary(name: str, tree: Tree) -> None:
     """Raise ValueError for a number other than 0 and 1, naming leaf, row and column, where the values are known."""
-
-    def each(x: Leaf) -> Leaf:
-        return (x == 0) | (x == 1)
-
-    _check(name, tree, lambda x: each(x).all(), each, "zeros and ones")
+    check_each(name, tree, lambda x: (x == 0) | (x == 1), "zeros and ones", _advice)
 
 
-def _check(name: str, tree: Tree, fine: Callable[[Leaf], Leaf], each: Callable[[Leaf], Leaf], expected: str) -> None:
+def check_each(
+    name: str,
+    tree: Tree,
+    each: Callable[[Leaf], Leaf],
+    expected: str,
+    advice: Callable[[np.ndarray], str],
+    fine: Callable[[Leaf], Leaf] | None = None,
+) -> None:
+    """Raise ValueError for a number for which `each` is False, naming leaf, row and column, where values are known.
+
+    fine: whether all are True, where that is faster than each(x).all(). advice: what to do, given all numbers.
+    """
+
+    def all_of(x: Leaf) -> Leaf:
+        return each(x).all()
+
+    fine = fine or all_of
     for path, x in tree_flatten_with_path(tree)[0]:
         if jnp.issubdtype(x.dtype, np.complexfloating):
             raise TypeError(f"{name}{keystr(path)}: expected {expected}, got dtype {x.dtype}")
-        if isinstance(x, Tracer) or x.size == 0 or x.dtype == bool or not getattr(x, "is_fully_addressable", True):
+        if isinstance(x, Tracer) or x.size == 0 or not getattr(x, "is_fully_addressable", True):
             continue
         if is_remote(x):
             with jax.ensure_compile_time_eval():  # also of a constant in a program that is traced
                 if fine(x):
                     continue
-        if found := first_wrong(np.asarray(x), fine, each):
+        x = np.asarray(x)
+        if found := first_wrong(x, fine, each):
             index, value = found
-            raise ValueError(f"{name}{keystr(path)}: expected {expected}, got {value} in {place(index)}: {_advice(x)}")
+            raise ValueError(f"{name}{keystr(path)}: expected {expected}, got {value} in {place(index)}: {advice(x)}")
 
 
-def _advice(x: Leaf) -> str:
-    x = np.asarray(x)
-    if not np.isfinite(x.astype(np.float32)).all():
-        return "fill in missing values, or leave these rows out"
+def fill_in(x: np.ndarray) -> str:
+    """What to do about numbers that are not finite, an empty string if all are."""
+    return "" if np.isfinite(x.astype(np.float32)).all() else "fill in missing values, or leave these rows out"
+
+
+def _advice(x: np.ndarray) -> str:
+    if missing := fill_in(x):
+        return missing
     if ((x == -1) | (x == 1)).all():
         return "spins become zeros and ones by (v + 1) / 2"
     if x.min() < 0:

@@ -2,56 +2,84 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._core.batches import Weighted, as_floats
 from .._core.pytree import Pytree, converted
 from .._core.trees import check_same_tree, floating_dtype, moment_dtype
 from .._core.types import Batch, Leaf, Params
-from .domain import check_binary, mean_over_rows, measured
+from .domain import check_binary, check_each, mean_over_rows, measured
 from .model import EnergyModel, HasParams, as_model
 from .phases import energies_of
 
 # --- ready metrics -----------------------------------------------------------------------------------
 
 
-def _check_binary_vectors(name: str, v: Batch) -> None:
-    shapes = [x.shape for x in jax.tree.leaves(v)]
-    if not jax.tree_util.all_leaves([v]) or len(shapes[0]) != 2:
-        raise ValueError(f"{name}: expected one array of binary states (rows, n), got arrays of shapes {shapes}")
-    check_binary(name, v)
-
-
 class pseudo_log_likelihood(Pytree):
-    """Stochastic estimate of the pseudo-log-likelihood of binary states (Hyvärinen, 2006), in nats per row.
+    """Stochastic estimate of the pseudo-log-likelihood of discrete states (Hyvärinen, 2006), in nats per row.
 
-        n log σ(F(ṽ) - F(v)), averaged over the rows; ṽ is v with one of its n units, drawn for each row, flipped
+        n log p(vᵢ | the other units), averaged over the rows; i, one of the n units, is drawn for each row
+
+        p(vᵢ | the other units) = exp(-F(v)) / Σ exp(-F(v with vᵢ = x)) over the values x of a unit
 
     Its mean over the draws is the mean of Σᵢ log p(vᵢ | the other units).
 
     Args:
-        model: a model of zeros and ones.
-        v: (rows, n), zeros and ones, or `Weighted`; then the mean is weighted.
+        model: an `rbm.RBM` whose visible units take finitely many values, or any model of zeros and ones.
+        v: (rows, n), in these values, or `Weighted`; then the mean is weighted.
 
     Raises:
-        TypeError, ValueError: for states that are not binary, naming row and column.
+        TypeError, ValueError: for states of other values, naming row and column.
     """
 
     model: EnergyModel = converted(as_model)
-    v: Batch = converted(partial(measured, check=_check_binary_vectors))
+    v: Batch = converted(measured)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self._values is None:
+            raise ValueError(f"pseudo_log_likelihood: model: expected discrete visible units, got {self.model!r}")
+        _check_values("pseudo_log_likelihood: v", self.v.v, self._values)
+
+    @property
+    def _values(self) -> Sequence[float] | None:
+        """Those that a unit takes; None for real numbers."""
+        visible = getattr(self.model, "visible", None)
+        return (0.0, 1.0) if visible is None else visible.values
 
     def __call__(self, state: HasParams, key: jax.Array) -> jax.Array:
         params = state.params
-        v = as_floats(self.v.v, floating_dtype(params))
+        v = _states(self.model, params, self.v)
         rows, units = v.shape
         drawn = jax.random.randint(key, (rows,), 0, units)
-        flipped = jnp.where(jnp.arange(units)[None] == drawn[:, None], 1 - v, v)
-        gain = energies_of(self.model.energy, params, "v", flipped) - energies_of(self.model.energy, params, "v", v)
-        log_odds = gain.astype(moment_dtype(gain.dtype))
-        return units * mean_over_rows(jax.nn.log_sigmoid(log_odds), self.v.weights)
+        chosen = jnp.arange(units)[None] == drawn[:, None]
+        values = jnp.asarray(self._values, v.dtype)
+
+        def energies(value: jax.Array) -> jax.Array:
+            return energies_of(self.model.energy, params, "v", jnp.where(chosen, value, v))
+
+        minus_energies = -jax.lax.map(energies, values).T
+        log_p = jax.nn.log_softmax(minus_energies.astype(moment_dtype(minus_energies.dtype)), axis=1)
+        taken = jnp.sum(jnp.where(chosen, v, 0), axis=1)[:, None] == values[None]
+        return units * mean_over_rows(jnp.sum(log_p, axis=1, where=taken), self.v.weights)
+
+
+def _check_values(name: str, v: Batch, values: Sequence[float]) -> None:
+    binary = tuple(values) == (0, 1)
+    shapes = [x.shape for x in jax.tree.leaves(v)]
+    if not jax.tree_util.all_leaves([v]) or len(shapes[0]) != 2:
+        kind = "binary states" if binary else f"states {list(values)}"
+        raise ValueError(f"{name}: expected one array of {kind} (rows, n), got arrays of shapes {shapes}")
+    if binary:
+        check_binary(name, v)
+    else:
+        check_each(
+            name, v, lambda x: np.isin(x, values), f"values {list(values)}", lambda x: "these are those of a unit"
+        )
 
 
 class reconstruction_error(Pytree):

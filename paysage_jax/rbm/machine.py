@@ -1,0 +1,422 @@
+"""A restricted Boltzmann machine of any two kinds of units: what follows from the equations of its units."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import logsumexp
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike, DTypeLike
+
+from .._core.batches import Weighted, as_floats
+from .._core.pytree import Pytree, check_count
+from .._core.trees import floating_dtype, moment_dtype
+from .._core.types import Batch, Params, Tree
+from .._ebm.annealing import Annealing, linear_path
+from .._ebm.domain import mean_over_rows
+from .units import Binary, Gaussian, Layer, Unit
+
+States = Array | np.ndarray  # (rows, units)
+
+MOST_STATES = 2**20  # the exact partition function is a sum over so many states of a layer at most
+_BLOCK = 2**12  # of them at a time, so that memory does not grow with their number
+
+VISIBLE, HIDDEN = 0, 1
+
+
+class RBM(Pytree):
+    """A restricted Boltzmann machine, as a model for estimators, metrics, annealing and tracking.
+
+        E(v, h) = e(v) + e(h) - t(v)·W t(h),   p(v) = exp(-F(v)) / Z,   F(v) = e(v) - Σ log z(t(v) W)
+
+    with e, t and z of the kinds of units. The parameters are paysage's tree
+    {"layers": [visible, hidden], "weights": [{"matrix": W}]} with W of shape (visible, hidden).
+
+    Where states or parameters are bfloat16 or float16, energies and probabilities are computed in float32. Energies
+    stay float32; states and means have the dtype of the states given.
+
+    Two layers of real-valued units have no distribution where W is too large for e: its energy then falls without end.
+
+    Args:
+        visible, hidden: kinds of units, such as `Binary()` and `Gaussian()`.
+
+    >>> import paysage_jax as pj
+    >>> v, key = jnp.eye(4), jax.random.key(0)
+    >>> machine = RBM(hidden=pj.rbm.Spin())
+    >>> params = machine.init(v, num_hidden=2, key=key)
+    >>> estimator = pj.persistent_contrastive_divergence(machine, num_chains=10)
+    >>> result = pj.fit(params, pj.sgd(0.1), estimator, v, epochs=2, batch_size=4, key=key)
+    """
+
+    sample_hidden = None  # data are whole states
+    visible: Unit = Binary()
+    hidden: Unit = Binary()
+
+    @property
+    def integer_states(self) -> bool:
+        """Whether data stay as they are; otherwise integers and bools become floats."""
+        return self.visible.integer_states
+
+    def init(self, data: Batch, num_hidden: int, key: Array) -> Params:
+        """Independent visible units, distributed as the data as nearly as they can be, and weights of 0.01.
+
+            W ~ 0.01 N(0, 1)
+
+        Where v are real numbers, W is in units of 1 / the standard deviations of t(v), and loc of the hidden units is
+        -Wᵀ mean t(v). So they see deviations from the mean, and in other units of measurement the machine is the same.
+        Training is not: its learning rate is in units of the parameters, and `standardize` makes them those of unit
+        variance.
+
+        Args:
+            data: (rows, visible) as the visible units take them, or `Weighted`. The parameters have their dtype, if it
+                is floating.
+            num_hidden: the number of hidden units.
+            key: a PRNG key.
+
+        Raises:
+            TypeError, ValueError: for values that the visible units do not take, naming row and column, and data that
+                are no such array.
+        """
+        check_count("init: num_hidden", num_hidden)
+        data = self.visible.rows("init: data", data)
+        return self._start("init", data, num_hidden, key)
+
+    def _start(self, name: str, data: Weighted, num_hidden: int, key: Array) -> Params:
+        visible, hidden = self.visible.start(name, data), self.hidden.zeros(num_hidden)
+        dtype = visible["loc"].dtype
+        hidden = jax.tree.map(lambda p: p.astype(dtype), hidden)
+        mean, deviation = _start_statistics(self.visible, visible)
+        deviation = deviation.reshape(*deviation.shape, *[1] * hidden["loc"].ndim)
+        matrix = 0.01 / deviation * jax.random.normal(key, visible["loc"].shape + hidden["loc"].shape, dtype)
+        field = jnp.tensordot(mean, matrix, mean.ndim, precision="highest")
+        hidden = hidden | {"loc": hidden["loc"] - field}
+        params = {"layers": [visible, hidden], "weights": [{"matrix": matrix}]}
+        dtype = data.v.dtype if jnp.issubdtype(data.v.dtype, jnp.floating) else dtype
+        return jax.tree.map(lambda p: p.astype(dtype), params)
+
+    # --- the energy ----------------------------------------------------------------------------------
+
+    def energy(self, params: Params, v: States) -> Array:
+        """The free energy F(v) of every row of v: hidden units are summed out."""
+        return _as_params_say(self, params)._free_energy("energy", VISIBLE, params, v)
+
+    def hidden_free_energy(self, params: Params, h: States) -> Array:
+        """-log ∫ exp(-E(v, h)) dv of every row of h: visible units are summed out."""
+        return self._free_energy("hidden_free_energy", HIDDEN, params, h)
+
+    def _free_energy(self, name: str, side: int, params: Params, x: States) -> Array:
+        params, x = self._wide_states(name, side, params, x)
+        unit, layer = self._layer(side, params)
+        other, other_layer = self._layer(1 - side, params)
+
+        def of_state(x: Array) -> Array:
+            return unit.energy(layer, x) - jnp.sum(other.log_normalizer(other_layer, self._field(side, params, x)))
+
+        return jax.vmap(of_state)(x)
+
+    def _field(self, side: int, params: Params, x: Array) -> Array:
+        """The field on the other layer: t(v) W, or W t(h)."""
+        unit, layer = self._layer(side, params)
+        t, W = unit.statistic(layer, x), params["weights"][0]["matrix"]
+        return jnp.tensordot(t, W, t.ndim) if side == VISIBLE else jnp.tensordot(W, t, t.ndim)
+
+    def _layer(self, side: int, params: Params) -> tuple[Unit, Layer]:
+        return (self.visible, self.hidden)[side], params["layers"][side]
+
+    def _wide_states(self, name: str, side: int, params: Params, x: States) -> tuple[Params, Array]:
+        """Parameters and states at least in float32; integers remain where they number the states of a unit."""
+        unit, layer = self._layer(side, params)
+        loc, shape = jnp.shape(layer["loc"]), getattr(x, "shape", None)
+        if shape is None or len(shape) < 2 or shape[1:] not in (loc[:1], loc):  # which might broadcast
+            got = f"a {type(x).__name__}" if shape is None else f"shape {shape}"
+            raise ValueError(f"{name}: expected states (rows, {loc[0]}) as in params, got {got}")
+        params = _wide(params)
+        return params, _wide(x if unit.integer_states else as_floats(x, floating_dtype(params)))
+
+    # --- sampling ------------------------------------------------------------------------------------
+
+    def hidden_mean(self, params: Params, v: States) -> Array:
+        """The mean of h given v, of every row of v; of categories the probabilities (rows, hidden, states)."""
+        return self._mean("hidden_mean", VISIBLE, params, v)
+
+    def visible_mean(self, params: Params, h: States) -> Array:
+        """The mean of v given h, of every row of h; of categories the probabilities (rows, visible, states)."""
+        return self._mean("visible_mean", HIDDEN, params, h)
+
+    def _mean(self, name: str, side: int, params: Params, x: States) -> Array:
+        wide, states = self._wide_states(name, side, params, x)
+        unit, layer = self._layer(1 - side, wide)
+        mean = jax.vmap(lambda x: unit.mean(layer, self._field(side, wide, x)))(states)
+        return _in_float_dtype_of(x, mean)
+
+    def hidden_sample(self, params: Params, v: States, key: Array) -> Array:
+        """A draw from p(h | v) for every row of v."""
+        return self._sample("hidden_sample", VISIBLE, params, v, key)
+
+    def visible_sample(self, params: Params, h: States, key: Array) -> Array:
+        """A draw from p(v | h) for every row of h."""
+        return self._sample("visible_sample", HIDDEN, params, h, key)
+
+    def _sample(self, name: str, side: int, params: Params, x: States, key: Array) -> Array:
+        wide, states = self._wide_states(name, side, params, x)
+        unit, layer = self._layer(1 - side, wide)
+        noise = _noise(unit, key, states, *_size(layer))
+        return _in_float_dtype_of(x, self._draw(side, wide, states, noise))
+
+    def _draw(self, side: int, params: Params, x: Array, noise: Array) -> Array:
+        """The other layer, given this one."""
+        unit, layer = self._layer(1 - side, params)
+        return jax.vmap(lambda x, noise: unit.draw(layer, self._field(side, params, x), noise))(x, noise)
+
+    def transition(self, params: Params, v: States, key: Array) -> Array:
+        """One step of block Gibbs sampling, v to h to v: a Markov kernel that leaves p(v) as it is."""
+        self = _as_params_say(self, params)
+        wide, states = self._wide_states("transition", VISIBLE, params, v)
+        (n, dtype), (m, _) = map(_size, wide["layers"])
+        if self.visible.noise is self.hidden.noise:
+            # One draw for both layers: on a CPU a second one may cost as much as all arithmetic of a small machine.
+            for_h, for_v = jnp.split(_noise(self.hidden, key, states, m + n, dtype), [m], axis=1)
+        else:
+            h_key, v_key = jax.random.split(key)
+            for_h, for_v = _noise(self.hidden, h_key, states, m, dtype), _noise(self.visible, v_key, states, n, dtype)
+        h = self._draw(VISIBLE, wide, states, for_h)
+        return self._as_given(v, self._draw(HIDDEN, wide, h, for_v))
+
+    def _as_given(self, given: States, v: Array) -> Array:
+        """Visible states in the form and dtype of those given: one-hot or not, and of integers if they stay whole."""
+        if v.ndim < given.ndim:
+            v = v[..., None] == jnp.arange(given.shape[-1], dtype=v.dtype)[None, None]
+        return v.astype(jnp.result_type(given)) if self.visible.values is not None else _in_float_dtype_of(given, v)
+
+    def impute(self, params: Params, v: States, missing: States, key: Array, steps: int = 100) -> Array:
+        """A draw of the missing units of every row given the others, by Gibbs sampling with these clamped.
+
+        It starts from independent visible units. The mean of many draws is that of the missing units given the others.
+
+        Args:
+            params: of the machine.
+            v: (rows, visible); what stands in the place of missing units is ignored, and may be NaN.
+            missing: (rows, visible), bools: True where a unit is missing; for example `jnp.isnan(v)`.
+            key: a PRNG key.
+            steps: of Gibbs sampling, a positive integer.
+
+        Raises:
+            TypeError, ValueError: for values that the visible units do not take, naming row and column, and a mask
+                that does not fit.
+        """
+        check_count("impute: steps", steps)
+        self._wide_states("impute", VISIBLE, params, v)
+        if jnp.shape(missing) != jnp.shape(v)[:2] or not jnp.issubdtype(jnp.result_type(missing), jnp.bool_):
+            got = f"shape {jnp.shape(missing)} and dtype {jnp.result_type(missing)}"
+            raise ValueError(f"impute: missing: expected bools of shape {jnp.shape(v)[:2]}, got {got}")
+        first_key, key = jax.random.split(key)
+        missing = jnp.asarray(missing).reshape(*jnp.shape(missing), *[1] * (jnp.ndim(v) - 2))
+        drawn = self._as_given(v, self._independent(params, len(v), first_key))
+        start = jnp.where(missing, drawn, jnp.asarray(v))
+        return _clamped_chain(self, params, self.visible.rows("impute: v", start).v, missing, key, steps)
+
+    def activations(self, params: Params, gradient: Params) -> Params:
+        """The means of t(v) and t(h) in the place of loc, from the gradient of a mean energy: `center` takes them.
+
+        >>> import paysage_jax as pj
+        >>> machine = RBM(visible=pj.rbm.Gaussian())
+        >>> optimizer = pj.chain(pj.center(activations=machine.activations), pj.sgd(0.01))
+        """
+        units, layers = (self.visible, self.hidden), zip(params["layers"], gradient["layers"], strict=True)
+        return {"layers": [{"loc": unit.activations(*layer)} for unit, layer in zip(units, layers, strict=True)]}
+
+    def zero_sum(self, params: Params) -> Params:
+        """The same distribution with parameters in the zero-sum gauge: over the states of a category they sum to 0.
+
+            W[i, a] -= mean W[i],   loc of the other layer += Σᵢ mean W[i],   loc[i, a] -= mean loc[i]
+
+        One of the states of every unit is taken, so that a number that is added to all of them changes no probability.
+        Of all parameters with the same p these have the smallest Σ W². Energies change by a constant. Units of other
+        kinds have no such freedom, and their machine remains as it is. (Ekeberg et al., 2013.)
+
+        >>> import paysage_jax as pj
+        >>> machine = RBM(visible=pj.rbm.Categorical(5))
+        >>> optimizer = pj.chain(pj.adam(0.01), pj.project(machine.zero_sum))
+        """
+        layers, matrix = [dict(layer) for layer in params["layers"]], params["weights"][0]["matrix"]
+        axes = [jnp.ndim(layer["loc"]) for layer in layers]  # a unit and, of a category, its states
+        for side, units in ((VISIBLE, 0), (HIDDEN, axes[VISIBLE])):
+            if axes[side] == 2:
+                mean = jnp.mean(matrix, axis=units + 1, keepdims=True)
+                matrix = matrix - mean
+                layers[1 - side]["loc"] += jnp.sum(mean, axis=(units, units + 1))
+        for layer in layers:
+            if layer["loc"].ndim == 2:
+                layer["loc"] -= jnp.mean(layer["loc"], axis=1, keepdims=True)
+        return params | {"layers": layers, "weights": [params["weights"][0] | {"matrix": matrix}]}
+
+    # --- likelihood ----------------------------------------------------------------------------------
+
+    def log_likelihood(self, params: Params, v: Batch, log_z: ArrayLike) -> Array:
+        """The mean of log p(v) over the rows of v, in nats.
+
+        For grey values in [0, 1] of binary units it is a lower bound of its mean over zeros and ones with these means.
+
+        Args:
+            params: of the machine.
+            v: (rows, visible), or `Weighted`; then the mean is weighted.
+            log_z: log Z of the machine.
+
+        Raises:
+            TypeError, ValueError: for values that the visible units do not take, where values are known.
+        """
+        data = self.visible.rows("log_likelihood: v", v)
+        return -mean_over_rows(self.energy(params, data.v), data.weights) - jnp.asarray(log_z)
+
+    def log_partition(self, params: Params) -> Array:
+        """log Z exactly, as a sum over all states of the layer that has fewer, at most 2**20.
+
+        Raises:
+            ValueError: if neither layer has so few.
+        """
+        sides = {side: _number_of_states(*self._layer(side, params)) for side in (HIDDEN, VISIBLE)}
+        side = min(sides, key=lambda side: sides[side])
+        if sides[side] > MOST_STATES:
+            sizes = " and ".join(
+                f"{len(layer['loc'])} {name}"
+                for name, layer in zip(("visible", "hidden"), params["layers"], strict=True)
+            )
+            raise ValueError(
+                f"log_partition: {sizes} units are too many, or take real numbers; expected a layer of at most "
+                f"{MOST_STATES} states: use annealed_importance_sampling"
+            )
+        return _log_sum_over_states(self, side, self._layer(side, params)[0].values or (), params)
+
+    def annealing(self, params: Params, data: Batch | None, num_chains: int, key: Array) -> Annealing:
+        """The path from independent units, the visible ones distributed as the data, to the machine itself.
+
+            visible parameters (1 - β) those of the data + β its own,   W: β its own
+
+        Hidden units that take finitely many values start with all of these equally likely; others have their own
+        parameters all the way. The start of the path is drawn exactly and has a known Z (Salakhutdinov & Murray, 2008).
+
+        Args:
+            params: of the machine at the end of the path.
+            data: (rows, visible) or `Weighted`, as `init` takes them; None: from visible units with all values equally
+                likely instead (real numbers: with the machine's own parameters), a path that needs more steps, but
+                finds modes far from the data.
+            num_chains: the number of states to draw.
+            key: a PRNG key.
+
+        Raises:
+            TypeError, ValueError: for data that `init` refuses, or of another width.
+        """
+        visible, hidden = params["layers"]
+        if data is None:
+            first = _neutral(self.visible, visible)
+        else:
+            rows = self.visible.rows("annealing: data", data)
+            if jnp.shape(rows.v)[1:2] != (units := jnp.shape(visible["loc"])[:1]):
+                raise ValueError(
+                    f"annealing: data: expected shape (rows, {units[0]}) as in params, got {jnp.shape(rows.v)}"
+                )
+            first = self.visible.start("annealing", rows)
+            first = jax.tree.map(lambda x, like: x.astype(jnp.result_type(like)), first, dict(visible))
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        start = zeros | {"layers": [first, _neutral(self.hidden, hidden)]}
+        chains = _in_float_dtype_of(visible["loc"], self._independent(start, num_chains, key))
+        layers = [self._layer(side, _wide(start)) for side in (HIDDEN, VISIBLE)]
+        log_z = sum(jnp.sum(unit.log_normalizer(layer, jnp.zeros_like(layer["loc"]))) for unit, layer in layers)
+        return Annealing(linear_path(start, params), chains, log_z)
+
+    def _independent(self, params: Params, rows: int, key: Array) -> Array:
+        """Visible states drawn without a field."""
+        unit, layer = self._layer(VISIBLE, _wide(params))
+        n, dtype = _size(layer)
+        noise = unit.noise(key, (rows, n), dtype)
+        return jax.vmap(lambda noise: unit.draw(layer, jnp.zeros_like(layer["loc"]), noise))(noise)
+
+
+def _as_params_say(machine: RBM, params: Params) -> RBM:
+    """With Gaussian visible units, if these have a variance: the functions of earlier versions know of no units."""
+    found = machine == RBM() and "log_var" in params["layers"][VISIBLE]
+    return RBM(Gaussian()) if found else machine
+
+
+# --- what is said of one layer -----------------------------------------------------------------------
+
+
+def _neutral(unit: Unit, layer: Layer) -> Layer:
+    """With all values of a unit equally likely, if they are finitely many."""
+    return dict(layer) if unit.values is None else jax.tree.map(jnp.zeros_like, dict(layer))
+
+
+def _number_of_states(unit: Unit, layer: Layer) -> float:
+    return np.inf if unit.values is None else len(unit.values) ** len(layer["loc"])
+
+
+def _start_statistics(unit: Unit, layer: Layer) -> tuple[Array, Array]:
+    """What real numbers t(x) are measured from and in: their mean and deviation without a field, else 0 and 1.
+
+    These are the first two derivatives of log z.
+    """
+    zeros, ones = jnp.zeros_like(layer["loc"]), jnp.ones_like(layer["loc"])
+    if unit.values is not None:
+        return zeros, ones
+    mean = jax.grad(lambda field: jnp.sum(unit.log_normalizer(layer, field)))
+    of_t, variance = jax.jvp(mean, (zeros,), (ones,))
+    return of_t, jnp.sqrt(variance)
+
+
+# --- rows and random numbers -------------------------------------------------------------------------
+
+
+def _wide(tree: Tree) -> Tree:
+    """Half precision as float32."""
+
+    def widen(x: Array) -> Array:
+        dtype = jnp.result_type(x)
+        return x if (wide := moment_dtype(dtype)) == dtype else jnp.asarray(x, wide)
+
+    return jax.tree.map(widen, tree)
+
+
+def _in_float_dtype_of(given: States, x: Array) -> Array:
+    """Floats in the dtype of the states given, if it is floating."""
+    floating = all(jnp.issubdtype(jnp.result_type(y), jnp.floating) for y in (given, x))
+    return x.astype(jnp.result_type(given)) if floating else x
+
+
+def _size(layer: Layer) -> tuple[int, DTypeLike]:
+    """The number of units and the dtype of their parameters."""
+    return len(layer["loc"]), jnp.result_type(layer["loc"])
+
+
+def _noise(unit: Unit, key: Array, states: States, units: int, dtype: DTypeLike) -> Array:
+    """Random numbers for a layer of every row, drawn where the rows lie on a mesh, not all on every device."""
+    sharding = jax.typeof(states).sharding
+    rows = None if sharding.mesh.empty else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+    return unit.noise(key, (len(states), units), dtype, out_sharding=rows)
+
+
+@jax.jit
+def _clamped_chain(machine: RBM, params: Params, v: Array, missing: Array, key: Array, steps: ArrayLike) -> Array:
+    def step(i: ArrayLike, x: Array) -> Array:
+        return jnp.where(missing, machine.transition(params, x, jax.random.fold_in(key, i)), v)
+
+    return jax.lax.fori_loop(0, steps, step, v)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _log_sum_over_states(machine: RBM, side: int, values: tuple[float, ...], params: Params) -> Array:
+    """log Σ exp(-F) over all states of one layer, of units with these values."""
+    q, units = len(values), len(params["layers"][side]["loc"])
+    count = q**units
+    block = min(count, _BLOCK)
+
+    def log_sum(numbers: Array) -> Array:
+        digits = numbers[:, None] // q ** jnp.arange(units)[None] % q
+        minus_energies = -machine._free_energy("log_partition", side, params, jnp.asarray(values)[digits])
+        return logsumexp(minus_energies, where=numbers < count)
+
+    numbers = jnp.arange(-(-count // block) * block).reshape(-1, block)
+    return logsumexp(jax.lax.map(log_sum, numbers))

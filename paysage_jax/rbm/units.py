@@ -1,0 +1,396 @@
+"""The kinds of units of a Boltzmann machine. A unit is its equations; everything else follows from them.
+
+E(v, h) = e(v) + e(h) - t(v)·W t(h), so that given one layer the units of the other are independent:
+
+    p(x | field) = exp(-e(x) + t(x)·field) / z(field),   z(field) = ∫ exp(-e(x) + t(x)·field) dx
+
+The integral is a sum where a unit takes finitely many values.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.nn import sigmoid, softplus
+from jax.scipy.special import logit, logsumexp
+
+from .._core.batches import Weighted, as_floats
+from .._core.pytree import Pytree, count
+from .._core.trees import moment_dtype
+from .._core.types import Batch, Leaf, Tree
+from .._ebm.domain import (
+    check_each,
+    check_real,
+    check_unit_interval,
+    fill_in,
+    matrix,
+    mean_and_deviation,
+    mean_over_rows,
+    measured,
+)
+from .truncated import log_integral, quantile
+
+Layer = dict[str, Array]  # the parameters of the units of one layer
+
+
+class Unit(Pytree, ABC):
+    """A kind of unit, as the equations of a layer of n of them. Derive from it for a kind of your own.
+
+    Every method is of one state x of the layer, (n,), and `RBM` maps it over rows. The parameters are a dict of
+    arrays (n,), the names of which are `names`. One is "loc", to which a constant field can be added:
+
+        e(x; loc + field) = e(x; loc) - t(x)·field + a constant
+
+    Attributes:
+        names: of the parameters.
+        values: the values that a unit takes; None if it takes real numbers.
+        noise: the random numbers that `draw` takes, one for each unit: a function of `jax.random` with the arguments
+            (key, shape, dtype, out_sharding=).
+        integer_states: whether states are integers that number the values, and not floats.
+
+    >>> class Ternary(Unit):
+    ...     \"\"\"Units of -1, 0 and 1:  e(x) = -loc x + cost |x|.\"\"\"
+    ...     names, values = ("loc", "cost"), (-1.0, 0.0, 1.0)
+    ...
+    ...     def energy(self, params, x):
+    ...         return jnp.sum(params["cost"] * jnp.abs(x) - params["loc"] * x)
+    ...
+    ...     def log_normalizer(self, params, field):
+    ...         a = params["loc"] + field
+    ...         return jnp.logaddexp(0, jnp.logaddexp(a, -a) - params["cost"])
+    ...
+    ...     def draw(self, params, field, noise):
+    ...         a, log_z = params["loc"] + field, self.log_normalizer(params, field)
+    ...         below = jnp.exp(-a - params["cost"] - log_z)
+    ...         return jnp.where(noise < below, -1.0, jnp.where(noise < below + jnp.exp(-log_z), 0.0, 1.0))
+    >>> from paysage_jax import rbm
+    >>> machine = rbm.RBM(visible=Ternary(), hidden=rbm.ReLU())
+    >>> params = machine.init(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), num_hidden=3, key=jax.random.key(0))
+    >>> machine.transition(params, jnp.zeros((5, 2)), jax.random.key(1)).shape
+    (5, 2)
+    """
+
+    names = ("loc",)
+    noise = staticmethod(jax.random.uniform)
+    integer_states = False
+
+    @property
+    def values(self) -> tuple[float, ...] | None:
+        return None
+
+    @abstractmethod
+    def energy(self, params: Layer, x: Array) -> Array:
+        """e(x), summed over the units."""
+
+    def statistic(self, params: Layer, x: Array) -> Array:
+        """t(x), linear in x: x itself."""
+        return x
+
+    @abstractmethod
+    def log_normalizer(self, params: Layer, field: Array) -> Array:
+        """log z(field) of each unit."""
+
+    def mean(self, params: Layer, field: Array) -> Array:
+        """The mean of x given the field; by default that of t(x), the derivative of log z."""
+        return jax.grad(lambda f: jnp.sum(self.log_normalizer(params, f)))(field)
+
+    def activations(self, params: Layer, gradient: Layer) -> Array:
+        """The mean of t(x), from the gradient of the mean of e(x); as e is above, minus the derivative by loc."""
+        return -gradient["loc"]
+
+    @abstractmethod
+    def draw(self, params: Layer, field: Array, noise: Array) -> Array:
+        """A draw of x given the field, as a function of independent random numbers (n,)."""
+
+    def zeros(self, n: int) -> Layer:
+        """The parameters of n units that are all 0, from which hidden units start."""
+        return {name: jnp.zeros(n) for name in self.names}
+
+    def rows(self, name: str, data: Batch) -> Weighted:
+        """Data (rows, n) as arrays; an error that names row and column for what the units do not take."""
+        return matrix(name, data, check_real)
+
+    def start(self, name: str, data: Weighted) -> Layer:
+        """Parameters with which independent units are distributed as the data, as nearly as they can be."""
+        return self.zeros(data.v.shape[1])
+
+
+def _means(data: Weighted) -> Array:
+    x = as_floats(data.v, float)
+    return mean_over_rows(x.astype(moment_dtype(x.dtype)), data.weights)
+
+
+_SMALLEST = 2.0**-23  # a probability at the start
+
+
+class Binary(Unit):
+    """Zeros and ones.
+
+        e(x) = -loc x,   t(x) = x
+
+    As data also means in [0, 1], which count as the log-likelihood of a lower bound: see `RBM.log_likelihood`.
+    """
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return (0.0, 1.0)
+
+    def energy(self, params: Layer, x: Array) -> Array:
+        return -params["loc"] @ x
+
+    def log_normalizer(self, params: Layer, field: Array) -> Array:
+        return softplus(params["loc"] + field)
+
+    def mean(self, params: Layer, field: Array) -> Array:
+        return sigmoid(params["loc"] + field)
+
+    def draw(self, params: Layer, field: Array, noise: Array) -> Array:
+        return (noise < self.mean(params, field)).astype(field.dtype)
+
+    def rows(self, name: str, data: Batch) -> Weighted:
+        return matrix(name, data, check_unit_interval)
+
+    def start(self, name: str, data: Weighted) -> Layer:
+        return {"loc": logit(jnp.clip(_means(data), _SMALLEST, 1 - _SMALLEST))}
+
+
+def _check_spins(name: str, tree: Tree) -> None:
+    def advise(x: np.ndarray) -> str:
+        binary = ((x == 0) | (x == 1)).all()
+        return fill_in(x) or ("zeros and ones become spins by 2 v - 1" if binary else "compare them with a threshold")
+
+    check_each(name, tree, lambda x: abs(x) == 1, "spins, -1 or 1", advise)
+
+
+class Spin(Unit):
+    """Spins of -1 and 1, as in an Ising model.
+
+    e(x) = -loc x,   t(x) = x
+    """
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return (-1.0, 1.0)
+
+    def energy(self, params: Layer, x: Array) -> Array:
+        return -params["loc"] @ x
+
+    def log_normalizer(self, params: Layer, field: Array) -> Array:
+        x = params["loc"] + field
+        return jnp.logaddexp(x, -x)
+
+    def mean(self, params: Layer, field: Array) -> Array:
+        return jnp.tanh(params["loc"] + field)
+
+    def draw(self, params: Layer, field: Array, noise: Array) -> Array:
+        return jnp.where(noise < sigmoid(2 * (params["loc"] + field)), 1, -1).astype(field.dtype)
+
+    def rows(self, name: str, data: Batch) -> Weighted:
+        return matrix(name, data, _check_spins)
+
+    def start(self, name: str, data: Weighted) -> Layer:
+        return {"loc": logit(jnp.clip((1 + _means(data)) / 2, _SMALLEST, 1 - _SMALLEST)) / 2}
+
+
+def _is_one_hot(x: Leaf) -> Leaf:
+    return ((x == 0) | (x == 1)) & (x.sum(axis=-1, keepdims=True) == 1)
+
+
+def _advise_states(x: np.ndarray) -> str:
+    return fill_in(x) or ("count the states from 0: v - 1" if x.min() == 1 else "number the states from 0")
+
+
+class Categorical(Unit):
+    """One of q states, as the letters of a sequence: a Potts model.
+
+        e(x) = -loc[x],   t(x) = the one-hot vector of x
+
+    `loc` is (n, q), and W has an axis of states behind that of the units: (n, q, hidden) for visible units. States are
+    integers from 0 to q - 1, (rows, n), or one-hot, (rows, n, q): chains and samples have the form of the data.
+
+    Args:
+        states: q, a positive integer.
+    """
+
+    states: int = count(static=True)
+    integer_states = True
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return tuple(range(self.states))
+
+    def energy(self, params: Layer, x: Array) -> Array:
+        return -jnp.sum(params["loc"] * self.statistic(params, x))
+
+    def statistic(self, params: Layer, x: Array) -> Array:
+        if x.ndim == 1:
+            x = x[:, None] == jnp.arange(self.states, dtype=x.dtype)[None]
+        return x.astype(params["loc"].dtype)
+
+    def log_normalizer(self, params: Layer, field: Array) -> Array:
+        return logsumexp(params["loc"] + field, axis=1)
+
+    def mean(self, params: Layer, field: Array) -> Array:
+        return jax.nn.softmax(params["loc"] + field, axis=1)
+
+    def draw(self, params: Layer, field: Array, noise: Array) -> Array:
+        return jnp.sum(noise[:, None] >= jnp.cumsum(self.mean(params, field), axis=1)[:, :-1], axis=1, dtype=jnp.int32)
+
+    def zeros(self, n: int) -> Layer:
+        return {"loc": jnp.zeros((n, self.states))}
+
+    def rows(self, name: str, data: Batch) -> Weighted:
+        return measured(name, data, self._check)
+
+    def _check(self, name: str, v: Batch) -> None:
+        shapes = [x.shape for x in jax.tree.leaves(v)]
+        if len(shapes) == 1 and len(shapes[0]) == 2:
+            expected = f"integers from 0 to {self.states - 1}"
+            check_each(name, v, lambda x: (x >= 0) & (x < self.states) & (x % 1 == 0), expected, _advise_states)
+        elif len(shapes) == 1 and shapes[0][2:] == (self.states,):
+            check_each(name, v, _is_one_hot, "one-hot states", lambda x: fill_in(x) or "one of each row is 1")
+        else:
+            expected = f"integers (rows, visible) or one-hot states (rows, visible, {self.states})"
+            raise ValueError(f"{name}: expected {expected}, got shapes {shapes}")
+
+    def start(self, name: str, data: Weighted) -> Layer:
+        dtype = jnp.result_type(float)
+        states = jnp.arange(self.states, dtype=data.v.dtype)
+        one_hot = data.v if data.v.ndim == 3 else data.v[:, :, None] == states[None, None]
+        log_means = jnp.log(jnp.maximum(mean_over_rows(one_hot.astype(dtype), data.weights), _SMALLEST))
+        return {"loc": log_means - jnp.mean(log_means, axis=1, keepdims=True)}
+
+
+class Gaussian(Unit):
+    """Real numbers, of a variance s² = exp(log_var) that is learned.
+
+    e(x) = (x - loc)² / (2 s²),   t(x) = x / s²
+    """
+
+    names = ("loc", "log_var")
+    noise = staticmethod(jax.random.normal)
+
+    def energy(self, params: Layer, x: Array) -> Array:
+        return jnp.sum((x - params["loc"]) ** 2 / (2 * jnp.exp(params["log_var"])))
+
+    def statistic(self, params: Layer, x: Array) -> Array:
+        return x / jnp.exp(params["log_var"])
+
+    def log_normalizer(self, params: Layer, field: Array) -> Array:
+        variance = jnp.exp(params["log_var"])
+        # (x² - loc²) / (2 s²), x = loc + field, without the difference of large squares
+        return field * (params["loc"] + field / 2) / variance + jnp.log(2 * jnp.pi * variance) / 2
+
+    def mean(self, params: Layer, field: Array) -> Array:
+        return params["loc"] + field
+
+    def activations(self, params: Layer, gradient: Layer) -> Array:
+        return params["loc"] / jnp.exp(params["log_var"]) - gradient["loc"]
+
+    def draw(self, params: Layer, field: Array, noise: Array) -> Array:
+        return self.mean(params, field) + jnp.exp(params["log_var"] / 2) * noise
+
+    def start(self, name: str, data: Weighted) -> Layer:
+        mean, deviation = mean_and_deviation(name, data)
+        return {"loc": mean, "log_var": 2 * jnp.log(deviation)}
+
+
+def _check_nonnegative(name: str, tree: Tree) -> None:
+    check_real(name, tree)
+    check_each(
+        name, tree, lambda x: x >= 0, "nonnegative numbers", lambda x: "other numbers need Gaussian or DReLU units"
+    )
+
+
+class ReLU(Unit):
+    """Nonnegative numbers: rectified Gaussian units, whose mean is a smooth version of max(0, s² (loc + field)).
+
+    e(x) = x² / (2 s²) - loc x for x >= 0,   t(x) = x,   s² = exp(log_var)
+    """
+
+    names = ("loc", "log_var")
+
+    def energy(self, params: Layer, x: Array) -> Array:
+        return jnp.sum(x**2 / (2 * jnp.exp(params["log_var"])) - params["loc"] * x)
+
+    def log_normalizer(self, params: Layer, field: Array) -> Array:
+        s = jnp.exp(params["log_var"] / 2)
+        return params["log_var"] / 2 + log_integral(s * (params["loc"] + field))
+
+    def draw(self, params: Layer, field: Array, noise: Array) -> Array:
+        s = jnp.exp(params["log_var"] / 2)
+        return s * quantile(s * (params["loc"] + field), noise)
+
+    def rows(self, name: str, data: Batch) -> Weighted:
+        return matrix(name, data, _check_nonnegative)
+
+    def start(self, name: str, data: Weighted) -> Layer:
+        """The truncated normal distributions of largest likelihood: those with the means and variances of the data."""
+        mean, deviation = mean_and_deviation(name, data)
+        unit_mean = jax.grad(lambda z: jnp.sum(log_integral(z)))
+
+        def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bounds
+            z = (low + high) / 2
+            m = unit_mean(z)
+            too_wide = (1 + z * m) / m**2 > 1 + (deviation / mean) ** 2  # E[y²] / E[y]² falls with z
+            return jnp.where(too_wide, z, low), jnp.where(too_wide, high, z)
+
+        z, _ = jax.lax.fori_loop(0, 40, halve, (jnp.full_like(mean, -10), jnp.full_like(mean, 30)))
+        s = mean / unit_mean(z)
+        return {"loc": z / s, "log_var": 2 * jnp.log(s)}
+
+
+class DReLU(Unit):
+    """Real numbers with a slope and a threshold on either side of 0: double rectified linear units.
+
+        e(x) = x² / (2 s²) - loc x + threshold |x|,   t(x) = x
+
+        s² = exp(log_var_positive) where x > 0,  exp(log_var_negative) where x < 0
+
+    The most likely x is 0 while |loc + field| < threshold, and grows with the slope s² beyond. With equal slopes and
+    without threshold it is a Gaussian unit; with a negative threshold it has two modes. In the notation of Tubiana,
+    Cocco & Monasson (eLife 8, 2019), θ₊ = threshold - loc, θ₋ = -threshold - loc, and γ₊, γ₋ = 1 / s².
+    """
+
+    names = ("loc", "threshold", "log_var_positive", "log_var_negative")
+
+    def energy(self, params: Layer, x: Array) -> Array:
+        log_var = jnp.where(x > 0, params["log_var_positive"], params["log_var_negative"])
+        return jnp.sum(x**2 / (2 * jnp.exp(log_var)) - params["loc"] * x + params["threshold"] * jnp.abs(x))
+
+    def log_normalizer(self, params: Layer, field: Array) -> Array:
+        return jnp.logaddexp(*(jnp.log(s) + log_integral(z) for s, z in self._sides(params, field)))
+
+    def draw(self, params: Layer, field: Array, noise: Array) -> Array:
+        (s, z), (s_negative, z_negative) = self._sides(params, field)
+        log_odds = jnp.log(s) + log_integral(z) - jnp.log(s_negative) - log_integral(z_negative)
+        share = sigmoid(log_odds)
+        positive = noise < share
+        # What is left of the random number, which is uniform again.
+        noise = jnp.where(positive, noise, noise - share) / jnp.where(positive, share, 1 - share)
+        side = jnp.where(positive, s, s_negative)
+        return jnp.where(positive, side, -side) * quantile(jnp.where(positive, z, z_negative), noise)
+
+    @staticmethod
+    def _sides(params: Layer, field: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        """For x > 0 and for x < 0 the s and z with which |x| / s has the density exp(z y - y²/2)."""
+        a = params["loc"] + field
+        s, s_negative = (jnp.exp(params[f"log_var_{side}"] / 2) for side in ("positive", "negative"))
+        return (s, s * (a - params["threshold"])), (s_negative, s_negative * (-a - params["threshold"]))
+
+    def start(self, name: str, data: Weighted) -> Layer:
+        """The Gaussian units with the means and variances of the data."""
+        mean, deviation = mean_and_deviation(name, data)
+        log_var = 2 * jnp.log(deviation)
+        zeros = jnp.zeros_like(mean)
+        return {
+            "loc": mean / jnp.exp(log_var),
+            "threshold": zeros,
+            "log_var_positive": log_var,
+            "log_var_negative": log_var,
+        }
