@@ -29,11 +29,6 @@ def make_optimizers(learning_rate):
     return {"plain": sgd, "centred": pj.chain(pj.center(), sgd)}
 
 
-def log_likelihood(params, images):
-    """Exact, in nats per image."""
-    return pj.rbm.log_likelihood(params, images, pj.rbm.log_partition(params))
-
-
 @partial(jax.jit, static_argnames="epochs")
 @partial(jax.vmap, in_axes=(None, None, None, 0))  # a run for each key, all in one program
 def train(optimizer, images, epochs, key):
@@ -49,10 +44,10 @@ def train(optimizer, images, epochs, key):
         batch_size=digits.BATCH,
         shuffle=False,  # as in paysage; with shuffled batches the plain gradient loses less
         key=key,
-        metrics={"log-likelihood": lambda state, key: log_likelihood(state.params, images)},
+        metrics={"log-likelihood": lambda state, key: pj.rbm.log_likelihood(state.params, images)},
         metrics_every=max(1, epochs // 6),
     ).history
-    return jnp.append(0, history["epoch"]), jnp.append(log_likelihood(start, images), history["log-likelihood"])
+    return jnp.append(0, history["epoch"]), jnp.append(pj.rbm.log_likelihood(start, images), history["log-likelihood"])
 
 
 def main(argv=None):

@@ -74,11 +74,6 @@ def log_likelihood(params, v):
     return jnp.mean(jax.lax.map(log_p, v, batch_size=100))
 
 
-def rbm_log_likelihood(params, v):
-    """The same of an RBM."""
-    return pj.rbm.log_likelihood(params, v, pj.rbm.log_partition(params))
-
-
 def train(start, estimator, measure, images, epochs, key):
     """The result of `pj.fit` on the centred gradient, without which deep machines learn slowly."""
     return pj.fit(
@@ -103,7 +98,7 @@ def main(argv=None):
     keys = jax.random.split(jax.random.key(options.seed), 4)
 
     pcd = pj.persistent_contrastive_divergence
-    rbm = pcd(pj.rbm.RBM(), steps=5), rbm_log_likelihood
+    rbm = pcd(pj.rbm.RBM(), steps=5), pj.rbm.log_likelihood
     start = init(images.train, keys[0])
     one_layer = [pj.rbm.init_bernoulli(images.train, n, keys[0]) for n in (FIRST, FIRST + SECOND)]
     runs = {

@@ -49,13 +49,8 @@ def train(data, held_out, hidden, epochs, key):
         epochs=epochs,
         batch_size=200,
         key=key,
-        metrics={"nats": lambda state, key: log_likelihood(state.params, held_out)},
+        metrics={"nats": lambda state, key: pj.rbm.log_likelihood(state.params, held_out)},
     )
-
-
-def log_likelihood(params, white):
-    """Exact, in nats per pixel."""
-    return pj.rbm.log_likelihood(params, white, pj.rbm.log_partition(params))
 
 
 def gaussian_log_likelihood(white):

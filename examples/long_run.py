@@ -20,24 +20,23 @@ from tensorboardX import SummaryWriter
 
 import paysage_jax as pj
 
-MODEL = pj.rbm.RBM()
-
 
 def train(images, epochs, key, folder, callback):
     """The result of `pj.fit`; all that makes the run survive, report and stop is in its last four arguments."""
     start_key, fit_key = jax.random.split(key)
+    machine = pj.rbm.RBM()
     validation = np.repeat(images.validation, 20, axis=0)  # twenty of the metric's draws for each image
     return pj.fit(
         pj.rbm.init_bernoulli(images.train, 36, start_key),
         pj.chain(pj.center(), pj.sgd(1.0), pj.average_parameters()),
-        pj.persistent_contrastive_divergence(MODEL, num_chains=100),
+        pj.persistent_contrastive_divergence(machine, num_chains=100),
         images.train,
         epochs=epochs,
         batch_size=digits.BATCH,
         key=fit_key,
         metrics={
-            "validation": pj.pseudo_log_likelihood(MODEL, validation),
-            "gap": pj.free_energy_gap(MODEL, images.train, images.validation),
+            "validation": pj.pseudo_log_likelihood(machine, validation),
+            "gap": pj.free_energy_gap(machine, images.train, images.validation),
         },
         early_stopping=pj.early_stopping("validation", patience=40, maximize=True),
         callback=callback,

@@ -23,11 +23,6 @@ import paysage_jax as pj
 HIDDEN = 16
 
 
-def log_likelihood(params, images):
-    """Exact, in nats per image."""
-    return pj.rbm.log_likelihood(params, images, pj.rbm.log_partition(params))
-
-
 @partial(jax.jit, static_argnames="epochs")
 @partial(jax.vmap, in_axes=(None, None, 0, None))  # rows: learning rates
 @partial(jax.vmap, in_axes=(None, None, None, 0))  # columns: keys
@@ -44,7 +39,7 @@ def sweep(images, epochs, learning_rate, key):
         key=key,
     )
     params = pj.averaged_parameters(result)
-    return log_likelihood(params, images), params["weights"][0]["matrix"].T
+    return pj.rbm.log_likelihood(params, images), params["weights"][0]["matrix"].T
 
 
 def main(argv=None):
@@ -63,7 +58,7 @@ def main(argv=None):
     start = time.perf_counter()
     values, filters = map(np.asarray, sweep(images, options.epochs, jnp.asarray(learning_rates, float), keys))
     seconds = time.perf_counter() - start
-    untrained = log_likelihood(pj.rbm.init_bernoulli(images, HIDDEN, keys[0]), images)
+    untrained = pj.rbm.log_likelihood(pj.rbm.init_bernoulli(images, HIDDEN, keys[0]), images)
 
     print(f"{values.size} trainings of {options.epochs} epochs in {seconds:.1f} s, compilation included")
     print("learning rate  log-likelihood, nats per image: mean, worst and best run")

@@ -77,9 +77,9 @@ def gibbs(params: Params, v: States, key: Array) -> Array:
     return _machine(params).transition(params, v, key)
 
 
-def log_likelihood(params: Params, v: Batch, log_z: ArrayLike) -> Array:
-    """The mean of log p(v) over the rows of v, in nats."""
-    return _machine(params).log_likelihood(params, v, log_z)
+def log_likelihood(params: Params, v: Batch, log_z: ArrayLike | None = None) -> Array:
+    """The mean of log p(v) over the rows of v, in nats; without log_z by the exact one, of `log_partition`."""
+    return _machine(params).log_likelihood(params, v, log_partition(params) if log_z is None else log_z)
 
 
 def log_partition(params: Params) -> Array:

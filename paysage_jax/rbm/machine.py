@@ -256,7 +256,7 @@ class RBM(Pytree):
 
     # --- likelihood ----------------------------------------------------------------------------------
 
-    def log_likelihood(self, params: Params, v: Batch, log_z: ArrayLike) -> Array:
+    def log_likelihood(self, params: Params, v: Batch, log_z: ArrayLike | None = None) -> Array:
         """The mean of log p(v) over the rows of v, in nats.
 
         For grey values in [0, 1] of binary units it is a lower bound of its mean over zeros and ones with these means.
@@ -264,12 +264,14 @@ class RBM(Pytree):
         Args:
             params: of the machine.
             v: (rows, visible), or `Weighted`; then the mean is weighted.
-            log_z: log Z of the machine.
+            log_z: log Z of the machine; None: the exact one, of `log_partition`.
 
         Raises:
-            TypeError, ValueError: for values that the visible units do not take, where values are known.
+            TypeError, ValueError: for values that the visible units do not take, where values are known, and for a
+                machine that is too large for `log_partition`.
         """
         data = self.visible.rows("log_likelihood: v", v)
+        log_z = _as_params_say(self, params).log_partition(params) if log_z is None else log_z
         return -mean_over_rows(self.energy(params, data.v), data.weights) - jnp.asarray(log_z)
 
     def log_partition(self, params: Params) -> Array:
