@@ -11,6 +11,7 @@ Draws the course of training, what the units of both layers stand for, and sampl
 """
 
 import math
+from typing import Any
 
 import digits
 import jax
@@ -101,7 +102,7 @@ def main(argv=None):
     rbm = pcd(pj.rbm.RBM(), steps=5), pj.rbm.log_likelihood
     start = init(images.train, keys[0])
     one_layer = [pj.rbm.init_bernoulli(images.train, n, keys[0]) for n in (FIRST, FIRST + SECOND)]
-    runs: dict[str, tuple] = {
+    runs: dict[str, Any] = {
         f"DBM, {FIRST} + {SECOND}": (start, pcd(pj.Model(energy, gibbs, complete), steps=5), log_likelihood),
         f"RBM, {FIRST}": (one_layer[0], *rbm),
         f"RBM, {FIRST + SECOND}": (one_layer[1], *rbm),
