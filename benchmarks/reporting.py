@@ -52,7 +52,7 @@ def reporting(seconds: float) -> Iterator[Result]:
     model = pj.rbm.RBM()
     estimator = pj.persistent_contrastive_divergence(model)
     data = jnp.array(patterns(rows=6000))
-    start = pj.rbm.init_bernoulli(data, HIDDEN, jax.random.key(0))
+    start = model.init(data, HIDDEN, jax.random.key(0))
     run = partial(Epochs, start=start, data=data)
     metrics = {"size": lambda state, key: jnp.sum(state.params["layers"][0]["loc"] ** 2)}
     stopping = pj.early_stopping("size", patience=10**6)

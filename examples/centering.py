@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 
 import paysage_jax as pj
 
+MODEL = pj.rbm.RBM()
+
 HIDDEN = 16
 
 
@@ -31,7 +33,7 @@ def make_optimizers(learning_rate):
 
 def log_likelihood(params, images):
     """Exact, in nats per image."""
-    return pj.rbm.log_likelihood(params, images, pj.rbm.log_partition(params))
+    return MODEL.log_likelihood(params, images, MODEL.log_partition(params))
 
 
 @partial(jax.jit, static_argnames="epochs")
@@ -39,11 +41,11 @@ def log_likelihood(params, images):
 def train(optimizer, images, epochs, key):
     """The epochs at which the log-likelihood was measured, and its values."""
     init_key, key = jax.random.split(key)
-    start = pj.rbm.init_bernoulli(images, HIDDEN, init_key)
+    start = MODEL.init(images, HIDDEN, init_key)
     history = pj.fit(
         start,
         optimizer,
-        pj.persistent_contrastive_divergence(pj.rbm.RBM()),
+        pj.persistent_contrastive_divergence(MODEL),
         images,
         epochs=epochs,
         batch_size=digits.BATCH,

@@ -38,7 +38,7 @@ def train(images, devices, shards, epochs, seed):
     estimator = pj.persistent_contrastive_divergence(MODEL)
     start_key, fit_key = jax.random.split(jax.random.key(seed))
     result = pj.fit(
-        pj.rbm.init_bernoulli(images, HIDDEN, start_key),
+        MODEL.init(images, HIDDEN, start_key),
         optimizer,
         estimator,
         images,

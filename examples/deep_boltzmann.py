@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 
 import paysage_jax as pj
 
+ONE_LAYER = pj.rbm.RBM()
+
 FIRST, SECOND = 12, 8  # hidden units
 SHOWN = 36  # samples and images in the picture
 
@@ -30,7 +32,7 @@ SHOWN = 36  # samples and images in the picture
 def init(data, key):
     """An RBM with the means of the data and small weights, and a second layer upon it."""
     lower_key, upper_key = jax.random.split(key)
-    params = pj.rbm.init_bernoulli(data, FIRST, lower_key)
+    params = ONE_LAYER.init(data, FIRST, lower_key)
     params["layers"].append({"loc": jnp.zeros(SECOND)})
     params["weights"].append({"matrix": 0.1 * jax.random.normal(upper_key, (FIRST, SECOND))})
     return params
@@ -79,7 +81,7 @@ def log_likelihood(params, v):
 
 def rbm_log_likelihood(params, v):
     """The same of an RBM."""
-    return pj.rbm.log_likelihood(params, v, pj.rbm.log_partition(params))
+    return ONE_LAYER.log_likelihood(params, v, ONE_LAYER.log_partition(params))
 
 
 def train(start, estimator, measure, images, epochs, key):
@@ -106,9 +108,9 @@ def main(argv=None):
     keys = jax.random.split(jax.random.key(options.seed), 4)
 
     pcd = pj.persistent_contrastive_divergence
-    rbm = pcd(pj.rbm.RBM(), steps=5), rbm_log_likelihood
+    rbm = pcd(ONE_LAYER, steps=5), rbm_log_likelihood
     start = init(images.train, keys[0])
-    one_layer = [pj.rbm.init_bernoulli(images.train, n, keys[0]) for n in (FIRST, FIRST + SECOND)]
+    one_layer = [ONE_LAYER.init(images.train, n, keys[0]) for n in (FIRST, FIRST + SECOND)]
     runs = {
         f"DBM, {FIRST} + {SECOND}": (start, pcd(MODEL, steps=5), log_likelihood),
         f"RBM, {FIRST}": (one_layer[0], *rbm),

@@ -28,7 +28,7 @@ def train(images, epochs, key, folder, callback):
     start_key, fit_key = jax.random.split(key)
     validation = np.repeat(images.validation, 20, axis=0)  # twenty of the metric's draws for each image
     return pj.fit(
-        pj.rbm.init_bernoulli(images.train, 36, start_key),
+        MODEL.init(images.train, 36, start_key),
         pj.chain(pj.center(), pj.sgd(pj.per_epoch(pj.power_law_decay(0.3, 0.1)))),
         pj.persistent_contrastive_divergence(MODEL, num_chains=100),
         images.train,

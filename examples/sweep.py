@@ -20,12 +20,14 @@ from matplotlib.figure import Figure
 
 import paysage_jax as pj
 
+MODEL = pj.rbm.RBM()
+
 HIDDEN = 16
 
 
 def log_likelihood(params, images):
     """Exact, in nats per image."""
-    return pj.rbm.log_likelihood(params, images, pj.rbm.log_partition(params))
+    return MODEL.log_likelihood(params, images, MODEL.log_partition(params))
 
 
 @partial(jax.jit, static_argnames="epochs")
@@ -35,9 +37,9 @@ def sweep(images, epochs, learning_rate, key):
     """One training: the log-likelihood after it, and the filters."""
     init_key, key = jax.random.split(key)
     params = pj.fit(
-        pj.rbm.init_bernoulli(images, HIDDEN, init_key),
+        MODEL.init(images, HIDDEN, init_key),
         pj.adam(pj.per_epoch(pj.power_law_decay(learning_rate, 0.1))),
-        pj.persistent_contrastive_divergence(pj.rbm.RBM()),
+        pj.persistent_contrastive_divergence(MODEL),
         images,
         epochs=epochs,
         batch_size=digits.BATCH,
@@ -62,7 +64,7 @@ def main(argv=None):
     start = time.perf_counter()
     values, filters = map(np.asarray, sweep(images, options.epochs, jnp.asarray(learning_rates, float), keys))
     seconds = time.perf_counter() - start
-    untrained = log_likelihood(pj.rbm.init_bernoulli(images, HIDDEN, keys[0]), images)
+    untrained = log_likelihood(MODEL.init(images, HIDDEN, keys[0]), images)
 
     print(f"{values.size} trainings of {options.epochs} epochs in {seconds:.1f} s, compilation included")
     print("learning rate  log-likelihood, nats per image: mean, worst and best run")
