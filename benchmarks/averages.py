@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import paysage_jax as pj
-from paysage_jax import rbm
 
 from .log_z import BATCH, MODEL, digits
 
@@ -37,8 +36,8 @@ SCHEDULES = {"falling": falling, "constant": lambda rate, epochs: rate, "half": 
 
 def exact(params, rows):
     """The log-likelihoods of some arrays of rows, in nats per row."""
-    log_z = rbm.log_partition(params)
-    return jnp.stack([rbm.log_likelihood(params, v, log_z) for v in rows])
+    log_z = MODEL.log_partition(params)
+    return jnp.stack([MODEL.log_likelihood(params, v, log_z) for v in rows])
 
 
 def likelihoods(optimizer, averages, epochs, seeds, chains, hidden=16):
@@ -49,7 +48,7 @@ def likelihoods(optimizer, averages, epochs, seeds, chains, hidden=16):
 
     def run(key):
         start_key, fit_key = jax.random.split(key)
-        start = rbm.init_bernoulli(rows[0], hidden, start_key)
+        start = MODEL.init(rows[0], hidden, start_key)
         result = pj.fit(start, every, estimator, rows[0], epochs=epochs, batch_size=BATCH, key=fit_key)
         kept = map(pj.averaged_parameters, result.optimizer_state[1:])
         return jnp.stack([exact(params, rows) for params in (result.params, *kept)])

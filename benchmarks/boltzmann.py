@@ -37,7 +37,7 @@ def epochs_of_training(seconds: float) -> Iterator[Result]:
     """Contrastive divergence (CD-1) with Adam; scikit-learn's chains are persistent and its steps plain."""
     estimator = pj.contrastive_divergence(rbm.RBM())
     for name, data, hidden, epochs in (("digits", digits.load().train, 64, 30), ("patterns", patterns(), 500, 5)):
-        start = rbm.init_bernoulli(jnp.array(data), hidden, jax.random.key(0))
+        start = rbm.RBM().init(jnp.array(data), hidden, jax.random.key(0))
         for batch_size in (50, 100):
             run = (start, data, batch_size, epochs)
             mine = {"fit": Runs(partial(_fit, estimator, *run))}

@@ -25,13 +25,13 @@ def digits():
 def tracked_run(data, optimizer, key, hidden, epochs, chains, steps):
     """The result of a centred run that tracks log Z and reanneals every epoch; its history has the exact one."""
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
-    start = rbm.init_bernoulli(data, hidden, start_key)
-    annealing = rbm.annealing(start, data, chains, path_key)
+    start = MODEL.init(data, hidden, start_key)
+    annealing = MODEL.annealing(start, data, chains, path_key)
     first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
     again = {"reanneal_every": len(data) // BATCH, "reanneal_steps": steps}
     tracker = pj.track_log_partition(MODEL, first, track_key, **again)
     metrics = {
-        "exact": lambda state, key: rbm.log_partition(state.params),
+        "exact": lambda state, key: MODEL.log_partition(state.params),
         "tracked": lambda state, key: pj.tracked_log_partition(state).log_z,
         "error": lambda state, key: pj.tracked_log_partition(state).error,
     }
@@ -43,17 +43,17 @@ def tracked_run(data, optimizer, key, hidden, epochs, chains, steps):
 def annealed(params, training_chains, data, held_out, key, chains, steps):
     """Bounds and estimates of log Z, and RAISE on samples of the model and on held-out rows, all minus the exact."""
     path_key, forward_key, on_key, back_key, draw_key, raise_key = jax.random.split(key, 6)
-    annealing = rbm.annealing(params, data, chains, path_key)
+    annealing = MODEL.annealing(params, data, chains, path_key)
     forward = pj.annealed_importance_sampling(MODEL, annealing, forward_key, steps)
     samples = jnp.resize(training_chains, annealing.start.shape)
-    on = lambda i, v: rbm.gibbs(params, v, jax.random.fold_in(on_key, i))  # noqa: E731
+    on = lambda i, v: MODEL.transition(params, v, jax.random.fold_in(on_key, i))  # noqa: E731
     samples = jax.lax.fori_loop(0, 1000, on, samples)
     back = pj.reverse_annealed_importance_sampling(MODEL, annealing, samples, back_key, steps)
-    exact = rbm.log_partition(params)
+    exact = MODEL.log_partition(params)
 
     def raised(v):
         log_p = pj.reverse_ais_log_prob(MODEL, annealing, v, raise_key, steps)
-        return jnp.mean(log_p + rbm.free_energy(params, v)) + exact
+        return jnp.mean(log_p + MODEL.energy(params, v)) + exact
 
     over_exact = [x - exact for x in (forward.bound, forward.log_z, back.log_z, back.bound)]
     return jnp.stack([*over_exact, raised(exact_samples(params, 2000, draw_key)), raised(held_out)])
@@ -64,8 +64,8 @@ def exact_samples(params, count, key):
     hidden = len(params["layers"][1]["loc"])
     h_key, v_key = jax.random.split(key)
     states = ((jnp.arange(2**hidden)[:, None] >> jnp.arange(hidden)[None]) & 1).astype(float)
-    chosen = jax.random.categorical(h_key, -rbm.hidden_free_energy(params, states), shape=(count,))
-    return rbm.sample_visible(params, states[chosen], v_key)
+    chosen = jax.random.categorical(h_key, -MODEL.hidden_free_energy(params, states), shape=(count,))
+    return MODEL.visible_sample(params, states[chosen], v_key)
 
 
 def main(argv=None):

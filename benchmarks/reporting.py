@@ -52,7 +52,7 @@ def reporting(seconds: float) -> Iterator[Result]:
     model = pj.rbm.RBM()
     estimator = pj.persistent_contrastive_divergence(model)
     data = jnp.array(patterns(rows=6000))
-    start = pj.rbm.init_bernoulli(data, HIDDEN, jax.random.key(0))
+    start = model.init(data, HIDDEN, jax.random.key(0))
     run = partial(Epochs, start=start, data=data)
     metrics = {"size": lambda state, key: jnp.sum(state.params["layers"][0]["loc"] ** 2)}
     stopping = pj.early_stopping("size", patience=10**6)
@@ -72,6 +72,6 @@ def reporting(seconds: float) -> Iterator[Result]:
     yield compare(title, mine, {"bare": run(Silent(estimator))}, seconds, each=EPOCHS)
 
     few = data[:, :64]
-    small = partial(Epochs, Silent(estimator), pj.rbm.init_bernoulli(few, 16, jax.random.key(0)), few)
+    small = partial(Epochs, Silent(estimator), model.init(few, 16, jax.random.key(0)), few)
     title = f"the same, 64 × 16, batches of {BATCH}"
     yield compare(title, {"average": small(optimizer=averaged)}, {"bare": small()}, seconds, each=EPOCHS)

@@ -23,7 +23,7 @@ TINY = 1e-6
 def trainers(seconds: float) -> Iterator[Result]:
     """An epoch of centred PCD-1 and PCD-10 along the gradient of norm 1, as torch's rbms has it; 784 × 500."""
     data = patterns(rows=6000)
-    start = rbm.init_bernoulli(jnp.array(data), HIDDEN, jax.random.key(0))
+    start = rbm.RBM().init(jnp.array(data), HIDDEN, jax.random.key(0))
     for sweeps in (1, 10):
         run = (start, data, sweeps)
         variants = {

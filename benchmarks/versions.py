@@ -36,10 +36,16 @@ def machine(visible, hidden, gaussian):
     random = np.random.default_rng(0)
     bits = (random.random((10 * BATCH, visible)) < 0.3).astype(np.float32)
     data = random.normal(size=bits.shape).astype(np.float32) if gaussian else bits
-    make = rbm.init_gaussian if gaussian else rbm.init_bernoulli
-    model: Any = [rbm.RBM()] if hasattr(rbm, "RBM") else [rbm.free_energy, rbm.gibbs]  # two functions up to 0.2
-    estimator = pj.contrastive_divergence(*model)
-    return make(data, hidden, jax.random.key(0)), estimator, pj.adam(1e-3), data
+    model: Any
+    functions: Any = rbm  # of versions before kinds of units
+    if hasattr(rbm, "Gaussian"):
+        machine = rbm.RBM(rbm.Gaussian() if gaussian else rbm.Binary())
+        model, start = [machine], machine.init(data, hidden, jax.random.key(0))
+    else:
+        make = functions.init_gaussian if gaussian else functions.init_bernoulli
+        model = [rbm.RBM()] if hasattr(rbm, "RBM") else [functions.free_energy, functions.gibbs]  # up to 0.2
+        start = make(data, hidden, jax.random.key(0))
+    return start, pj.contrastive_divergence(*model), pj.adam(1e-3), data
 
 
 def step(visible, hidden, gaussian=False):

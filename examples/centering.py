@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 
 import paysage_jax as pj
 
+MODEL = pj.rbm.RBM()
+
 HIDDEN = 16
 
 
@@ -34,20 +36,20 @@ def make_optimizers(learning_rate):
 def train(optimizer, images, epochs, key):
     """The epochs at which the log-likelihood was measured, and its values."""
     init_key, key = jax.random.split(key)
-    start = pj.rbm.init_bernoulli(images, HIDDEN, init_key)
+    start = MODEL.init(images, HIDDEN, init_key)
     history = pj.fit(
         start,
         optimizer,
-        pj.persistent_contrastive_divergence(pj.rbm.RBM()),
+        pj.persistent_contrastive_divergence(MODEL),
         images,
         epochs=epochs,
         batch_size=digits.BATCH,
         shuffle=False,  # as in paysage; with shuffled batches the plain gradient loses less
         key=key,
-        metrics={"log-likelihood": lambda state, key: pj.rbm.log_likelihood(state.params, images)},
+        metrics={"log-likelihood": lambda state, key: MODEL.log_likelihood(state.params, images)},
         metrics_every=max(1, epochs // 6),
     ).history
-    return jnp.append(0, history["epoch"]), jnp.append(pj.rbm.log_likelihood(start, images), history["log-likelihood"])
+    return jnp.append(0, history["epoch"]), jnp.append(MODEL.log_likelihood(start, images), history["log-likelihood"])
 
 
 def main(argv=None):

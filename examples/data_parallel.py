@@ -37,7 +37,7 @@ def train(images, devices, shards, epochs, seed):
     estimator = pj.persistent_contrastive_divergence(pj.rbm.RBM())
     start_key, fit_key = jax.random.split(jax.random.key(seed))
     result = pj.fit(
-        pj.rbm.init_bernoulli(images, HIDDEN, start_key),
+        pj.rbm.RBM().init(images, HIDDEN, start_key),
         optimizer,
         estimator,
         images,

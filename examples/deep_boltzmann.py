@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 
 import paysage_jax as pj
 
+ONE_LAYER = pj.rbm.RBM()
+
 FIRST, SECOND = 12, 8  # hidden units
 SHOWN = 36  # samples and images in the picture
 
@@ -31,7 +33,7 @@ SHOWN = 36  # samples and images in the picture
 def init(data, key):
     """An RBM with the means of the data and small weights, and a second layer upon it."""
     lower_key, upper_key = jax.random.split(key)
-    params = pj.rbm.init_bernoulli(data, FIRST, lower_key)
+    params = ONE_LAYER.init(data, FIRST, lower_key)
     params["layers"].append({"loc": jnp.zeros(SECOND)})
     params["weights"].append({"matrix": 0.1 * jax.random.normal(upper_key, (FIRST, SECOND))})
     return params
@@ -99,10 +101,10 @@ def main(argv=None):
     keys = jax.random.split(jax.random.key(options.seed), 4)
 
     pcd = pj.persistent_contrastive_divergence
-    rbm = pcd(pj.rbm.RBM(), steps=5), pj.rbm.log_likelihood
+    rbm = pcd(ONE_LAYER, steps=5), ONE_LAYER.log_likelihood
     start = init(images.train, keys[0])
-    one_layer = [pj.rbm.init_bernoulli(images.train, n, keys[0]) for n in (FIRST, FIRST + SECOND)]
-    runs: dict[str, Any] = {
+    one_layer = [ONE_LAYER.init(images.train, n, keys[0]) for n in (FIRST, FIRST + SECOND)]
+    runs: dict[str, tuple[Any, Any, Any]] = {
         f"DBM, {FIRST} + {SECOND}": (start, pcd(pj.Model(energy, gibbs, complete), steps=5), log_likelihood),
         f"RBM, {FIRST}": (one_layer[0], *rbm),
         f"RBM, {FIRST + SECOND}": (one_layer[1], *rbm),

@@ -18,6 +18,8 @@ from sklearn.datasets import load_sample_image
 
 import paysage_jax as pj
 
+MODEL = pj.rbm.RBM(visible=pj.rbm.Gaussian())
+
 PIXELS = 10_000  # to train on, and as many held out
 SHOWN = 4000  # colours in each scatter plot
 
@@ -37,19 +39,19 @@ def load(photograph):
 def train(data, held_out, hidden, epochs, key):
     """The result of `pj.fit`, with the exact log-likelihood of the held-out pixels by epoch."""
     init_key, key = jax.random.split(key)
-    start = pj.rbm.init_gaussian(data, hidden, init_key)
+    start = MODEL.init(data, hidden, init_key)
     # Small weights would not grow: their gradient is the covariance of different units, zero for whitened data.
     start["weights"][0]["matrix"] *= 50
     start["layers"][1]["loc"] -= 2
     return pj.fit(
         start,
         pj.chain(pj.rmsprop(0.01), pj.average_parameters()),
-        pj.persistent_contrastive_divergence(pj.rbm.RBM(), num_chains=500, steps=10),
+        pj.persistent_contrastive_divergence(MODEL, num_chains=500, steps=10),
         data,
         epochs=epochs,
         batch_size=200,
         key=key,
-        metrics={"nats": lambda state, key: pj.rbm.log_likelihood(state.params, held_out)},
+        metrics={"nats": lambda state, key: MODEL.log_likelihood(state.params, held_out)},
     )
 
 
@@ -64,8 +66,8 @@ def sample(params, count, key):
     hidden = len(params["layers"][1]["loc"])
     states = ((jnp.arange(2**hidden)[:, None] >> jnp.arange(hidden)[None]) & 1).astype(float)
     hidden_key, visible_key = jax.random.split(key)
-    drawn = jax.random.categorical(hidden_key, -pj.rbm.hidden_free_energy(params, states), shape=(count,))
-    return pj.rbm.sample_visible(params, states[drawn], visible_key)
+    drawn = jax.random.categorical(hidden_key, -MODEL.hidden_free_energy(params, states), shape=(count,))
+    return MODEL.visible_sample(params, states[drawn], visible_key)
 
 
 def main(argv=None):

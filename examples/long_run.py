@@ -27,7 +27,7 @@ def train(images, epochs, key, folder, callback):
     machine = pj.rbm.RBM()
     validation = np.repeat(images.validation, 20, axis=0)  # twenty of the metric's draws for each image
     return pj.fit(
-        pj.rbm.init_bernoulli(images.train, 36, start_key),
+        machine.init(images.train, 36, start_key),
         pj.chain(pj.center(), pj.sgd(1.0), pj.average_parameters()),
         pj.persistent_contrastive_divergence(machine, num_chains=100),
         images.train,

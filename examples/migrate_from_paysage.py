@@ -15,6 +15,8 @@ import paysage_jax as pj
 from paysage_jax import optimizers  # was: from paysage import optimizers
 from paysage_jax import paysage_0_2 as paysage  # was: import paysage
 
+MODEL = pj.rbm.RBM()
+
 
 class NumpyRBM:
     """A model in NumPy. Scripts of both generations call its `gradient`, the optimizers its `parameter_update`."""
@@ -96,7 +98,7 @@ def rewritten_0_2():
 
 def train(optimizer, params, images, key, epochs):
     """The whole run as one compiled call."""
-    estimator = pj.persistent_contrastive_divergence(pj.rbm.RBM())
+    estimator = pj.persistent_contrastive_divergence(MODEL)
     options = {"epochs": epochs, "batch_size": digits.BATCH, "shuffle": False, "key": key}
     return pj.fit(params, optimizer, estimator, images, **options).params
 
@@ -106,7 +108,7 @@ def main(argv=None):
     options = shared.parse(shared.make_parser(__doc__, 30), argv)
     images = digits.load()
     init_key, *keys = jax.random.split(jax.random.key(options.seed), 3)
-    trained = {"start": pj.rbm.init_bernoulli(images.train, 16, init_key)}
+    trained = {"start": MODEL.init(images.train, 16, init_key)}
     ways = {"2017": (script_2017, rewritten_2017), "0.2": (script_0_2, rewritten_0_2)}
     for key, (name, (script, rewritten)) in zip(keys, ways.items(), strict=True):
         model = NumpyRBM(trained["start"], options.seed)
@@ -116,7 +118,7 @@ def main(argv=None):
 
     print("exact log-likelihood of the training images, nats per image")
     for name, params in trained.items():
-        print(f"{name:16}{pj.rbm.log_likelihood(params, images.train):8.2f}")
+        print(f"{name:16}{MODEL.log_likelihood(params, images.train):8.2f}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 import paysage_jax as pj
 
 MODEL = pj.rbm.RBM()
+MOST_HIDDEN = 20  # whose 2^20 states are summed for the exact likelihood
 CHAINS = 400  # that track the likelihood
 SHOWN = 36  # filters, images and samples in the picture
 
@@ -41,7 +42,7 @@ def train(optimizer, params, images, key, epochs, **watch):
 def tracker(params, images, key, every):
     """Tracks log Z of a run that starts from `params`, and reanneals `every` epochs."""
     path_key, anneal_key, track_key = jax.random.split(key, 3)
-    annealing = pj.rbm.annealing(params, images.train, CHAINS, path_key)
+    annealing = MODEL.annealing(params, images.train, CHAINS, path_key)
     first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
     again = {"reanneal_every": every * len(images.batches), "reanneal_steps": 300}
     return pj.track_log_partition(MODEL, first, track_key, steps_per_update=2, **again)
@@ -49,17 +50,17 @@ def tracker(params, images, key, every):
 
 def exact_log_likelihood(v):
     """A metric, for machines of few hidden units."""
-    return lambda state, key: pj.rbm.log_likelihood(state.params, v)
+    return lambda state, key: MODEL.log_likelihood(state.params, v)
 
 
 def bracket(params, images, samples, key):
     """[[training, validation] by forward annealing, the same by reverse annealing from samples of the model]."""
     path_key, forward_key, reverse_key = jax.random.split(key, 3)
-    annealing = pj.rbm.annealing(params, images.train, len(samples), path_key)
+    annealing = MODEL.annealing(params, images.train, len(samples), path_key)
     forward = pj.annealed_importance_sampling(MODEL, annealing, forward_key)
     back = pj.reverse_annealed_importance_sampling(MODEL, annealing, samples, reverse_key)
     rows = images.train, images.validation
-    return [[float(pj.rbm.log_likelihood(params, v, x.log_z)) for v in rows] for x in (forward, back)]
+    return [[float(MODEL.log_likelihood(params, v, x.log_z)) for v in rows] for x in (forward, back)]
 
 
 @partial(jax.jit, static_argnames=("count", "steps"))
@@ -67,7 +68,7 @@ def sample(params, key, count, steps):
     """The states of `count` chains after `steps` Gibbs steps from random pixels."""
     start_key, key = jax.random.split(key)
     start = jax.random.bernoulli(start_key, shape=(count, len(params["layers"][0]["loc"]))).astype(float)
-    return jax.lax.scan(lambda v, k: (pj.rbm.gibbs(params, v, k), None), start, jax.random.split(key, steps))[0]
+    return jax.lax.scan(lambda v, k: (MODEL.transition(params, v, k), None), start, jax.random.split(key, steps))[0]
 
 
 def main(argv=None):
@@ -85,11 +86,11 @@ def main(argv=None):
     every = math.ceil(options.epochs / 10)
     keys = jax.random.split(jax.random.key(options.seed), 6)
     init_key, train_key, track_key, sample_key, bracket_key, model_key = keys
-    start = pj.rbm.init_bernoulli(images.train, options.hidden, init_key)
+    start = MODEL.init(images.train, options.hidden, init_key)
     optimizer = make_optimizer(options.learning_rate, tracker(start, images, track_key, every))
     rows = {"training": images.train, "validation": images.validation}
     metrics = {name: pj.tracked_log_likelihood(MODEL, v) for name, v in rows.items()}
-    if options.hidden <= pj.rbm.MOST_HIDDEN:
+    if options.hidden <= MOST_HIDDEN:
         metrics |= {f"{name}, exact": exact_log_likelihood(v) for name, v in rows.items()}
     watch = {"metrics": metrics, "progress": True}
     result = train(optimizer, start, images, train_key, options.epochs, **watch)
@@ -109,7 +110,7 @@ def main(argv=None):
         curve.plot(history["epoch"], history[name], color, label=name)
         if len(metrics) > 2:
             curve.plot(history["epoch"], history[f"{name}, exact"], "k:", label="exact" if color == "C1" else None)
-    if options.hidden > pj.rbm.MOST_HIDDEN:
+    if options.hidden > MOST_HIDDEN:
         samples = sample(params, model_key, count=CHAINS, steps=500)
         both = np.array(bracket(params, images, samples, bracket_key))
         for (name, values), color in zip(zip(rows, both.T, strict=True), ("C0", "C1"), strict=True):

@@ -67,7 +67,7 @@ def draw_pixels(params, grey, key):
     return (jax.random.uniform(key, grey.shape) < grey).astype(grey.dtype)
 
 
-MODEL_OF_GREY = pj.Model(pj.rbm.free_energy, pj.rbm.gibbs, sample_hidden=draw_pixels)
+MODEL_OF_GREY = pj.Model(MODEL.energy, MODEL.transition, sample_hidden=draw_pixels)
 
 
 def make_optimizer(learning_rate, epochs, weight_decay):
@@ -84,8 +84,8 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, e
     is enough to see how it goes.
     """
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
-    start = pj.rbm.init_bernoulli(images.train, hidden, start_key)
-    annealing = pj.rbm.annealing(start, images.train, tracked, path_key)
+    start = MODEL.init(images.train, hidden, start_key)
+    annealing = MODEL.annealing(start, images.train, tracked, path_key)
     first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
     every = min(every, epochs)
     again = {"reanneal_every": every * math.ceil(len(images.train) / BATCH), "reanneal_steps": 1000}
@@ -110,13 +110,13 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, e
 @partial(jax.jit, static_argnames="steps")
 def run_chains(params, v, key, steps):
     """The states v after `steps` Gibbs steps."""
-    return jax.lax.fori_loop(0, steps, lambda i, v: pj.rbm.gibbs(params, v, jax.random.fold_in(key, i)), v)
+    return jax.lax.fori_loop(0, steps, lambda i, v: MODEL.transition(params, v, jax.random.fold_in(key, i)), v)
 
 
 def bracket(params, images, samples, key, temperatures):
     """log Z by forward and by reverse annealing, from as many chains as there are samples of the model."""
     path_key, forward_key, reverse_key = jax.random.split(key, 3)
-    annealing = pj.rbm.annealing(params, images.train, len(samples), path_key)
+    annealing = MODEL.annealing(params, images.train, len(samples), path_key)
     forward = pj.annealed_importance_sampling(MODEL, annealing, forward_key, temperatures)
     back = pj.reverse_annealed_importance_sampling(MODEL, annealing, samples, reverse_key, temperatures)
     return {"forward": forward, "reverse": back}
@@ -185,16 +185,16 @@ def main(argv=None):
     print("annealed      test   bound  validation")
     annealed = {}
     for name, estimate in bracket(best.params, images, samples, bracket_key, options.temperatures).items():
-        annealed[name] = pj.rbm.log_likelihood(best.params, images.test, estimate.log_z)
-        bound = pj.rbm.log_likelihood(best.params, images.test, estimate.bound)
-        validation = pj.rbm.log_likelihood(best.params, images.validation, estimate.log_z)
+        annealed[name] = MODEL.log_likelihood(best.params, images.test, estimate.log_z)
+        bound = MODEL.log_likelihood(best.params, images.test, estimate.bound)
+        validation = MODEL.log_likelihood(best.params, images.validation, estimate.log_z)
         size = f"effective sample size {estimate.effective_sample_size:.0f} of {options.annealed}"
         print(f"{name:9}  {annealed[name]:7.2f} {bound:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
     if (gap := abs(annealed["forward"] - annealed["reverse"])) > 0.5:
         print(f"the likelihood is not known: the directions differ by {gap:.2f} nats; give more --temperatures")
 
-    hidden = pj.rbm.sample_hidden(best.params, samples, sample_key)
-    shared.save(draw(history, annealed, best.params, pj.rbm.visible_mean(best.params, hidden), images), options.output)
+    hidden = MODEL.hidden_sample(best.params, samples, sample_key)
+    shared.save(draw(history, annealed, best.params, MODEL.visible_mean(best.params, hidden), images), options.output)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 
 import paysage_jax as pj
 
+MODEL = pj.rbm.RBM()
+
 HIDDEN = 16
 
 
@@ -30,16 +32,16 @@ def sweep(images, epochs, learning_rate, key):
     """One training: the log-likelihood after it, and the filters."""
     init_key, key = jax.random.split(key)
     result = pj.fit(
-        pj.rbm.init_bernoulli(images, HIDDEN, init_key),
+        MODEL.init(images, HIDDEN, init_key),
         pj.chain(pj.center(), pj.sgd(learning_rate), pj.average_parameters()),
-        pj.persistent_contrastive_divergence(pj.rbm.RBM()),
+        pj.persistent_contrastive_divergence(MODEL),
         images,
         epochs=epochs,
         batch_size=digits.BATCH,
         key=key,
     )
     params = pj.averaged_parameters(result)
-    return pj.rbm.log_likelihood(params, images), params["weights"][0]["matrix"].T
+    return MODEL.log_likelihood(params, images), params["weights"][0]["matrix"].T
 
 
 def main(argv=None):
@@ -58,7 +60,7 @@ def main(argv=None):
     start = time.perf_counter()
     values, filters = map(np.asarray, sweep(images, options.epochs, jnp.asarray(learning_rates, float), keys))
     seconds = time.perf_counter() - start
-    untrained = pj.rbm.log_likelihood(pj.rbm.init_bernoulli(images, HIDDEN, keys[0]), images)
+    untrained = MODEL.log_likelihood(MODEL.init(images, HIDDEN, keys[0]), images)
 
     print(f"{values.size} trainings of {options.epochs} epochs in {seconds:.1f} s, compilation included")
     print("learning rate  log-likelihood, nats per image: mean, worst and best run")

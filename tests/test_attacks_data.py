@@ -13,7 +13,8 @@ KEY = jax.random.key(0)
 rng = np.random.default_rng(0)
 BITS = (rng.random((40, 5)) < 0.4).astype(np.float32)
 REAL = rng.normal(size=(40, 5)).astype(np.float32)
-BINARY, GAUSSIAN = rbm.init_bernoulli(BITS, 3, KEY), rbm.init_gaussian(REAL, 3, KEY)
+BINARY_MACHINE, REAL_MACHINE = rbm.RBM(), rbm.RBM(visible=rbm.Gaussian())
+BINARY, GAUSSIAN = BINARY_MACHINE.init(BITS, 3, KEY), REAL_MACHINE.init(REAL, 3, KEY)
 ZERO = {"b": jnp.zeros(5, jnp.float32)}
 
 
@@ -45,13 +46,13 @@ def close(actual, expected, rtol=1e-5, atol=1e-5):
 
 def read_as_a_whole(data):
     """Everything that reads rows of zeros and ones as a whole."""
-    machine, state = rbm.RBM(), pj.TrainState(BINARY, (), ())
+    machine, state = BINARY_MACHINE, pj.TrainState(BINARY, (), ())
     return {
-        "init_bernoulli": rbm.init_bernoulli(data, 3, KEY)["layers"][0],
-        "init_gaussian": rbm.init_gaussian(data, 3, KEY)["layers"][0],
+        "binary start": BINARY_MACHINE.init(data, 3, KEY)["layers"][0],
+        "Gaussian start": REAL_MACHINE.init(data, 3, KEY)["layers"][0],
         "standardize": rbm.standardize(data),
-        "annealing": rbm.annealing(BINARY, data, 2, KEY).path.start["layers"][0],
-        "log_likelihood": rbm.log_likelihood(BINARY, data, 0.0),
+        "annealing": BINARY_MACHINE.annealing(BINARY, data, 2, KEY).path.start["layers"][0],
+        "log_likelihood": BINARY_MACHINE.log_likelihood(BINARY, data, 0.0),
         "pseudo": pj.pseudo_log_likelihood(machine, data)(state, KEY),
         "error": pj.reconstruction_error(machine, data)(state, KEY),
         "gap": pj.free_energy_gap(machine, BITS, data)(state, KEY),
@@ -128,11 +129,11 @@ def test_integers_are_not_wrapped_around():
     large = np.array([[2**33, 1], [2**33 + 5, 0], [2**33 + 9, 3]])
     labels = BITS, np.arange(40) + 2**40
     message = r"8589934592 in row 0, column 0 does not fit in int32: give floats"
-    for read in (rbm.standardize, lambda data: rbm.init_gaussian(data, 2, KEY)):
+    for read in (rbm.standardize, lambda data: REAL_MACHINE.init(data, 2, KEY)):
         with pytest.raises(ValueError, match=message):
             read(large)
     with pytest.raises(ValueError, match="expected numbers in"):
-        rbm.init_bernoulli(np.array([[2**32, 1], [2**32 + 1, 0]]), 2, KEY)  # which would be zeros and ones
+        BINARY_MACHINE.init(np.array([[2**32, 1], [2**32 + 1, 0]]), 2, KEY)  # which would be zeros and ones
     for data, options in ((labels, {}), ([labels], {"batch_size": None})):
         with pytest.raises(ValueError, match=r"\[1\]: 1099511627776 in row 0 does not fit in int32"):
             fit(data, LOSS, **options)
@@ -158,8 +159,8 @@ def test_a_double_beyond_float32_is_named_in_every_batch():
         fit(data)
     with pytest.raises(ValueError, match="fit: batch 1 of epoch 0: " + message.format(5)):
         fit([data[:10], data[20:30]], batch_size=None)
-    with pytest.raises(ValueError, match="init_gaussian: data: " + message.format(25)):
-        rbm.init_gaussian(data, 2, KEY)
+    with pytest.raises(ValueError, match="init: data: " + message.format(25)):
+        REAL_MACHINE.init(data, 2, KEY)
     with pytest.raises(ValueError, match="start: expected finite numbers, got 1e"):
         annealed(np.where(COINS == 1, 1e39, 0.0))
 
@@ -232,13 +233,13 @@ def test_a_loss_may_take_keys():
 
 def test_complex_numbers_are_no_units():
     for read in (
-        lambda data: rbm.init_bernoulli(data, 2, KEY),
-        lambda data: rbm.init_gaussian(data, 2, KEY),  # was a complex machine
+        lambda data: BINARY_MACHINE.init(data, 2, KEY),
+        lambda data: REAL_MACHINE.init(data, 2, KEY),  # was a complex machine
         rbm.standardize,
-        lambda data: rbm.annealing(GAUSSIAN, data, 2, KEY),
-        lambda data: rbm.log_likelihood(BINARY, data, 0.0),
-        lambda data: rbm.log_likelihood(GAUSSIAN, data, 0.0),
-        lambda data: pj.pseudo_log_likelihood(rbm.RBM(), data),
+        lambda data: REAL_MACHINE.annealing(GAUSSIAN, data, 2, KEY),
+        lambda data: BINARY_MACHINE.log_likelihood(BINARY, data, 0.0),
+        lambda data: REAL_MACHINE.log_likelihood(GAUSSIAN, data, 0.0),
+        lambda data: pj.pseudo_log_likelihood(BINARY_MACHINE, data),
     ):
         with pytest.raises(TypeError, match="got dtype complex64"):
             read(BITS + 0j)
@@ -248,17 +249,17 @@ def test_complex_numbers_are_no_units():
 
 
 @pytest.mark.parametrize("shape", [(5,), (40, 1), (8, 5, 5), (40, 4)])
-@pytest.mark.parametrize("params", [BINARY, GAUSSIAN])
-def test_states_of_another_shape_are_refused(params, shape):
+@pytest.mark.parametrize(("machine", "params"), [(BINARY_MACHINE, BINARY), (REAL_MACHINE, GAUSSIAN)])
+def test_states_of_another_shape_are_refused(machine, params, shape):
     """One row, one column and rows of matrices gave a Gaussian machine likelihoods of other states."""
     v = np.resize(BITS, shape)
-    for read in (rbm.free_energy, rbm.hidden_mean, lambda p, v: rbm.gibbs(p, v, KEY)):
+    for read in (machine.energy, machine.hidden_mean, lambda p, v: machine.transition(p, v, KEY)):
         with pytest.raises(ValueError, match=r"expected states \(rows, 5\) as in params, got shape"):
             read(params, v)
     with pytest.raises(ValueError, match=r"expected (states|one array) \(rows, (5|visible)\)"):
-        rbm.log_likelihood(params, v, 0.0)
+        machine.log_likelihood(params, v, 0.0)
     with pytest.raises(ValueError, match=r"expected states \(rows, 3\) as in params, got shape"):
-        rbm.visible_mean(params, v)
+        machine.visible_mean(params, v)
 
 
 def test_standardized_rows_have_the_columns_of_the_data():
@@ -289,7 +290,10 @@ def test_a_reconstruction_has_the_shape_of_the_states(wrong):
 
 
 def test_rows_and_labels_are_named_before_their_values():
-    for read in (lambda data: rbm.init_bernoulli(data, 2, KEY), lambda data: rbm.annealing(BINARY, data, 2, KEY)):
+    for read in (
+        lambda data: BINARY_MACHINE.init(data, 2, KEY),
+        lambda data: BINARY_MACHINE.annealing(BINARY, data, 2, KEY),
+    ):
         with pytest.raises(
             ValueError, match=r"expected one array \(rows, visible\), got shapes \[\(40, 5\), \(40,\)\]"
         ):
@@ -314,7 +318,10 @@ def test_only_ratios_of_weights_count(weight):
 
 def test_traced_weights_may_be_huge():
     data = Weighted(BITS, jnp.full(40, 3e38))
-    close(jax.jit(lambda d: rbm.log_likelihood(BINARY, d, 0.0))(data), rbm.log_likelihood(BINARY, BITS, 0.0))
+    close(
+        jax.jit(lambda d: BINARY_MACHINE.log_likelihood(BINARY, d, 0.0))(data),
+        BINARY_MACHINE.log_likelihood(BINARY, BITS, 0.0),
+    )
     gradient = jax.jit(lambda w: phase_gradient(energy)(ZERO, BITS, 1 - BITS, w))(data.weights)
     close(gradient, phase_gradient(energy)(ZERO, BITS, 1 - BITS))
 
@@ -329,7 +336,7 @@ def test_weights_that_are_no_real_numbers_or_all_zero_are_named():
             with pytest.raises(TypeError, match=message):
                 read(data)
     with pytest.raises(ValueError, match=r"log_likelihood: v.weights: expected some positive weight, all are 0"):
-        rbm.log_likelihood(BINARY, Weighted(BITS, np.zeros(40)), 0.0)  # was NaN
+        BINARY_MACHINE.log_likelihood(BINARY, Weighted(BITS, np.zeros(40)), 0.0)  # was NaN
     with pytest.raises(TypeError, match="v_data: got Weighted: give the rows, and weights="):
         phase_gradient(energy)(ZERO, Weighted(BITS, np.ones(40)), BITS)
 

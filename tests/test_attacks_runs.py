@@ -42,11 +42,13 @@ from tests.helpers.runs import (
     squares,
 )
 
+MODEL = rbm.RBM()
+
 whole = partial(fit, PARAMS, sgd(0.1), regression, DATA, batch_size=ROWS, key=KEY)  # one step an epoch
 by_batch = partial(fit, PARAMS, sgd(0.1), regression, key=KEY)
-cd = contrastive_divergence(rbm.RBM())
-pcd = persistent_contrastive_divergence(rbm.RBM())
-tempered = parallel_tempering(rbm.RBM(), betas=(0.0, 1.0))
+cd = contrastive_divergence(MODEL)
+pcd = persistent_contrastive_divergence(MODEL)
+tempered = parallel_tempering(MODEL, betas=(0.0, 1.0))
 
 # --- callbacks ---------------------------------------------------------------------------------------
 
@@ -195,10 +197,10 @@ def test_tempering_leaves_integers_as_they_are():
     params = {"machine": MACHINE, "hidden": jnp.array([2])}
 
     def energy(params, v):
-        return params["hidden"][0] / 2 * rbm.free_energy(params["machine"], v)
+        return params["hidden"][0] / 2 * MODEL.energy(params["machine"], v)
 
     def gibbs(params, v, key):
-        return rbm.gibbs(params["machine"], v, key)
+        return MODEL.transition(params["machine"], v, key)
 
     def ladders_and_rates(estimator, params):
         ladders = estimator.init(params, IMAGES, KEY)
@@ -223,7 +225,7 @@ class Pair(Estimator):
 
 
 def mean_energy(params, v):
-    return rbm.free_energy(params, v).mean()
+    return MODEL.energy(params, v).mean()
 
 
 on_images = partial(fit, MACHINE, sgd(0.1), data=IMAGES, batch_size=10, key=KEY)
@@ -247,7 +249,7 @@ sweep = jax.vmap(lambda rate: fit(PARAMS, sgd(rate), regression, DATA, epochs=1,
         (lambda: whole(epochs=1, key=np.zeros(2)), TypeError, "fit: key must be one key.*uint32"),
         (lambda: on_images(estimator=Pair(), epochs=1), TypeError, r"Pair.estimate: expected \(gradient, .* 2 values"),
         (
-            lambda: on_images(estimator=parallel_tempering(Model(mean_energy, rbm.gibbs)), epochs=1),
+            lambda: on_images(estimator=parallel_tempering(Model(mean_energy, MODEL.transition)), epochs=1),
             ValueError,
             r"energy\(params, v\): expected shape \(10,\)",
         ),

@@ -18,14 +18,14 @@ rng = np.random.default_rng(0)
 BITS = (rng.random((40, 6)) < [0.1, 0.3, 0.5, 0.5, 0.8, 0.6]).astype(np.float32)
 REAL = rng.normal([1, -2, 0], [0.5, 3, 1], size=(200, 3)).astype(np.float32)
 few = settings(max_examples=15)  # one program serves all
-MODEL = rbm.RBM()
+MODEL, REAL_MODEL = rbm.RBM(), rbm.RBM(visible=rbm.Gaussian())
 
-init_bernoulli = jax.jit(partial(rbm.init_bernoulli, hidden=4, key=KEY))
-init_gaussian = jax.jit(partial(rbm.init_gaussian, hidden=4, key=KEY))
-hidden_mean = jax.jit(rbm.hidden_mean)
-log_likelihood = jax.jit(lambda params, v: rbm.log_likelihood(params, v, rbm.log_partition(params)))
+init_bernoulli = jax.jit(partial(MODEL.init, num_hidden=4, key=KEY))
+init_gaussian = jax.jit(partial(REAL_MODEL.init, num_hidden=4, key=KEY))
+hidden_mean = jax.jit(REAL_MODEL.hidden_mean)
+log_likelihood = jax.jit(lambda params, v: REAL_MODEL.log_likelihood(params, v, REAL_MODEL.log_partition(params)))
 MACHINE = jax.tree.map(
-    lambda p: p + np.float32(np.random.default_rng(p.size).normal(size=p.shape)), rbm.init_bernoulli(BITS, 4, KEY)
+    lambda p: p + np.float32(np.random.default_rng(p.size).normal(size=p.shape)), MODEL.init(BITS, 4, KEY)
 )
 
 
@@ -72,7 +72,7 @@ def test_a_constant_column_is_named_whatever_its_value(value):
     nearly = data.copy()
     nearly[::2, 1] = np.nextafter(nearly[::2, 1], np.float32(np.inf))
     for rows in (data, nearly, pj.Weighted(data, rng.random(len(REAL)))) if value else (data,):
-        for make in (partial(rbm.init_gaussian, hidden=2, key=KEY), rbm.standardize):
+        for make in (partial(REAL_MODEL.init, num_hidden=2, key=KEY), rbm.standardize):
             with pytest.raises(ValueError, match=r"data\[:, 1\] is constant up to rounding"):
                 make(rows)
 
@@ -87,7 +87,7 @@ def test_a_column_that_varies_little_is_not_constant():
 def test_a_variance_that_float32_does_not_hold_is_named():
     for scale in (1e-25, 1e25):
         with pytest.raises(ValueError, match=r"data\[:, 0\] has no variance in float32: rescale it"):
-            rbm.init_gaussian(np.float32(scale) * REAL, 2, KEY)
+            REAL_MODEL.init(np.float32(scale) * REAL, 2, KEY)
 
 
 @few
@@ -118,22 +118,22 @@ def with_(value, data=BITS):
     return data
 
 
-GAUSSIAN = rbm.init_gaussian(REAL, 2, KEY)
+GAUSSIAN = REAL_MODEL.init(REAL, 2, KEY)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
-    annealing = rbm.annealing(MACHINE, BITS, 5, KEY)
+    annealing = MODEL.annealing(MACHINE, BITS, 5, KEY)
     states = with_(value, annealing.start)
     bits, real = with_(value), with_(value, REAL)
     for call in (
-        lambda: rbm.init_bernoulli(bits, 2, KEY),
-        lambda: rbm.init_gaussian(real, 2, KEY),
+        lambda: MODEL.init(bits, 2, KEY),
+        lambda: REAL_MODEL.init(real, 2, KEY),
         lambda: rbm.standardize(real),
-        lambda: rbm.annealing(MACHINE, bits, 5, KEY),
-        lambda: rbm.annealing(GAUSSIAN, real, 5, KEY),
-        lambda: rbm.log_likelihood(MACHINE, bits, 0.0),
-        lambda: rbm.log_likelihood(GAUSSIAN, real, 0.0),
+        lambda: MODEL.annealing(MACHINE, bits, 5, KEY),
+        lambda: REAL_MODEL.annealing(GAUSSIAN, real, 5, KEY),
+        lambda: MODEL.log_likelihood(MACHINE, bits, 0.0),
+        lambda: REAL_MODEL.log_likelihood(GAUSSIAN, real, 0.0),
         lambda: pj.pseudo_log_likelihood(MODEL, bits),
         lambda: pj.reconstruction_error(MODEL, real),
         lambda: pj.free_energy_gap(MODEL, BITS, bits),
@@ -161,10 +161,10 @@ def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
 )
 def test_binary_units_refuse_other_values_and_say_what_to_do(data, first, advice):
     for call in (
-        partial(rbm.init_bernoulli, data, 2, KEY),
-        partial(rbm.init_bernoulli, pj.Weighted(jnp.asarray(data), np.ones(40)), 2, KEY),
-        partial(rbm.annealing, MACHINE, data, 5, KEY),
-        partial(rbm.log_likelihood, MACHINE, data, 0.0),
+        partial(MODEL.init, data, 2, KEY),
+        partial(MODEL.init, pj.Weighted(jnp.asarray(data), np.ones(40)), 2, KEY),
+        partial(MODEL.annealing, MACHINE, data, 5, KEY),
+        partial(MODEL.log_likelihood, MACHINE, data, 0.0),
         partial(pj.pseudo_log_likelihood, MODEL, data),
     ):
         with pytest.raises(ValueError, match=rf"got ({first}).*{advice}"):
@@ -173,8 +173,8 @@ def test_binary_units_refuse_other_values_and_say_what_to_do(data, first, advice
 
 def test_grey_values_pass_where_means_are_wanted_and_not_where_units_are_flipped():
     grey = with_(0.25)
-    rbm.init_bernoulli(grey, 2, KEY)
-    rbm.annealing(MACHINE, grey, 5, KEY)
+    MODEL.init(grey, 2, KEY)
+    MODEL.annealing(MACHINE, grey, 5, KEY)
     with pytest.raises(ValueError, match=r"expected zeros and ones, got 0.25 in row 3, column 2: compare grey values"):
         pj.pseudo_log_likelihood(MODEL, grey)
 
@@ -182,7 +182,7 @@ def test_grey_values_pass_where_means_are_wanted_and_not_where_units_are_flipped
 def test_the_log_likelihood_of_grey_values_is_below_its_mean_over_draws():
     grey = np.full((1, 6), 0.5, np.float32)
     states = np.array(list(np.ndindex(*[2] * 6)), np.float32)
-    assert rbm.log_likelihood(MACHINE, grey, 0.0) < rbm.log_likelihood(MACHINE, states, 0.0)
+    assert MODEL.log_likelihood(MACHINE, grey, 0.0) < MODEL.log_likelihood(MACHINE, states, 0.0)
 
 
 def test_states_that_are_not_binary_have_no_pseudo_likelihood():
@@ -200,37 +200,45 @@ def test_data_of_another_shape_are_named():
     for data, message in (
         (np.zeros((3, 4, 4)), r"shapes \[\(3, 4, 4\)\]; flatten each row: data.reshape\(len\(data\), -1\)"),
         ((BITS, np.ones(40)), r"expected one array \(rows, visible\), got shapes \[\(40, 6\), \(40,\)\]"),
-        (np.zeros((0, 4)), "init_bernoulli: data: expected states, got 0 rows"),
+        (np.zeros((0, 4)), "init: data: expected states, got 0 rows"),
         (pj.Weighted(BITS, np.ones(3)), r"data.weights: expected shape \(40,\)"),
         (pj.Weighted(BITS, np.zeros(40)), "data.weights: expected some positive weight, all are 0"),
         (pj.Weighted(BITS, -np.ones(40)), "data.weights: expected nonnegative numbers, got -1.0 in row 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            rbm.init_bernoulli(data, 2, KEY)
+            MODEL.init(data, 2, KEY)
 
 
 def test_data_on_an_accelerator_are_checked_there_and_known_within_a_program(monkeypatch):
     for module in ("_core.batches", "_ebm.domain"):
         monkeypatch.setattr(f"paysage_jax.{module}.is_remote", lambda x: isinstance(x, jax.Array))
-    for params, good, bad in ((MACHINE, BITS, with_(2)), (GAUSSIAN, REAL, with_(np.inf, REAL))):
+    for model, params, good, bad in (
+        (MODEL, MACHINE, BITS, with_(2)),
+        (REAL_MODEL, GAUSSIAN, REAL, with_(np.inf, REAL)),
+    ):
         good, bad = jnp.asarray(good), jnp.asarray(bad)
-        jax.jit(lambda p, v=good: rbm.log_likelihood(p, v, 0.0))(params)
+        jax.jit(lambda p, v=good, model=model: model.log_likelihood(p, v, 0.0))(params)
         with pytest.raises(ValueError, match="in row 3, column 2"):
-            jax.jit(lambda p, v=bad: rbm.log_likelihood(p, v, 0.0))(params)
+            jax.jit(lambda p, v=bad, model=model: model.log_likelihood(p, v, 0.0))(params)
 
 
 def test_traced_data_pass():
-    close(jax.jit(lambda v: rbm.init_bernoulli(v, 4, KEY))(2 * BITS)["layers"][1], {"loc": np.zeros(4)})
-    inside = jax.jit(lambda params: rbm.log_likelihood(params, BITS, 0.0))(MACHINE)  # known within a program
-    np.testing.assert_allclose(inside, rbm.log_likelihood(MACHINE, BITS, 0.0), rtol=1e-6)
+    close(jax.jit(lambda v: MODEL.init(v, 4, KEY))(2 * BITS)["layers"][1], {"loc": np.zeros(4)})
+    inside = jax.jit(lambda params: MODEL.log_likelihood(params, BITS, 0.0))(MACHINE)  # known within a program
+    np.testing.assert_allclose(inside, MODEL.log_likelihood(MACHINE, BITS, 0.0), rtol=1e-6)
 
 
 # --- what a change of the data must do ---------------------------------------------------------------
 
 
+def gradient(params, data, samples):
+    """Of the mean free energy of the data, weighted or not, less that of the samples."""
+    return jax.grad(lambda p: -MODEL.log_likelihood(p, data, 0.0) - jnp.mean(MODEL.energy(p, samples)))(params)
+
+
 def copy(params, v, key):
     """Its squared error knows of the parameters and of each row, and of no chance."""
-    return rbm.visible_mean(params, rbm.hidden_mean(params, v))
+    return MODEL.visible_mean(params, MODEL.hidden_mean(params, v))
 
 
 @jax.jit
@@ -238,12 +246,12 @@ def measures(params, data, validation):
     """Each thing that is made of data and does not depend on chance, by name."""
     track = pj.track_log_partition(MODEL, pj.AnnealedEstimate(3.0, jnp.zeros((5, 6))), KEY)
     state = pj.TrainState(params, track.init(params), ())
-    annealing = rbm.annealing(params, data, 1, KEY)
+    annealing = MODEL.annealing(params, data, 1, KEY)
     return {
-        "start": rbm.init_bernoulli(data, 4, KEY)["layers"][0],
-        "gradient": rbm.gradient(params, data, jnp.zeros((5, 6))),
-        "likelihood": rbm.log_likelihood(params, data, 3.0),
-        "error": pj.reconstruction_error(pj.Model(rbm.free_energy, copy), data)(state, KEY),
+        "start": MODEL.init(data, 4, KEY)["layers"][0],
+        "gradient": gradient(params, data, jnp.zeros((5, 6))),
+        "likelihood": MODEL.log_likelihood(params, data, 3.0),
+        "error": pj.reconstruction_error(pj.Model(MODEL.energy, copy), data)(state, KEY),
         "gap": pj.free_energy_gap(MODEL, data, validation)(state, KEY),
         "tracked": pj.tracked_log_likelihood(MODEL, data, discrete=False)(state, KEY),
         "annealing": (annealing.path(0.0)["layers"][0], annealing.log_z_start),
@@ -380,13 +388,15 @@ def dtypes_of(tree):
 def test_a_pixel_that_is_always_on_has_finite_log_odds_in_half_precision(dtype):
     data = BITS.copy()
     data[:, 0], data[:, 1] = 1, 0
-    params = rbm.init_bernoulli(data.astype(dtype), 4, KEY)
+    params = MODEL.init(data.astype(dtype), 4, KEY)
     assert dtypes_of(params) == {jnp.dtype(dtype)}
     loc = np.asarray(params["layers"][0]["loc"], np.float32)
     np.testing.assert_allclose(loc[:2], [15.942385, -15.942385], rtol=1e-2)
-    np.testing.assert_allclose(
-        log_likelihood(params, data.astype(dtype)), log_likelihood(init_bernoulli(data), data), atol=0.1
+    half, single = (
+        MODEL.log_likelihood(p, v, MODEL.log_partition(p))
+        for p, v in ((params, data.astype(dtype)), (init_bernoulli(data), data))
     )
+    np.testing.assert_allclose(half, single, atol=0.1)
 
 
 @each_half
@@ -397,8 +407,8 @@ def test_rare_states_are_drawn_as_rarely_in_half_precision(dtype):
         "weights": [{"matrix": jnp.zeros((5, 4), dtype)}],
     }
     rows = 40_000
-    v = jax.jit(rbm.gibbs)(params, jnp.zeros((rows, 5), dtype), KEY)
-    h = jax.jit(rbm.sample_hidden)(params, v, KEY)
+    v = jax.jit(MODEL.transition)(params, jnp.zeros((rows, 5), dtype), KEY)
+    h = jax.jit(MODEL.hidden_sample)(params, v, KEY)
     assert v.dtype == h.dtype == dtype
     for seen in (np.float32(v).mean(), 1 - np.float32(h).mean()):
         assert abs(seen - rate) < 5 * np.sqrt(rate / (4 * rows))
@@ -410,10 +420,12 @@ def test_in_half_precision_energies_are_as_exact_as_the_parameters(dtype):
     half = jax.tree.map(lambda p: p.astype(dtype), MACHINE)
     rounded = jax.tree.map(lambda p: p.astype(np.float32), half)
     v = BITS.astype(dtype)
-    close(rbm.free_energy(half, v), rbm.free_energy(rounded, BITS), rtol=1e-6, atol=1e-6)
-    close(rbm.hidden_free_energy(half, v[:, :4]), rbm.hidden_free_energy(rounded, BITS[:, :4]), rtol=1e-6, atol=1e-6)
-    assert dtypes_of(rbm.gradient(half, v, v[:3])) == {jnp.dtype(dtype)}
-    assert rbm.hidden_mean(half, v).dtype == rbm.visible_mean(half, v[:, :4]).dtype == dtype
+    close(MODEL.energy(half, v), MODEL.energy(rounded, BITS), rtol=1e-6, atol=1e-6)
+    close(
+        MODEL.hidden_free_energy(half, v[:, :4]), MODEL.hidden_free_energy(rounded, BITS[:, :4]), rtol=1e-6, atol=1e-6
+    )
+    assert dtypes_of(gradient(half, v, v[:3])) == {jnp.dtype(dtype)}
+    assert MODEL.hidden_mean(half, v).dtype == MODEL.visible_mean(half, v[:, :4]).dtype == dtype
     pseudo = [measured(pj.pseudo_log_likelihood(MODEL, x), p) for p, x in ((half, v), (rounded, BITS))]
     close(*pseudo)
 
@@ -427,10 +439,10 @@ def test_a_path_from_parameters_to_themselves_stays_there_in_half_precision():
 @pytest.mark.slow
 def test_annealing_in_half_precision_finds_log_z():
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), MACHINE)
-    annealing = rbm.annealing(half, BITS, 500, KEY)
+    annealing = MODEL.annealing(half, BITS, 500, KEY)
     assert dtypes_of((annealing.start, annealing.path(0.5))) == {jnp.dtype(jnp.bfloat16)}
     estimate = pj.annealed_importance_sampling(MODEL, annealing, KEY, steps=100)
-    assert abs(estimate.log_z - rbm.log_partition(half)) < 4 * estimate.error + 1e-3
+    assert abs(estimate.log_z - MODEL.log_partition(half)) < 4 * estimate.error + 1e-3
     assert estimate.error < 0.1
 
 
@@ -438,9 +450,9 @@ def test_annealing_in_half_precision_finds_log_z():
 @each_half
 def test_the_gaussian_start_in_half_precision(dtype):
     data = jnp.asarray(REAL, dtype)
-    params = rbm.init_gaussian(data, 4, KEY)
+    params = REAL_MODEL.init(data, 4, KEY)
     assert dtypes_of(params) == {jnp.dtype(dtype)}
-    assert rbm.gibbs(params, data, KEY).dtype == dtype
+    assert REAL_MODEL.transition(params, data, KEY).dtype == dtype
     exact = np.asarray(data, np.float64)
     expected = stats.norm.logpdf(exact, exact.mean(0), exact.std(0)).sum(axis=1).mean()
     assert abs(log_likelihood(params, data) - expected) < 0.05

@@ -35,6 +35,8 @@ from tests.test_phases import (
     with_and_without_jit,
 )
 
+MODEL = rbm.RBM()
+
 each_estimator = pytest.mark.parametrize(
     "estimator", [contrastive_divergence, persistent_contrastive_divergence], ids=["cd", "pcd"]
 )
@@ -72,7 +74,7 @@ def draw(params, v, key):
     return jnp.roll(v, 1, axis=1).at[:, 0].set(jax.random.uniform(key, (len(v),)))
 
 
-SHIFTED, DRAWN = Model(rbm.free_energy, shift), Model(lambda b, v: -(v @ b), draw)
+SHIFTED, DRAWN = Model(MODEL.energy, shift), Model(lambda b, v: -(v @ b), draw)
 
 
 @each_estimator
@@ -170,7 +172,7 @@ def test_states_of_an_estimator_may_be_trees(estimator):
 )
 def test_whole_numbers_as_data_and_floats_as_chains(estimator, dtype):
     def energy(params, v):
-        return rbm.free_energy(params, v.astype(float))
+        return MODEL.energy(params, v.astype(float))
 
     def halve(params, v, key):
         return v.astype(float) / 2
@@ -186,10 +188,10 @@ def test_steps_of_an_estimator_are_not_differentiated(estimator):
     """The chains depend on the parameters, through a transition that is smooth; only the energy's dependence counts."""
 
     def smooth(params, v, key):
-        return rbm.visible_mean(params, rbm.hidden_mean(params, v))
+        return MODEL.visible_mean(params, MODEL.hidden_mean(params, v))
 
     batch = states(6)
-    gradient, _, _ = first_estimate(estimator(Model(rbm.free_energy, smooth), steps=2), PARAMS, batch)
+    gradient, _, _ = first_estimate(estimator(Model(MODEL.energy, smooth), steps=2), PARAMS, batch)
     samples = smooth(PARAMS, smooth(PARAMS, batch, KEY), KEY)
     assert_trees_close(gradient, closed_form(PARAMS, batch, samples))
 
@@ -202,14 +204,14 @@ def test_equal_estimators_are_traced_once(estimator):
         return pair.estimate(PARAMS, batch, pair.init(PARAMS, batch, KEY), KEY)[0]
 
     for seed in (0, 1):
-        traced_once(estimator(Model(rbm.free_energy, shift)), states(6, seed))
-    assert estimator(Model(rbm.free_energy, shift)) == estimator(SHIFTED)
+        traced_once(estimator(Model(MODEL.energy, shift)), states(6, seed))
+    assert estimator(Model(MODEL.energy, shift)) == estimator(SHIFTED)
     assert estimator(SHIFTED) != estimator(SHIFTED, steps=2)
 
 
 @each_estimator
 def test_a_transition_that_changes_the_shape_is_an_error(estimator):
-    pair = estimator(Model(rbm.free_energy, lambda params, v, key: v[:, 1:]))
+    pair = estimator(Model(MODEL.energy, lambda params, v, key: v[:, 1:]))
     with pytest.raises(
         ValueError, match=r"transition\(params, v, key\).*expected shape \(6, 4\) as in v, got \(6, 3\)"
     ):
@@ -242,11 +244,11 @@ def test_wrong_numbers_are_named(make, error, message):
     ("make", "message"),
     [
         (lambda: contrastive_divergence(None), "model must be a model, with energy, transition.*got None"),
-        (lambda: contrastive_divergence(rbm.free_energy), r"model must be a model.*: give Model\(energy, transition\)"),
+        (lambda: contrastive_divergence(MODEL.energy), r"model must be a model.*: give Model\(energy, transition\)"),
         (lambda: contrastive_divergence(rbm.RBM), "model must be a model, got the class RBM: call it"),
-        (lambda: Model(rbm.free_energy, None), "Model: transition must be a function, got None"),
+        (lambda: Model(MODEL.energy, None), "Model: transition must be a function, got None"),
         (lambda: Model(rbm.RBM, shift), "Model: energy must be a function, got <class"),
-        (lambda: Model(rbm.free_energy, shift, 3), "Model: sample_hidden must be a function, got 3"),
+        (lambda: Model(MODEL.energy, shift, 3), "Model: sample_hidden must be a function, got 3"),
     ],
 )
 def test_what_is_no_model_is_named(make, message):
@@ -389,7 +391,7 @@ def test_data_with_drawn_hidden_units_give_the_gradient_of_the_free_energy(estim
 
 def test_samples_and_chains_start_with_the_drawn_hidden_units():
     def sample_hidden(params, v, key):
-        return {"v": v, "h": rbm.hidden_mean(params, v)}
+        return {"v": v, "h": MODEL.hidden_mean(params, v)}
 
     def transition(params, state, key):
         return {"v": state["v"][::-1], "h": 1 - state["h"]}
@@ -426,7 +428,7 @@ def test_drawing_hidden_units_is_not_differentiated():
         return sum(jnp.sum(g**2) for g in jax.tree.leaves(statistics.data_gradient))
 
     def sample_hidden(params, v, key):
-        return {"v": v, "h": rbm.hidden_mean(params, v)}
+        return {"v": v, "h": MODEL.hidden_mean(params, v)}
 
     fixed = sample_hidden(PARAMS, states(4), KEY)
     through = jax.jit(jax.grad(lambda params: size(params, sample_hidden)))(PARAMS)
@@ -496,7 +498,7 @@ def test_data_in_between_are_no_whole_numbers(estimator, dtype):
         return (v.astype(float) > 0.5).astype(dtype)
 
     def energy(params, v):
-        return rbm.free_energy(params, v.astype(float))
+        return MODEL.energy(params, v.astype(float))
 
     pair = estimator(Model(energy, transition))
     with pytest.raises(TypeError, match=r"v: float32 loses its values as (int32|bool), which transition"):

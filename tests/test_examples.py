@@ -23,6 +23,8 @@ from sklearn.datasets import load_digits, load_sample_image
 import paysage_jax as pj
 from tests.helpers.programs import assert_is_picture, assert_one_line, run, run_and_record, run_as_command
 
+MODEL = pj.rbm.RBM()
+
 UNTRAINED = -25.04  # independent pixels, for the digits
 
 
@@ -52,7 +54,7 @@ def ten_seeds():
     """The digits, parameters to start from, keys to train with, and the function of what comes out."""
     images = digits.load()
     init_keys, train_keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(jnp.arange(10)))
-    start = jax.vmap(lambda key: pj.rbm.init_bernoulli(images.train, 16, key))(init_keys)
+    start = jax.vmap(lambda key: MODEL.init(images.train, 16, key))(init_keys)
     metric = rbm_digits.exact_log_likelihood(images.train)
     likelihood = jax.jit(jax.vmap(lambda params: metric(pj.TrainState(params, (), ()), None)))
     return images, start, train_keys, likelihood
@@ -101,13 +103,13 @@ def test_a_machine_knows_the_likelihood_of_made_mnist(tmp_path, suffix):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         printed, [((params, images, *_), both)] = run_and_record(rbm_mnist, "bracket", tmp_path, *folder, *sizes)
-    log_z = pj.rbm.log_partition(params)
+    log_z = MODEL.log_partition(params)
     for name in ("forward", "reverse"):
         assert abs(both[name].log_z - log_z) < 0.1
         printed_test = float(re.search(rf"^{name} +(\S+)", printed, re.MULTILINE)[1])
-        assert printed_test == pytest.approx(float(pj.rbm.log_likelihood(params, images.test, log_z)), abs=0.1)
+        assert printed_test == pytest.approx(float(MODEL.log_likelihood(params, images.test, log_z)), abs=0.1)
     tracked = float(re.search(r"validation (\S+) \(tracked\)", printed)[1])
-    assert tracked == pytest.approx(float(pj.rbm.log_likelihood(params, images.validation, log_z)), abs=0.2)
+    assert tracked == pytest.approx(float(MODEL.log_likelihood(params, images.validation, log_z)), abs=0.2)
 
 
 def test_every_pixel_is_drawn_with_the_probability_of_its_grey_value(tmp_path):
@@ -276,7 +278,7 @@ def test_samples_have_the_moments_that_the_partition_function_says():
     visible = params["layers"][0]
     scaled = (v - visible["loc"][None]) / np.exp(visible["log_var"])[None]
     # ∂ log Z / ∂b is the mean of -∂E/∂b = (v - b) / s².
-    expected = jax.jit(jax.grad(pj.rbm.log_partition))(params)["layers"][0]["loc"]
+    expected = jax.jit(jax.grad(MODEL.log_partition))(params)["layers"][0]["loc"]
     errors = scaled.std(axis=0) / np.sqrt(len(scaled))
     assert (np.abs(scaled.mean(axis=0) - expected) < 4 * errors).all()
 
@@ -441,8 +443,8 @@ def test_migrating_reaches_the_same_likelihood_both_ways(capsys):
 def test_the_numpy_model_has_the_gradient_of_the_reference():
     images = digits.load()
     v_data, v_model = images.batches[:2]
-    params = pj.rbm.init_bernoulli(images.train, 5, jax.random.key(0))
+    params = MODEL.init(images.train, 5, jax.random.key(0))
     params["weights"][0]["matrix"] *= 50
     actual = migrate_from_paysage.NumpyRBM(params, seed=0).gradient(v_data, v_model)
-    expected = pj.rbm.gradient(params, v_data, v_model)
+    expected = pj.extend.phase_gradient(MODEL.energy)(params, v_data, v_model)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), actual, expected)

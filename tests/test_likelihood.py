@@ -44,7 +44,7 @@ def draw(params, count, seed=0):
 # --- annealing ---------------------------------------------------------------------------------------
 
 # Compiled as a whole: step by step, each of these has dozens of small programs.
-annealing = jax.jit(rbm.annealing, static_argnums=2)
+annealing = jax.jit(MODEL.annealing, static_argnums=2)
 on_path = jax.jit(lambda path, beta: path(beta))
 
 
@@ -92,9 +92,11 @@ def test_annealing_of_gaussian_units():
     params = machine(2, 1.0, visible=4)
     params["layers"][0]["log_var"] = np.linspace(-1, 0.5, 4, dtype=np.float32)
     data = np.random.default_rng(1).normal(size=(50, 4)).astype(np.float32)
-    estimate = annealed(annealing(params, data, 1000, jax.random.key(0)), jax.random.key(1), steps=200)
+    model = rbm.RBM(visible=rbm.Gaussian())
+    path = model.annealing(params, data, 1000, jax.random.key(0))
+    estimate = pj.annealed_importance_sampling(model, path, jax.random.key(1), steps=200)
     assert estimate.error < 0.05
-    assert abs(estimate.log_z - rbm.log_partition(params)) < 4 * estimate.error
+    assert abs(estimate.log_z - model.log_partition(params)) < 4 * estimate.error
 
 
 def test_the_path_starts_at_the_means_of_the_data_with_their_partition_function():
@@ -174,8 +176,8 @@ def test_other_parameters_and_more_steps_do_not_recompile():
 @pytest.mark.slow
 def test_other_parameters_do_not_recompile_paths_and_bounds():
     def estimate(seed, steps):
-        annealing = rbm.annealing(machine(seed), DATA, 50, jax.random.key(0))
-        rbm.log_partition(machine(seed))
+        annealing = MODEL.annealing(machine(seed), DATA, 50, jax.random.key(0))
+        MODEL.log_partition(machine(seed))
         return pj.reverse_ais_log_prob(MODEL, annealing, DATA, jax.random.key(1), steps)
 
     estimate(0, 3)
@@ -301,10 +303,10 @@ def test_a_shift_of_the_energy_moves_log_z_the_other_way():
     """The energy gets a parameter that does nothing but shift it."""
 
     def energy(params, v):
-        return rbm.free_energy(params["model"], v) + params["shift"]
+        return MODEL.energy(params["model"], v) + params["shift"]
 
     def transition(params, v, key):
-        return rbm.gibbs(params["model"], v, key)
+        return MODEL.transition(params["model"], v, key)
 
     params, start = {"model": machine(0), "shift": np.float32(0)}, pj.AnnealedEstimate(1.5, draw(machine(0), 50))
     track = pj.track_log_partition(pj.Model(energy, transition), start, jax.random.key(0))
@@ -350,7 +352,7 @@ def test_under_vmap_every_run_is_tracked_as_if_alone():
 METRICS = {
     "likelihood": pj.tracked_log_likelihood(MODEL, DATA),
     "log Z": lambda state, key: pj.tracked_log_partition(state),
-    "exact": lambda state, key: rbm.log_likelihood(state.params, DATA, rbm.log_partition(state.params)),
+    "exact": lambda state, key: MODEL.log_likelihood(state.params, DATA, MODEL.log_partition(state.params)),
 }
 
 
@@ -422,7 +424,7 @@ def test_the_guard_holds_where_chains_are_lost():
 
 def from_fair_coins(params, key):
     start_key, key = jax.random.split(key)
-    return pj.annealed_importance_sampling(MODEL, rbm.annealing(params, None, 200, start_key), key, steps=100).log_z
+    return pj.annealed_importance_sampling(MODEL, MODEL.annealing(params, None, 200, start_key), key, steps=100).log_z
 
 
 @pytest.mark.slow
@@ -445,7 +447,7 @@ def test_annealing_from_elsewhere_finds_what_data_and_chains_do_not_visit():
 def test_a_density_has_no_guard():
     params = machine(3, visible=2)
     params["layers"][0]["log_var"] = np.full(2, -10.0, np.float32)
-    metric = partial(pj.tracked_log_likelihood, MODEL)
+    metric = partial(pj.tracked_log_likelihood, rbm.RBM(rbm.Gaussian()))
     for v, options in (([[0.5, 0.2]], {}), ([[1.0, 0.0]], {"discrete": False})):
         assert guard(metric(np.float32(v), **options), params) == -np.inf
     bounded = metric(np.float32([[1.0, 0.0]]), at_least=lambda params, key: jnp.float32(-2.0), discrete=False)
@@ -490,7 +492,7 @@ def test_mistakes_are_named():
     with pytest.raises(TypeError, match=r"tracked_log_likelihood: v\[0\]: expected an array, got float"):
         pj.tracked_log_likelihood(MODEL, [0.0])
     with pytest.raises(ValueError, match=r"annealing: data\[:, 1\] is constant"):
-        rbm.annealing(gaussian, jnp.array([[0.0, 1.0], [2.0, 1.0]]), 5, jax.random.key(0))
+        rbm.RBM(rbm.Gaussian()).annealing(gaussian, jnp.array([[0.0, 1.0], [2.0, 1.0]]), 5, jax.random.key(0))
     forward, key = annealing(machine(0), DATA, 5, jax.random.key(0)), jax.random.key(0)
     empty, narrow = np.zeros((0, 8), np.float32), np.zeros((5, 7), np.float32)
     for name, call in {
@@ -505,7 +507,7 @@ def test_mistakes_are_named():
             call(narrow)
         assert f"These states are {name}." in caught.value.__notes__
     with pytest.raises(ValueError, match=r"annealing: data: expected shape \(rows, 8\) as in params, got \(5, 7\)"):
-        rbm.annealing(machine(0), narrow, 5, key)
+        MODEL.annealing(machine(0), narrow, 5, key)
     one_log_z = forward._replace(log_z_start=jnp.zeros(1))
     for call in (
         lambda: pj.annealed_importance_sampling(MODEL, one_log_z, key),
@@ -518,7 +520,7 @@ def test_mistakes_are_named():
         pj.annealed_importance_sampling(MODEL, forward, key, steps=0)
     with pytest.raises(ValueError, match=r"^reverse_annealed_importance_sampling: steps must be a positive integer"):
         pj.reverse_annealed_importance_sampling(MODEL, forward, forward.start, key, steps=0)
-    of_all = pj.Model(lambda p, v: jnp.sum(v), rbm.gibbs)
+    of_all = pj.Model(lambda p, v: jnp.sum(v), MODEL.transition)
     with pytest.raises(ValueError, match=r"expected shape \(5,\), one for each state, got \(\)"):
         pj.annealed_importance_sampling(of_all, forward, key)
     with pytest.raises(ValueError, match=r"end\['layers'\]\[0\]\['loc'\]: expected shape"):

@@ -42,6 +42,8 @@ from tests.helpers.runs import (
     stopping,
 )
 
+MODEL = rbm.RBM()
+
 in_memory = KINDS["in memory"]
 RUN = dict(epochs=2, batch_size=ROWS, key=KEY)  # one step an epoch: less to compile
 
@@ -70,7 +72,7 @@ def test_pseudo_log_likelihood_is_in_the_mean_over_draws_that_of_all_units():
             flipped[i] = 1 - v[i]
             e, e_flipped = np.exp(-free_energy(v)), np.exp(-free_energy(flipped))
             exact += np.log(e / (e + e_flipped)) / len(V)
-    metric = pseudo_log_likelihood(rbm.RBM(), V)
+    metric = pseudo_log_likelihood(MODEL, V)
     draws = jax.jit(jax.vmap(partial(metric, MACHINE)))(jax.random.split(KEY, 20000))
     error = np.std(draws) / np.sqrt(len(draws))
     assert abs(np.mean(draws) - exact) < 4 * error
@@ -85,14 +87,14 @@ def test_reconstruction_error_is_the_mean_square_over_rows_and_units():
         return jax.tree.map(lambda x, n: x + params * n, v, noise)
 
     expected = 0.25 * sum(np.sum(np.float64(n) ** 2) for n in noise.values()) / (7 * 5 + 7 * 6)
-    error = reconstruction_error(Model(rbm.free_energy, transition), v)(TrainState(jnp.float32(0.5), (), ()), KEY)
+    error = reconstruction_error(Model(MODEL.energy, transition), v)(TrainState(jnp.float32(0.5), (), ()), KEY)
     np.testing.assert_allclose(error, expected, rtol=1e-6)
 
 
 def test_free_energy_gap_is_validation_minus_training():
     train, validation = V[:4], V[4:]
     energies = np.array([free_energy(v) for v in np.float64(V)])
-    gap = free_energy_gap(rbm.RBM(), train, validation)(MACHINE, KEY)
+    gap = free_energy_gap(MODEL, train, validation)(MACHINE, KEY)
     np.testing.assert_allclose(gap, energies[4:].mean() - energies[:4].mean(), rtol=1e-5)
 
 

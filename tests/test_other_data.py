@@ -335,7 +335,7 @@ def test_numpy_array_is_advised_for_lists_only():
 
 # --- laws of the data --------------------------------------------------------------------------------
 
-free_energy_gradient = jax.jit(phase_gradient(rbm.free_energy))
+free_energy_gradient = jax.jit(phase_gradient(rbm.RBM().energy))
 bits = st.lists(st.lists(st.integers(0, 1), min_size=UNITS, max_size=UNITS), min_size=6, max_size=6).map(np.array)
 on_bits = hypothesis.given(bits, st.permutations(range(6)), st.permutations(range(UNITS)))
 few = hypothesis.settings(max_examples=15)

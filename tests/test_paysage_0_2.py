@@ -778,7 +778,7 @@ def test_a_script_and_its_rewrite_make_the_same_steps(generation):
             super().parameter_update(delta)
 
     batches = digits.load().batches[:3]
-    start = pj.rbm.init_bernoulli(batches[0], 5, jax.random.key(0))
+    start = pj.rbm.RBM().init(batches[0], 5, jax.random.key(0))
     getattr(migrate_from_paysage, f"script_{generation}")(Recorded(start, seed=0), batches, epochs=4)
     init, update = getattr(migrate_from_paysage, f"rewritten_{generation}")()
     state = init(start)

@@ -22,6 +22,8 @@ from tests.helpers.problems import (
     step,
 )
 
+MODEL = rbm.RBM()
+
 KEY = jax.random.key(0)
 VISIBLE, HIDDEN = 4, 3
 PARAMS = rbm_tree(VISIBLE, HIDDEN)
@@ -48,7 +50,7 @@ def closed_form(params, v_data, v_model):
 
 # --- the gradient ------------------------------------------------------------------------------------
 
-free_energy_gradient = jax.jit(phase_gradient(rbm.free_energy))
+free_energy_gradient = jax.jit(phase_gradient(MODEL.energy))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ free_energy_gradient = jax.jit(phase_gradient(rbm.free_energy))
 )
 def test_gradient_is_the_hand_written_one_of_a_bernoulli_rbm(jit, model_rows):
     v_data, v_model = states(6), states(model_rows, seed=1)
-    gradient = jit(phase_gradient(rbm.free_energy))(PARAMS, v_data, v_model)
+    gradient = jit(phase_gradient(MODEL.energy))(PARAMS, v_data, v_model)
     assert_trees_close(gradient, closed_form(PARAMS, v_data, v_model))
 
 
@@ -88,7 +90,7 @@ def replay(optimizer, params, v_data, v_model, epochs):
 
     def update(carry, xs):
         v_data, v_model, epoch = xs
-        gradient = phase_gradient(rbm.free_energy)(carry[1], v_data, v_model)
+        gradient = phase_gradient(MODEL.energy)(carry[1], v_data, v_model)
         _, *carry = step(optimizer, gradient, *carry, epoch=epoch)
         return carry, carry[1]
 
@@ -127,10 +129,10 @@ def test_gradient_is_that_of_the_negative_log_likelihood():
     v_data = states(6)
 
     def negative_log_likelihood(params):
-        log_z = logsumexp(-rbm.free_energy(params, every_state))
-        return jnp.mean(rbm.free_energy(params, v_data)) + log_z
+        log_z = logsumexp(-MODEL.energy(params, every_state))
+        return jnp.mean(MODEL.energy(params, v_data)) + log_z
 
-    probabilities = jax.jit(lambda params: jax.nn.softmax(-rbm.free_energy(params, every_state)))(PARAMS)
+    probabilities = jax.jit(lambda params: jax.nn.softmax(-MODEL.energy(params, every_state)))(PARAMS)
     gradient = free_energy_gradient(PARAMS, every_state, v_data, probabilities)
     expected = jax.jit(jax.grad(negative_log_likelihood))(PARAMS)
     assert_trees_close(jax.tree.map(np.negative, gradient), expected)
@@ -152,7 +154,7 @@ def shifted_gradient(params, v_data, v_model):
 
     def energy(params, v):
         params, constant = params
-        return rbm.free_energy(params, v) + constant[None]
+        return MODEL.energy(params, v) + constant[None]
 
     return phase_gradient(energy)(params, v_data, v_model)
 
@@ -184,7 +186,7 @@ def test_samples_are_not_differentiated():
     """Where the samples are a function of the parameters, only the energy's own dependence counts."""
 
     def size(params, v_model):
-        gradient = phase_gradient(rbm.free_energy)(params, states(6), v_model)
+        gradient = phase_gradient(MODEL.energy)(params, states(6), v_model)
         return sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
 
     def sample(params):
@@ -239,7 +241,7 @@ def test_energies_that_are_not_floating_are_refused(dtype, name):
 )
 def test_numbers_that_cannot_be_weights_are_refused_where_they_are_known(weights, message):
     with pytest.raises(ValueError, match=f"weights: expected {message}"):
-        phase_gradient(rbm.free_energy)(PARAMS, states(3), states(5), np.array(weights))
+        phase_gradient(MODEL.energy)(PARAMS, states(3), states(5), np.array(weights))
 
 
 @pytest.mark.parametrize(

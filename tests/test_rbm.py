@@ -10,6 +10,7 @@ from scipy import stats
 from scipy.special import expit, logsumexp
 
 from paysage_jax import rbm
+from paysage_jax.extend import phase_gradient
 from tests.helpers.problems import GOLDEN, each_golden, golden, rbm_tree, row
 
 VISIBLE, HIDDEN = 4, 3
@@ -63,16 +64,20 @@ def gaussian_log_partition(params, points=401):
     return logsumexp(log_weights) + 2 * np.log(spacing)
 
 
-gradient = jax.jit(rbm.gradient)
+BINARY, GAUSSIAN = rbm.RBM(), rbm.RBM(visible=rbm.Gaussian())
+MACHINES = {"bernoulli": (BINARY, bernoulli()), "gaussian": (GAUSSIAN, gaussian(3))}
+each_machine = pytest.mark.parametrize(("machine", "params"), MACHINES.values(), ids=MACHINES.keys())
+binary_gradient = jax.jit(phase_gradient(BINARY.energy))
+gaussian_gradient = jax.jit(phase_gradient(GAUSSIAN.energy))
 
 
 # --- energies ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("params", [bernoulli(), gaussian(3)], ids=["bernoulli", "gaussian"])
-def test_free_energy_is_a_sum_over_the_hidden_states(params):
+@each_machine
+def test_free_energy_is_a_sum_over_the_hidden_states(machine, params):
     v = np.random.default_rng(1).normal(size=(5, len(params["layers"][0]["loc"])))
-    actual = rbm.free_energy(params, jnp.asarray(v, float))
+    actual = machine.energy(params, jnp.asarray(v, float))
     assert actual.shape == (5,)
     np.testing.assert_allclose(actual, brute_free_energy(params, np.float32(v)), rtol=2e-6, atol=1e-6)
 
@@ -86,7 +91,7 @@ def test_gradient_is_the_recorded_one(case, t):
     )
     params = row(golden("rbm_replay", case["id"], "param"), t)
     expected = row(golden("rbm_replay", case["id"], "grad_first2"), t)
-    actual = gradient(params, v_data, v_model)
+    actual = binary_gradient(params, v_data, v_model)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-6), actual, expected)
 
 
@@ -94,7 +99,7 @@ def test_gradient_of_a_gaussian_model_by_finite_differences():
     params = gaussian(3)
     rng = np.random.default_rng(2)
     v_data, v_model = np.float32(rng.normal(size=(2, 6, 3)))
-    actual = gradient(params, jnp.asarray(v_data), jnp.asarray(v_model))
+    actual = gaussian_gradient(params, jnp.asarray(v_data), jnp.asarray(v_model))
     leaves, structure = jax.tree.flatten(params)
     leaves = [np.asarray(leaf, np.float64) for leaf in leaves]
 
@@ -117,7 +122,7 @@ def test_gradient_of_a_gaussian_model_by_finite_differences():
 @pytest.mark.parametrize("hidden", [1, 3, 5])
 def test_log_partition_is_a_sum_over_all_states(hidden):
     params = bernoulli(hidden=hidden)
-    np.testing.assert_allclose(rbm.log_partition(params), bernoulli_log_partition(params), rtol=1e-6)
+    np.testing.assert_allclose(BINARY.log_partition(params), bernoulli_log_partition(params), rtol=1e-6)
 
 
 def test_log_partition_in_blocks_is_that_of_independent_hidden_units():
@@ -125,38 +130,45 @@ def test_log_partition_in_blocks_is_that_of_independent_hidden_units():
     params = bernoulli(hidden=14)
     params["weights"][0]["matrix"] = jnp.zeros((VISIBLE, 14))
     loc = np.concatenate([np.asarray(layer["loc"], np.float64) for layer in params["layers"]])
-    np.testing.assert_allclose(rbm.log_partition(params), np.logaddexp(0, loc).sum(), rtol=1e-6)
+    np.testing.assert_allclose(BINARY.log_partition(params), np.logaddexp(0, loc).sum(), rtol=1e-6)
 
 
 def test_log_partition_of_a_gaussian_model_is_an_integral():
     params = gaussian()
-    np.testing.assert_allclose(rbm.log_partition(params), gaussian_log_partition(params), rtol=1e-6)
+    np.testing.assert_allclose(GAUSSIAN.log_partition(params), gaussian_log_partition(params), rtol=1e-6)
 
 
 def test_log_partition_refuses_what_it_cannot_enumerate():
-    with pytest.raises(ValueError, match="21 hidden units are too many"):
-        rbm.log_partition(bernoulli(hidden=21))
+    with pytest.raises(ValueError, match="21 visible and 22 hidden units are too many"):
+        BINARY.log_partition(bernoulli(21, hidden=22))
+    with pytest.raises(ValueError, match="2 visible and 21 hidden units are too many"):
+        GAUSSIAN.log_partition(gaussian(hidden=21))
 
 
 def test_log_likelihood_is_the_mean_log_probability():
     params = bernoulli()
     v = binary_states(VISIBLE)[[1, 5, 5, 12]]
     expected = (-brute_free_energy(params, v) - bernoulli_log_partition(params)).mean()
-    actual = rbm.log_likelihood(params, jnp.asarray(v, float), rbm.log_partition(params))
+    actual = BINARY.log_likelihood(params, jnp.asarray(v, float), BINARY.log_partition(params))
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 # --- sampling ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("params", [bernoulli(), gaussian(VISIBLE)])
-def test_the_machine_as_a_model_has_its_free_energy_and_takes_gibbs_steps(params):
-    model, v, key = rbm.RBM(), binary_states(VISIBLE).astype(np.float32), jax.random.key(0)
-    np.testing.assert_array_equal(model.energy(params, v), rbm.free_energy(params, v))
-    np.testing.assert_array_equal(model.transition(params, v, key), rbm.gibbs(params, v, key))
-    assert (model.sample_hidden, model.integer_states) == (None, False)
-    assert model == rbm.RBM()
-    assert jax.tree.leaves(model) == []
+@each_machine
+def test_the_machine_is_a_model_without_leaves(machine, params):
+    assert (machine.sample_hidden, machine.integer_states) == (None, False)
+    assert machine == rbm.RBM(machine.visible)
+    assert jax.tree.leaves(machine) == []
+
+
+def test_parameters_of_other_units_are_refused():
+    v = np.zeros((3, VISIBLE), np.float32)
+    with pytest.raises(ValueError, match=r"params\['layers'\]\[0\]: Binary units have loc, got loc, log_var: give RBM"):
+        BINARY.energy(gaussian(VISIBLE), v)
+    with pytest.raises(ValueError, match=r"params\['layers'\]\[1\]: ReLU units have loc, log_var, got loc: give RBM"):
+        rbm.RBM(hidden=rbm.ReLU()).energy(bernoulli(), v)
 
 
 def test_gibbs_has_the_transition_probabilities_of_a_sum_over_hidden_states():
@@ -168,7 +180,7 @@ def test_gibbs_has_the_transition_probabilities_of_a_sum_over_hidden_states():
     np.testing.assert_allclose(joint.sum(1) @ expected, joint.sum(1))  # the law the kernel must keep
 
     start = jnp.asarray(np.repeat(visible, draws, axis=0), jnp.float32)
-    v = jax.jit(rbm.gibbs)(params, start, jax.random.key(4))
+    v = jax.jit(BINARY.transition)(params, start, jax.random.key(4))
     assert v.dtype == start.dtype
     numbers = (np.asarray(v, int) @ 2 ** np.arange(VISIBLE)[::-1]).reshape(len(visible), draws)
     counts = np.stack([np.bincount(row, minlength=len(visible)) for row in numbers])
@@ -189,7 +201,7 @@ def test_gibbs_leaves_the_gaussian_distribution_as_it_is_and_moves():
 
     rng = np.random.default_rng(5)
     v = means[rng.choice(len(states), size=draws, p=weights)] + np.sqrt(variance) * rng.normal(size=(draws, 2))
-    moved = np.asarray(jax.jit(rbm.gibbs)(params, jnp.asarray(v, jnp.float32), jax.random.key(6)))
+    moved = np.asarray(jax.jit(GAUSSIAN.transition)(params, jnp.asarray(v, jnp.float32), jax.random.key(6)))
 
     assert np.abs(np.corrcoef(v[:, 0], moved[:, 0])[0, 1]) < 0.99
     for direction in ([1, 0], [0, 1], [1, 1], [1, -1]):
@@ -208,10 +220,12 @@ def test_means_are_those_of_the_conditional_distributions():
     matrix = np.asarray(params["weights"][0]["matrix"])
     v, h = np.float32(np.random.default_rng(7).normal(size=(5, 3))), binary_states(HIDDEN).astype(np.float32)
     scaled = v / np.exp(np.asarray(visible["log_var"]))
-    np.testing.assert_allclose(rbm.hidden_mean(params, v), expit(scaled @ matrix + np.asarray(hidden["loc"])), 1e-5)
-    np.testing.assert_allclose(rbm.visible_mean(params, h), h @ matrix.T + np.asarray(visible["loc"]), 1e-5, 1e-6)
+    np.testing.assert_allclose(
+        GAUSSIAN.hidden_mean(params, v), expit(scaled @ matrix + np.asarray(hidden["loc"])), 1e-5
+    )
+    np.testing.assert_allclose(GAUSSIAN.visible_mean(params, h), h @ matrix.T + np.asarray(visible["loc"]), 1e-5, 1e-6)
     del visible["log_var"]
-    np.testing.assert_allclose(rbm.visible_mean(params, h), expit(h @ matrix.T + np.asarray(visible["loc"])), 1e-5)
+    np.testing.assert_allclose(BINARY.visible_mean(params, h), expit(h @ matrix.T + np.asarray(visible["loc"])), 1e-5)
 
 
 # --- parameters to start from ------------------------------------------------------------------------
@@ -219,7 +233,7 @@ def test_means_are_those_of_the_conditional_distributions():
 
 def test_bernoulli_start():
     data = jnp.asarray([[0.0, 1.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
-    params = rbm.init_bernoulli(data, 2000, jax.random.key(0))
+    params = BINARY.init(data, 2000, jax.random.key(0))
     np.testing.assert_allclose(params["layers"][0]["loc"], [-15.942385, 15.942385, -np.log(3)], rtol=1e-6)
     assert not params["layers"][1]["loc"].any()
     assert params["layers"][1]["loc"].shape == (2000,)
@@ -229,12 +243,12 @@ def test_bernoulli_start():
 
 def test_gaussian_start_is_the_normal_distribution_of_the_data():
     data = np.random.default_rng(8).normal([1, -2], [0.5, 3], size=(300, 2))
-    params = rbm.init_gaussian(jnp.asarray(data, float), 2, jax.random.key(0))
+    params = GAUSSIAN.init(jnp.asarray(data, float), 2, jax.random.key(0))
     params["weights"][0]["matrix"] *= 0
-    actual = rbm.log_likelihood(params, jnp.asarray(data, float), rbm.log_partition(params))
+    actual = GAUSSIAN.log_likelihood(params, jnp.asarray(data, float), GAUSSIAN.log_partition(params))
     np.testing.assert_allclose(actual, stats.norm.logpdf(data, data.mean(0), data.std(0)).sum(1).mean(), rtol=1e-5)
 
 
 def test_gaussian_start_refuses_a_constant_component():
     with pytest.raises(ValueError, match=r"data\[:, 1\] is constant"):
-        rbm.init_gaussian(jnp.asarray([[1.0, 2.0], [3.0, 2.0]]), 2, jax.random.key(0))
+        GAUSSIAN.init(jnp.asarray([[1.0, 2.0], [3.0, 2.0]]), 2, jax.random.key(0))

@@ -22,8 +22,8 @@ CPUS = jax.devices("cpu")
 KEY = jax.random.key(0)
 SHARDS, BATCH, EPOCHS = 8, 16, 8  # 64 steps
 IMAGES = (np.random.default_rng(0).random((128, 24)) < 0.4).astype(np.float32)
-PARAMS = rbm.init_bernoulli(IMAGES, 16, jax.random.key(1))
 MODEL = rbm.RBM()
+PARAMS = MODEL.init(IMAGES, 16, jax.random.key(1))
 PCD = pj.persistent_contrastive_divergence(MODEL)
 COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 
@@ -77,8 +77,8 @@ def train(sharding, optimizer, loader=False, images=IMAGES, **options):
             params = params | {"weights": [{"matrix": jax.device_put(params["weights"][0]["matrix"], columns)}]}
             if AxisType.Explicit in sharding.mesh.axis_types:
                 # Where axes are explicit, a sum over one in pieces is for its author to lay out.
-                gibbs = auto_axes(rbm.gibbs, out_sharding=P("data", None))
-                context, model = jax.set_mesh(sharding.mesh), pj.Model(rbm.free_energy, gibbs)
+                gibbs = auto_axes(MODEL.transition, out_sharding=P("data", None))
+                context, model = jax.set_mesh(sharding.mesh), pj.Model(MODEL.energy, gibbs)
     if loader:
         data = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
     else:
@@ -165,7 +165,7 @@ def test_an_epoch_takes_each_row_once(rows, shards, each, shuffle):
 def program(sharding, name):
     """A compiled step on the layouts of a run of one epoch, and the run."""
     images = np.resize(IMAGES, (400, 96))
-    params = rbm.init_bernoulli(images, 64, KEY)
+    params = MODEL.init(images, 64, KEY)
     options = {"epochs": 1, "key": KEY, "batch_size": 400, "shards": 8, "sharding": sharding}
     run = pj.fit(params, OPTIMIZERS[name](sharding), PCD, images, **options)
     step = pj.train_step(PCD, OPTIMIZERS[name](sharding))
@@ -393,21 +393,21 @@ def test_a_longest_axis_in_pieces_already_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Auto", slow("Explicit")])
 def test_a_metric_may_have_a_row_for_each_chain(kind):
-    metrics = {"chains": lambda state, key: rbm.free_energy(state.params, state.estimator_state)}
+    metrics = {"chains": lambda state, key: MODEL.energy(state.params, state.estimator_state)}
     run = train(over(8, AxisType[kind]), OPTIMIZERS["adam"], metrics=metrics, epochs=2)
     assert run.history["chains"].shape == (2, BATCH)
 
 
 @pytest.mark.slow
 def test_gaussian_units_are_drawn_where_their_rows_are():
-    flops = []
-    params = rbm.init_gaussian(np.random.default_rng(0).normal(size=(400, 96)).astype(np.float32), 64, KEY)
+    flops, machine = [], rbm.RBM(visible=rbm.Gaussian())
+    params = machine.init(np.random.default_rng(0).normal(size=(400, 96)).astype(np.float32), 64, KEY)
     for sharding in (None, over(8), over(8, AxisType.Explicit)):
         whole = sharding and NamedSharding(sharding.mesh, P())
         v = jax.ShapeDtypeStruct((400, 96), np.float32, sharding=sharding)
         key = jax.ShapeDtypeStruct((), KEY.dtype, sharding=whole)
         shapes = jax.tree.map(lambda x, w=whole: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=w), params)
-        flops.append(jax.jit(rbm.gibbs).lower(shapes, v, key).compile().cost_analysis()["flops"])
+        flops.append(jax.jit(machine.transition).lower(shapes, v, key).compile().cost_analysis()["flops"])
     assert max(flops[1:]) <= flops[0] / 7.5
 
 
@@ -416,7 +416,7 @@ def test_gaussian_units_are_drawn_where_their_rows_are():
 def test_log_z_from_chains_in_pieces_is_that_of_one_device(kind):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: (rng.normal(size=x.shape) / 2).astype(x.dtype), PARAMS)
-    here = jax.jit(rbm.annealing, static_argnums=2)(params, IMAGES, 64, KEY)
+    here = jax.jit(MODEL.annealing, static_argnums=2)(params, IMAGES, 64, KEY)
     pieces = over(8, kind)
     whole = NamedSharding(pieces.mesh, P())
     there = jax.device_put(here, whole)._replace(start=jax.device_put(here.start, pieces))

@@ -84,7 +84,7 @@ def test_a_step_of_optax():
 
 def test_train_step_returns_the_memory_it_was_given():
     data = jax.random.bernoulli(jax.random.key(0), shape=(20, 64)).astype(float)
-    params = rbm.init_bernoulli(data, 16, jax.random.key(1))
+    params = rbm.RBM().init(data, 16, jax.random.key(1))
     optimizer = adam(0.01)
     estimator = persistent_contrastive_divergence(rbm.RBM())
     state = TrainState(params, optimizer.init(params), estimator.init(params, data, jax.random.key(2)))

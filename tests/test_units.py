@@ -184,6 +184,17 @@ def test_the_zero_sum_gauge_changes_no_probability_and_is_reached_at_once(kinds)
     assert np.square(gauged["weights"][0]["matrix"]).sum() < np.square(params["weights"][0]["matrix"]).sum()
 
 
+def test_annealing_starts_from_equally_likely_values_and_real_numbers_have_their_own_parameters_all_the_way():
+    machine = rbm.RBM(rbm.Categorical(STATES), rbm.ReLU())
+    params = units.cast(units.random_params("categorical", "relu", (4, 3)))
+    start = machine.annealing(params, None, 3000, KEY)
+    visible, hidden = start.path(0.0)["layers"]
+    assert not visible["loc"].any()
+    jax.tree.map(np.testing.assert_array_equal, hidden, params["layers"][1])
+    counts = np.bincount(np.asarray(start.start).ravel(), minlength=STATES)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
 # --- missing units -----------------------------------------------------------------------------------
 
 

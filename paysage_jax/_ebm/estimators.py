@@ -143,8 +143,9 @@ class contrastive_divergence(Estimator):
 
     >>> from paysage_jax import rbm
     >>> v, key = jnp.eye(4), jax.random.key(0)
-    >>> params = rbm.init_bernoulli(v, 2, key)
-    >>> estimator = contrastive_divergence(rbm.RBM(), steps=3)
+    >>> machine = rbm.RBM()
+    >>> params = machine.init(v, 2, key)
+    >>> estimator = contrastive_divergence(machine, steps=3)
     >>> gradient, _, statistics = estimator.estimate(params, v, estimator.init(params, v, key), key)
     >>> gradient["weights"][0]["matrix"].shape
     (4, 2)
@@ -189,8 +190,9 @@ class persistent_contrastive_divergence(Estimator):
 
     >>> from paysage_jax import rbm
     >>> v, key = jnp.eye(4), jax.random.key(0)
-    >>> params = rbm.init_bernoulli(v, 2, key)
-    >>> estimator = persistent_contrastive_divergence(rbm.RBM(), num_chains=10)
+    >>> machine = rbm.RBM()
+    >>> params = machine.init(v, 2, key)
+    >>> estimator = persistent_contrastive_divergence(machine, num_chains=10)
     >>> chains = estimator.init(params, v, key)
     >>> gradient, chains, statistics = estimator.estimate(params, v, chains, key)
     >>> chains.shape

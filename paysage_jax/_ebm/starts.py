@@ -69,8 +69,8 @@ def compare_starts(
         model: a `Model`, or `rbm.RBM()`.
         params: its parameters.
         starts: two sets of states, at least 2 in each, not necessarily as many: rows of the data or the chains of
-            training, and independent states, for example `rbm.annealing(params, None, num_chains, key).start`. Where
-            data leave units hidden, `model.sample_hidden(params, rows, key)` draws them.
+            training, and independent states, for example `machine.annealing(params, None, num_chains, key).start`.
+            Where data leave units hidden, `model.sample_hidden(params, rows, key)` draws them.
         key: a PRNG key.
         steps: transitions at most, a positive integer. Another number does not recompile.
 

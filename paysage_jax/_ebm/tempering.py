@@ -61,8 +61,9 @@ class parallel_tempering(persistent_contrastive_divergence):
 
     >>> from paysage_jax import rbm
     >>> v, key = jnp.eye(4), jax.random.key(0)
-    >>> params = rbm.init_bernoulli(v, 2, key)
-    >>> estimator = parallel_tempering(rbm.RBM(), num_chains=10, betas=(0.0, 0.5, 1.0))
+    >>> machine = rbm.RBM()
+    >>> params = machine.init(v, 2, key)
+    >>> estimator = parallel_tempering(machine, num_chains=10, betas=(0.0, 0.5, 1.0))
     >>> estimator.init(params, v, key).shape
     (10, 3, 4)
     """

@@ -12,13 +12,13 @@ from jax.scipy.special import logsumexp
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
-from .._core.batches import Weighted, as_floats
+from .._core.batches import as_floats
 from .._core.pytree import Pytree, check_count
 from .._core.trees import floating_dtype, moment_dtype
 from .._core.types import Batch, Params, Tree
 from .._ebm.annealing import Annealing, linear_path
 from .._ebm.domain import mean_over_rows
-from .units import Binary, Gaussian, Layer, Unit
+from .units import Binary, Layer, Unit
 
 States = Array | np.ndarray  # (rows, units)
 
@@ -82,11 +82,8 @@ class RBM(Pytree):
                 are no such array.
         """
         check_count("init: num_hidden", num_hidden)
-        data = self.visible.rows("init: data", data)
-        return self._start("init", data, num_hidden, key)
-
-    def _start(self, name: str, data: Weighted, num_hidden: int, key: Array) -> Params:
-        visible, hidden = self.visible.start(name, data), self.hidden.zeros(num_hidden)
+        rows = self.visible.rows("init: data", data)
+        visible, hidden = self.visible.start("init", rows), self.hidden.zeros(num_hidden)
         dtype = visible["loc"].dtype
         hidden = jax.tree.map(lambda p: p.astype(dtype), hidden)
         mean, deviation = _start_statistics(self.visible, visible)
@@ -95,14 +92,14 @@ class RBM(Pytree):
         field = jnp.tensordot(mean, matrix, mean.ndim, precision="highest")
         hidden = hidden | {"loc": hidden["loc"] - field}
         params = {"layers": [visible, hidden], "weights": [{"matrix": matrix}]}
-        dtype = data.v.dtype if jnp.issubdtype(data.v.dtype, jnp.floating) else dtype
+        dtype = rows.v.dtype if jnp.issubdtype(rows.v.dtype, jnp.floating) else dtype
         return jax.tree.map(lambda p: p.astype(dtype), params)
 
     # --- the energy ----------------------------------------------------------------------------------
 
     def energy(self, params: Params, v: States) -> Array:
         """The free energy F(v) of every row of v: hidden units are summed out."""
-        return _as_params_say(self, params)._free_energy("energy", VISIBLE, params, v)
+        return self._free_energy("energy", VISIBLE, params, v)
 
     def hidden_free_energy(self, params: Params, h: States) -> Array:
         """-log ∫ exp(-E(v, h)) dv of every row of h: visible units are summed out."""
@@ -125,7 +122,13 @@ class RBM(Pytree):
         return jnp.tensordot(t, W, t.ndim) if side == VISIBLE else jnp.tensordot(W, t, t.ndim)
 
     def _layer(self, side: int, params: Params) -> tuple[Unit, Layer]:
-        return (self.visible, self.hidden)[side], params["layers"][side]
+        unit, layer = (self.visible, self.hidden)[side], params["layers"][side]
+        if set(layer) != set(unit.names):
+            raise ValueError(
+                f"params['layers'][{side}]: {type(unit).__name__} units have {', '.join(unit.names)}, got "
+                f"{', '.join(layer)}: give RBM the kinds of units of these parameters"
+            )
+        return unit, layer
 
     def _wide_states(self, name: str, side: int, params: Params, x: States) -> tuple[Params, Array]:
         """Parameters and states at least in float32; integers remain where they number the states of a unit."""
@@ -174,7 +177,6 @@ class RBM(Pytree):
 
     def transition(self, params: Params, v: States, key: Array) -> Array:
         """One step of block Gibbs sampling, v to h to v: a Markov kernel that leaves p(v) as it is."""
-        self = _as_params_say(self, params)
         wide, states = self._wide_states("transition", VISIBLE, params, v)
         (n, dtype), (m, _) = map(_size, wide["layers"])
         if self.visible.noise is self.hidden.noise:
@@ -271,7 +273,7 @@ class RBM(Pytree):
                 machine that is too large for `log_partition`.
         """
         data = self.visible.rows("log_likelihood: v", v)
-        log_z = _as_params_say(self, params).log_partition(params) if log_z is None else log_z
+        log_z = self.log_partition(params) if log_z is None else log_z
         return -mean_over_rows(self.energy(params, data.v), data.weights) - jnp.asarray(log_z)
 
     def log_partition(self, params: Params) -> Array:
@@ -336,12 +338,6 @@ class RBM(Pytree):
         n, dtype = _size(layer)
         noise = unit.noise(key, (rows, n), dtype)
         return jax.vmap(lambda noise: unit.draw(layer, jnp.zeros_like(layer["loc"]), noise))(noise)
-
-
-def _as_params_say(machine: RBM, params: Params) -> RBM:
-    """With Gaussian visible units, if these have a variance: the functions of earlier versions know of no units."""
-    found = machine == RBM() and "log_var" in params["layers"][VISIBLE]
-    return RBM(Gaussian()) if found else machine
 
 
 # --- what is said of one layer -----------------------------------------------------------------------

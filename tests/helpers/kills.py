@@ -21,6 +21,8 @@ import numpy as np
 
 import paysage_jax as pj
 
+MODEL = pj.rbm.RBM()
+
 EPOCHS, ROWS, BATCH = 40, 2000, 20
 IMAGES = (np.random.default_rng(0).random((ROWS, 64)) < 0.3).astype(np.float32)
 
@@ -38,13 +40,13 @@ def train(kind, epochs=EPOCHS, **options):
     """Chance in every part of the run, and everything that a checkpoint holds."""
     data, size = KINDS[kind]
     return pj.fit(
-        pj.rbm.init_bernoulli(IMAGES, 32, jax.random.key(1)),
+        MODEL.init(IMAGES, 32, jax.random.key(1)),
         pj.chain(pj.center(), pj.adam(1e-3), pj.average_parameters(0.9), pj.track_convergence(1e-9)),
-        pj.persistent_contrastive_divergence(pj.rbm.RBM(), num_chains=50, steps=5),
+        pj.persistent_contrastive_divergence(MODEL, num_chains=50, steps=5),
         data,
         epochs=epochs,
         key=jax.random.key(2),
-        metrics={"likelihood": pj.pseudo_log_likelihood(pj.rbm.RBM(), IMAGES)},
+        metrics={"likelihood": pj.pseudo_log_likelihood(MODEL, IMAGES)},
         early_stopping=pj.early_stopping("likelihood", patience=1000, maximize=True),
         **size,
         **options,
