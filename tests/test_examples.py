@@ -278,7 +278,7 @@ def test_samples_have_the_moments_that_the_partition_function_says():
     visible = params["layers"][0]
     scaled = (v - visible["loc"][None]) / np.exp(visible["log_var"])[None]
     # ∂ log Z / ∂b is the mean of -∂E/∂b = (v - b) / s².
-    expected = jax.jit(jax.grad(MODEL.log_partition))(params)["layers"][0]["loc"]
+    expected = jax.jit(jax.grad(gaussian_rbm.MODEL.log_partition))(params)["layers"][0]["loc"]
     errors = scaled.std(axis=0) / np.sqrt(len(scaled))
     assert (np.abs(scaled.mean(axis=0) - expected) < 4 * errors).all()
 
