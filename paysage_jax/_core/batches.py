@@ -65,15 +65,16 @@ def in_memory(data: object) -> bool:
     return isinstance(data, dict | tuple) or hasattr(data, "__array__")
 
 
-def as_arrays(name: str, tree: Tree, own: Callable[[np.ndarray], Leaf] = jnp.array) -> Tree:
-    """The tree with JAX arrays as leaves; those that are already are not copied. `own` makes one of a NumPy array, and
-    with `np.asarray` these stay what they are.
+def as_arrays(name: str, tree: Tree, convert: Callable[[np.ndarray], Leaf] = jnp.array) -> Tree:
+    """The tree with JAX arrays as leaves; those that are already are not copied.
+
+    `convert` makes one of a NumPy array; with `np.asarray` NumPy's arrays stay what they are.
 
     Raises:
         TypeError: for a leaf that is no array of numbers, or masked, or sparse, naming it: name['w'].
         ValueError: for an integer that does not fit in the dtype that JAX gives it.
     """
-    return tree_map_with_path(lambda path, x: _as_array(f"{name}{keystr(path)}", x, own), tree, is_leaf=_is_sparse)
+    return tree_map_with_path(lambda path, x: _as_array(f"{name}{keystr(path)}", x, convert), tree, is_leaf=_is_sparse)
 
 
 def _is_sparse(x: Leaf) -> bool:
@@ -90,7 +91,7 @@ def check_dense(where: str, x: Leaf) -> None:
         )
 
 
-def _as_array(where: str, x: Leaf, own: Callable[[np.ndarray], Leaf]) -> Tree:
+def _as_array(where: str, x: Leaf, convert: Callable[[np.ndarray], Leaf]) -> Tree:
     if isinstance(x, jax.Array):
         return x
     check_dense(where, x)
@@ -103,9 +104,9 @@ def _as_array(where: str, x: Leaf, own: Callable[[np.ndarray], Leaf]) -> Tree:
         raise TypeError(f"{where}: expected numbers, got dtype {array.dtype}")
     if not array.dtype.isnative or array.dtype.char in _JAX_HAS:  # FITS, netCDF and IDX are big-endian
         array = array.astype(_JAX_HAS.get(array.dtype.char) or array.dtype.newbyteorder("="))
-    if own is not np.asarray and array.dtype.char in _WIDE:
+    if convert is not np.asarray and array.dtype.char in _WIDE:
         _check_range(where, array)
-    return own(array)
+    return convert(array)
 
 
 _JAX_HAS = {"g": np.float64, "G": np.complex128}  # in the place of long doubles
@@ -121,7 +122,7 @@ def _check_range(where: str, x: np.ndarray) -> None:
         raise ValueError(f"{where}: {x[index]} in {place(index)} does not fit in {dtype}: {advice}")
 
 
-def own(tree: Tree) -> Tree:
+def copy_to_device(tree: Tree) -> Tree:
     """A copy, for JAX may alias a NumPy buffer that its owner goes on writing to."""
     return jax.tree.map(jnp.array, tree)
 

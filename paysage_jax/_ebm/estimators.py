@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
-from .._core.batches import Entry, Weighted, as_arrays, as_floats, check_finite, own
+from .._core.batches import Entry, Weighted, as_arrays, as_floats, check_finite, copy_to_device
 from .._core.pytree import Number, Pytree, accepted, converted, count, number, static
 from .._core.trees import check_same_tree, floating_dtype
 from .._core.types import Batch, KeyPath, Leaf, Params, Statistics, Tree
@@ -115,7 +115,7 @@ def as_chains(where: str, v: Batch) -> Batch:
     v = as_arrays(where, v, np.asarray)
     rows(where, v)
     check_finite(where, v)
-    return own(as_arrays(where, v))
+    return copy_to_device(as_arrays(where, v))
 
 
 def _as_chains_or_none(where: str, v: Batch | None) -> Batch | None:

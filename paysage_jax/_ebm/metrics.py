@@ -16,8 +16,6 @@ from .domain import check_binary, check_each, mean_over_rows, measured
 from .model import EnergyModel, HasParams, as_model
 from .phases import energies_of
 
-# --- ready metrics -----------------------------------------------------------------------------------
-
 
 class pseudo_log_likelihood(Pytree):
     """Stochastic estimate of the pseudo-log-likelihood of discrete states (Hyvärinen, 2006), in nats per row.

@@ -60,7 +60,7 @@ class Checkpoints:
 
     Args:
         directory: a local directory; it is made if it does not exist.
-        every: epochs between checkpoints, a positive integer. Writing one takes about a tenth of a second.
+        every: epochs between checkpoints, a positive integer.
         keep: how many of the latest are kept, a positive integer.
 
     Raises:

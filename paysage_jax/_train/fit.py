@@ -12,7 +12,7 @@ from jax.core import eval_context
 from jax.sharding import NamedSharding
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .._core.batches import own
+from .._core.batches import copy_to_device
 from .._core.devices import is_partitioned
 from .._core.pytree import check_count
 from .._core.types import Batch, Params
@@ -182,7 +182,9 @@ def start_or_resume(
     if program.early_stopping is not None and result.best == ():
         result = result._replace(best=program.early_stopping.start(watched_parameters(*result.state[:2])))
     if place.sharding is not None:
-        like = result.params if resume is None or place.holds(result.params) else place.put_whole("params", own(params))
+        like = result.params
+        if resume is not None and not place.holds(like):
+            like = place.put_whole("params", copy_to_device(params))
         optimizer_state = place.put_whole("the optimizer's state", program.optimizer.init(like))
         result, place = place.put_run(result, like, optimizer_state)
         program = program.replace_unchecked(placement=place)
@@ -201,7 +203,7 @@ def start_or_resume(
 
 def _start(program: Program, params: Params, first: Batch, key: jax.Array) -> FitResult:
     place = program.placement
-    params = place.put_whole("params", own(params))
+    params = place.put_whole("params", copy_to_device(params))
     zero = jnp.zeros((), jnp.int32)
     optimizer_state = place.put_whole("the optimizer's state", program.optimizer.init(params))
     states = optimizer_state, place.put_chains(program.estimator.init(params, first, key))
@@ -241,7 +243,8 @@ def _resumed(resume: FitResult) -> FitResult:
     for path, x in tree_leaves_with_path(resume._replace(history=())):
         if jnp.issubdtype(x.dtype, np.number) and jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
             raise ValueError(f"fit: resume{keystr(path)} has dtype {x.dtype}, which needs jax_enable_x64")
-    return own(resume._replace(history=()))._replace(history=resume.history)  # which grows: a copy is compiled
+    copied = copy_to_device(resume._replace(history=()))
+    return copied._replace(history=resume.history)  # which grows: a copy is compiled
 
 
 def _with_room(program: Program, result: FitResult, epochs: int) -> FitResult:
