@@ -66,7 +66,7 @@ def test_quantiles_of_a_truncated_normal_are_those_of_its_distribution_function(
 
 
 @each_kind
-@pytest.mark.parametrize("field", [-1e4, -30.0, 30.0, 1e4])
+@pytest.mark.parametrize("field", [-1e4, 1e4])
 def test_extreme_fields_give_finite_numbers_and_values_that_the_unit_takes(kind, field):
     unit, n = KINDS[kind], 50
     params = unit.zeros(n)
@@ -227,7 +227,7 @@ def test_missing_units_may_be_nan_and_a_mask_of_another_shape_is_refused():
 # --- training ----------------------------------------------------------------------------------------
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["spin", "categorical", "drelu"])
 @pytest.mark.slow_unless("categorical")
 def test_training_with_persistent_chains_makes_weighted_data_more_likely(kind):
     """Three columns that depend on one. The likelihood is exact."""
@@ -246,8 +246,8 @@ def test_training_with_persistent_chains_makes_weighted_data_more_likely(kind):
     assert result.params["weights"][0]["matrix"].shape == params["weights"][0]["matrix"].shape
 
 
-@each_kind
-@pytest.mark.slow_unless("categorical", "drelu")
+@pytest.mark.parametrize("kind", ["spin", "categorical", "drelu"])
+@pytest.mark.slow_unless("categorical")
 def test_half_precision_is_computed_in_float32(kind):
     """Energies of bfloat16 are those of the rounded numbers; draws and means have the dtype of the states."""
     machine = rbm.RBM(KINDS[kind], rbm.ReLU())

@@ -10,6 +10,8 @@ The integral is a sum where a unit takes finitely many values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -74,9 +76,9 @@ class Unit(Pytree, ABC):
     (5, 2)
     """
 
-    names = ("loc",)
-    noise = staticmethod(jax.random.uniform)
-    integer_states = False
+    names: ClassVar[tuple[str, ...]] = ("loc",)
+    noise: ClassVar[Callable[..., Array]] = staticmethod(jax.random.uniform)
+    integer_states: ClassVar[bool] = False
 
     @property
     def values(self) -> tuple[float, ...] | None:
@@ -217,7 +219,7 @@ class Categorical(Unit):
     """
 
     states: int = count(static=True)
-    integer_states = True
+    integer_states: ClassVar[bool] = True
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -271,8 +273,8 @@ class Gaussian(Unit):
     e(x) = (x - loc)² / (2 s²),   t(x) = x / s²
     """
 
-    names = ("loc", "log_var")
-    noise = staticmethod(jax.random.normal)
+    names: ClassVar[tuple[str, ...]] = ("loc", "log_var")
+    noise: ClassVar[Callable[..., Array]] = staticmethod(jax.random.normal)
 
     def energy(self, params: Layer, x: Array) -> Array:
         return jnp.sum((x - params["loc"]) ** 2 / (2 * jnp.exp(params["log_var"])))
@@ -312,7 +314,7 @@ class ReLU(Unit):
     e(x) = x² / (2 s²) - loc x for x >= 0,   t(x) = x,   s² = exp(log_var)
     """
 
-    names = ("loc", "log_var")
+    names: ClassVar[tuple[str, ...]] = ("loc", "log_var")
 
     def energy(self, params: Layer, x: Array) -> Array:
         return jnp.sum(x**2 / (2 * jnp.exp(params["log_var"])) - params["loc"] * x)
@@ -357,7 +359,7 @@ class DReLU(Unit):
     Cocco & Monasson (eLife 8, 2019), θ₊ = threshold - loc, θ₋ = -threshold - loc, and γ₊, γ₋ = 1 / s².
     """
 
-    names = ("loc", "threshold", "log_var_positive", "log_var_negative")
+    names: ClassVar[tuple[str, ...]] = ("loc", "threshold", "log_var_positive", "log_var_negative")
 
     def energy(self, params: Layer, x: Array) -> Array:
         log_var = jnp.where(x > 0, params["log_var_positive"], params["log_var_negative"])
