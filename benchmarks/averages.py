@@ -5,8 +5,10 @@ import argparse
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import paysage_jax as pj
+from paysage_jax._optim.transformation import find_states
 
 from .log_z import BATCH, MODEL, digits
 
@@ -17,6 +19,10 @@ OPTIMIZERS = {
     "momentum": (pj.momentum, (0.03, 0.1)),
     "RMSProp": (pj.rmsprop, (0.01, 0.02, 0.03)),
     "Adam": (pj.adam, (0.01, 0.02, 0.03)),
+    "schedule-free SGD": (
+        lambda rate: pj.chain(pj.center(), optax.contrib.schedule_free(optax.sgd(rate), rate, b1=0.9)),
+        (2.0, 5.0, 10.0),
+    ),
     "centred Adam": (lambda rate: pj.chain(pj.center(), pj.adam(rate)), (0.003, 0.01, 0.03)),
 }
 
@@ -31,13 +37,24 @@ def half(rate, epochs):
     return pj.per_epoch(pj.linear_decay(rate, epochs, hold=0.5))
 
 
-SCHEDULES = {"falling": falling, "constant": lambda rate, epochs: rate, "half": half}
+def linear(rate, epochs):
+    """Linearly to 0."""
+    return pj.per_epoch(pj.linear_decay(rate, epochs))
+
+
+SCHEDULES = {"falling": falling, "constant": lambda rate, epochs: rate, "half": half, "linear": linear}
 
 
 def exact(params, rows):
     """The log-likelihoods of some arrays of rows, in nats per row."""
     log_z = MODEL.log_partition(params)
     return jnp.stack([MODEL.log_likelihood(params, v, log_z) for v in rows])
+
+
+def last_parameters(result):
+    """After the last update; of the schedule-free method those that it is judged by."""
+    free = find_states(result.optimizer_state, optax.contrib.ScheduleFreeState)
+    return optax.contrib.schedule_free_eval_params(free[0], result.params) if free else result.params
 
 
 def likelihoods(optimizer, averages, epochs, seeds, chains, hidden=16):
@@ -51,7 +68,7 @@ def likelihoods(optimizer, averages, epochs, seeds, chains, hidden=16):
         start = MODEL.init(rows[0], hidden, start_key)
         result = pj.fit(start, every, estimator, rows[0], epochs=epochs, batch_size=BATCH, key=fit_key)
         kept = map(pj.averaged_parameters, result.optimizer_state[1:])
-        return jnp.stack([exact(params, rows) for params in (result.params, *kept)])
+        return jnp.stack([exact(params, rows) for params in (last_parameters(result), *kept)])
 
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), seeds)))
 
@@ -60,7 +77,7 @@ def main(argv=None):
     """Print a row for each optimizer, rate and schedule."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.averages", description=__doc__)
     parser.add_argument("optimizers", nargs="*", default=list(OPTIMIZERS), help=f"of {', '.join(OPTIMIZERS)}")
-    parser.add_argument("--schedules", nargs="*", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument("--schedules", nargs="*", choices=SCHEDULES, default=["falling", "constant", "half"])
     parser.add_argument("--shares", nargs="*", type=float, default=[0.2])
     for name, default in {"epochs": 30, "seeds": 10, "chains": 50}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -73,6 +90,8 @@ def main(argv=None):
         make, rates = OPTIMIZERS[name]
         for rate in rates:
             for schedule in options.schedules:
+                if name == "schedule-free SGD" and schedule != "constant":
+                    continue
                 optimizer = make(SCHEDULES[schedule](rate, options.epochs))
                 values = likelihoods(optimizer, averages, options.epochs, options.seeds, options.chains)
                 cells = [

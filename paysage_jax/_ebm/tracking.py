@@ -88,7 +88,8 @@ class track_log_partition(Transformation):
     have lost: where a run is fast or its model has many modes, anneal anew from time to time. Then the chains start
     again from those of `estimate`, and come to the present along the straight line from the first parameters.
 
-    Read it by `tracked_log_partition(state)`; `tracked_log_likelihood` is the metric for `fit`. Chain it outside
+    After an `average_parameters` in the same chain it follows the average. Read it by `tracked_log_partition(state)`;
+    `tracked_log_likelihood` is the metric for `fit`, of the parameters whose log Z is tracked. Chain it outside
     `freeze` and `partition`, which hide parameters from their members, and outside `shard_state`: its chains lie whole
     on every device.
 
@@ -98,8 +99,7 @@ class track_log_partition(Transformation):
             `annealed_importance_sampling` returns them; AnnealedEstimate(log_z, chains) where both are known.
         key: a PRNG key.
         steps_per_update: annealing steps from p to q, each with a transition, a positive integer.
-        every: updates from p to q, a positive integer. More are cheaper and follow less closely. It should divide
-            the updates of an epoch: else log Z and the energies measured at its end are of different parameters.
+        every: updates from p to q, a positive integer. More are cheaper and follow less closely.
         resample_below: a share of the number of chains, in [0, 1].
         reanneal_every: updates, a positive integer; the updates of an epoch, or a multiple, so that what is
             measured then is fresh. None: never.

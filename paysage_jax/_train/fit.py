@@ -88,7 +88,8 @@ def fit(
             callback is that of process 0. Not under `jit` and `vmap`.
         shards: what data in memory are cut into; each is shuffled by itself and gives as many rows to every batch.
             The same number gives the same run on any number of devices that divides it. None: one for each device.
-        metrics: name -> metric(state, key), traced, of a `TrainState`: state.params, state.optimizer_state, ...
+        metrics: name -> metric(state, key), traced, of a `TrainState`: state.params, state.optimizer_state, ... If the
+            optimizer keeps an average, `average_parameters`, state.params is that, and so is `result.best.params`.
         metrics_every: measure every so many epochs.
         early_stopping: stop when a metric has not improved for a while; `result.best` has the best parameters.
         callback: callback(result) after every measurement, on the host; True stops the run.
