@@ -1,9 +1,11 @@
-"""Restricted Boltzmann machines: `RBM` of any two kinds of units.
+"""Restricted Boltzmann machines, `RBM` of any two kinds of units; and the `PottsModel`, without hidden ones.
 
 E(v, h) = e(v) + e(h) - t(v)·W t(h),   p(v) = exp(-F(v)) / Z,   F(v) = -log ∫ exp(-E(v, h)) dh
 """
 
 from .machine import RBM
+from .potts import PottsModel
+from .sequences import contact_scores, sequence_weights
 from .standardize import Standardization, standardize
 from .units import Binary, Categorical, DReLU, Gaussian, ReLU, Spin, Unit
 
@@ -13,9 +15,12 @@ __all__ = [
     "Categorical",
     "DReLU",
     "Gaussian",
+    "PottsModel",
     "ReLU",
     "Spin",
     "Standardization",
     "Unit",
+    "contact_scores",
+    "sequence_weights",
     "standardize",
 ]

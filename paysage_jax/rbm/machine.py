@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -137,8 +138,8 @@ class RBM(Pytree):
         if shape is None or len(shape) < 2 or shape[1:] not in (loc[:1], loc):  # which might broadcast
             got = f"a {type(x).__name__}" if shape is None else f"shape {shape}"
             raise ValueError(f"{name}: expected states (rows, {loc[0]}) as in params, got {got}")
-        params = _wide(params)
-        return params, _wide(x if unit.integer_states else as_floats(x, floating_dtype(params)))
+        params = widen(params)
+        return params, widen(x if unit.integer_states else as_floats(x, floating_dtype(params)))
 
     # --- sampling ------------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ class RBM(Pytree):
     def _sample(self, name: str, side: int, params: Params, x: States, key: Array) -> Array:
         wide, states = self._wide_states(name, side, params, x)
         unit, layer = self._layer(1 - side, wide)
-        noise = _noise(unit, key, states, *_size(layer))
+        noise = noise_for(unit, key, states, *_size(layer))
         return _in_float_dtype_of(x, self._draw(side, wide, states, noise))
 
     def _draw(self, side: int, params: Params, x: Array, noise: Array) -> Array:
@@ -181,10 +182,13 @@ class RBM(Pytree):
         (n, dtype), (m, _) = map(_size, wide["layers"])
         if self.visible.noise is self.hidden.noise:
             # One draw for both layers: on a CPU a second one may cost as much as all arithmetic of a small machine.
-            for_h, for_v = jnp.split(_noise(self.hidden, key, states, m + n, dtype), [m], axis=1)
+            for_h, for_v = jnp.split(noise_for(self.hidden, key, states, m + n, dtype), [m], axis=1)
         else:
             h_key, v_key = jax.random.split(key)
-            for_h, for_v = _noise(self.hidden, h_key, states, m, dtype), _noise(self.visible, v_key, states, n, dtype)
+            for_h, for_v = (
+                noise_for(self.hidden, h_key, states, m, dtype),
+                noise_for(self.visible, v_key, states, n, dtype),
+            )
         h = self._draw(VISIBLE, wide, states, for_h)
         return self._as_given(v, self._draw(HIDDEN, wide, h, for_v))
 
@@ -212,11 +216,8 @@ class RBM(Pytree):
         """
         check_count("impute: steps", steps)
         self._wide_states("impute", VISIBLE, params, v)
-        if jnp.shape(missing) != jnp.shape(v)[:2] or not jnp.issubdtype(jnp.result_type(missing), jnp.bool_):
-            got = f"shape {jnp.shape(missing)} and dtype {jnp.result_type(missing)}"
-            raise ValueError(f"impute: missing: expected bools of shape {jnp.shape(v)[:2]}, got {got}")
+        missing = mask_for("impute: missing", missing, v)
         first_key, key = jax.random.split(key)
-        missing = jnp.asarray(missing).reshape(*jnp.shape(missing), *[1] * (jnp.ndim(v) - 2))
         drawn = self._as_given(v, self._independent(params, len(v), first_key))
         start = jnp.where(missing, drawn, jnp.asarray(v))
         return _clamped_chain(self, params, self.visible.rows("impute: v", start).v, missing, key, steps)
@@ -293,7 +294,7 @@ class RBM(Pytree):
                 f"log_partition: {sizes} units are too many, or take real numbers; expected a layer of at most "
                 f"{MOST_STATES} states: use annealed_importance_sampling"
             )
-        return _log_sum_over_states(self, side, self._layer(side, params)[0].values or (), params)
+        return _log_sum_over_layer(self, side, params)
 
     def annealing(self, params: Params, data: Batch | None, num_chains: int, key: Array) -> Annealing:
         """The path from independent units, the visible ones distributed as the data, to the machine itself.
@@ -328,13 +329,13 @@ class RBM(Pytree):
         zeros = jax.tree.map(jnp.zeros_like, params)
         start = zeros | {"layers": [first, _neutral(self.hidden, hidden)]}
         chains = _in_float_dtype_of(visible["loc"], self._independent(start, num_chains, key))
-        layers = [self._layer(side, _wide(start)) for side in (HIDDEN, VISIBLE)]
+        layers = [self._layer(side, widen(start)) for side in (HIDDEN, VISIBLE)]
         log_z = sum(jnp.sum(unit.log_normalizer(layer, jnp.zeros_like(layer["loc"]))) for unit, layer in layers)
         return Annealing(linear_path(start, params), chains, log_z)
 
     def _independent(self, params: Params, rows: int, key: Array) -> Array:
         """Visible states drawn without a field."""
-        unit, layer = self._layer(VISIBLE, _wide(params))
+        unit, layer = self._layer(VISIBLE, widen(params))
         n, dtype = _size(layer)
         noise = unit.noise(key, (rows, n), dtype)
         return jax.vmap(lambda noise: unit.draw(layer, jnp.zeros_like(layer["loc"]), noise))(noise)
@@ -368,7 +369,7 @@ def _start_statistics(unit: Unit, layer: Layer) -> tuple[Array, Array]:
 # --- rows and random numbers -------------------------------------------------------------------------
 
 
-def _wide(tree: Tree) -> Tree:
+def widen(tree: Tree) -> Tree:
     """Half precision as float32."""
 
     def widen(x: Array) -> Array:
@@ -376,6 +377,15 @@ def _wide(tree: Tree) -> Tree:
         return x if (wide := moment_dtype(dtype)) == dtype else jnp.asarray(x, wide)
 
     return jax.tree.map(widen, tree)
+
+
+def mask_for(name: str, mask: States, v: States) -> Array:
+    """Bools (rows, units), with an axis more where v is one-hot. Raises ValueError for what is no such mask."""
+    shape = jnp.shape(v)[:2]
+    if jnp.shape(mask) != shape or not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
+        got = f"shape {jnp.shape(mask)} and dtype {jnp.result_type(mask)}"
+        raise ValueError(f"{name}: expected bools of shape {shape}, got {got}")
+    return jnp.asarray(mask).reshape(*shape, *[1] * (jnp.ndim(v) - 2))
 
 
 def _in_float_dtype_of(given: States, x: Array) -> Array:
@@ -389,7 +399,7 @@ def _size(layer: Layer) -> tuple[int, DTypeLike]:
     return len(layer["loc"]), jnp.result_type(layer["loc"])
 
 
-def _noise(unit: Unit, key: Array, states: States, units: int, dtype: DTypeLike) -> Array:
+def noise_for(unit: Unit, key: Array, states: States, units: int, dtype: DTypeLike) -> Array:
     """Random numbers for a layer of every row, drawn where the rows lie on a mesh, not all on every device."""
     sharding = jax.typeof(states).sharding
     rows = None if sharding.mesh.empty else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
@@ -404,17 +414,22 @@ def _clamped_chain(machine: RBM, params: Params, v: Array, missing: Array, key: 
     return jax.lax.fori_loop(0, steps, step, v)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _log_sum_over_states(machine: RBM, side: int, values: tuple[float, ...], params: Params) -> Array:
-    """log Σ exp(-F) over all states of one layer, of units with these values."""
-    q, units = len(values), len(params["layers"][side]["loc"])
+@partial(jax.jit, static_argnums=1)
+def _log_sum_over_layer(machine: RBM, side: int, params: Params) -> Array:
+    unit, layer = machine._layer(side, params)
+    free_energy = partial(machine._free_energy, "log_partition", side, params)
+    return log_sum_over_states(free_energy, unit.values or (), len(layer["loc"]))
+
+
+def log_sum_over_states(energy: Callable[[Array], Array], values: tuple[float, ...], units: int) -> Array:
+    """log Σ exp(-energy) over all states of so many units with these values, blocks of rows at a time."""
+    q = len(values)
     count = q**units
     block = min(count, _BLOCK)
 
     def log_sum(numbers: Array) -> Array:
         digits = numbers[:, None] // q ** jnp.arange(units)[None] % q
-        minus_energies = -machine._free_energy("log_partition", side, params, jnp.asarray(values)[digits])
-        return logsumexp(minus_energies, where=numbers < count)
+        return logsumexp(-energy(jnp.asarray(values)[digits]), where=numbers < count)
 
     numbers = jnp.arange(-(-count // block) * block).reshape(-1, block)
     return logsumexp(jax.lax.map(log_sum, numbers))
