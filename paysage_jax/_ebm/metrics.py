@@ -85,6 +85,8 @@ class reconstruction_error(Pytree):
 
         mean of (v - model.transition(params, v, key))² over rows and units
 
+    Of `rbm.Categorical` units it is the share of the units that are in another state than before.
+
     Args:
         model: a `Model`, or `rbm.RBM()`.
         v: a pytree of finite arrays (rows, ...), or `Weighted`; then the mean over rows is weighted.
@@ -99,16 +101,22 @@ class reconstruction_error(Pytree):
     def __call__(self, state: HasParams, key: jax.Array) -> jax.Array:
         params = state.params
         v = _states(self.model, params, self.v)
+        # Labels have no differences. A `Model` does not say whether its integers are labels or counts.
+        categories = getattr(getattr(self.model, "visible", None), "integer_states", False)
 
-        def squares(x: jax.Array, y: jax.Array) -> jax.Array:
+        def differences(x: jax.Array, y: jax.Array) -> jax.Array:
+            """The squares (rows, numbers) or, of categories, whether they differ (rows, units)."""
+            if categories:
+                return jnp.any((x != y).reshape(*x.shape[:2], -1), axis=2).astype(float)
             x, y = (as_floats(z, float) for z in (x, y))
             x, y = (z.astype(moment_dtype(z.dtype)) for z in (x, y))
-            return jnp.sum(jnp.square(x - y).reshape(len(x), -1), axis=1)
+            return jnp.square(x - y).reshape(len(x), -1)
 
         moved = self.model.transition(params, v, key)
         check_same_tree("transition(params, v, key)", moved, "v", v)
-        of_rows: Leaf = sum(jax.tree.leaves(jax.tree.map(squares, v, moved)))
-        return mean_over_rows(of_rows, self.v.weights) / sum(x[0].size for x in jax.tree.leaves(v))
+        found = jax.tree.leaves(jax.tree.map(differences, v, moved))
+        of_rows: Leaf = sum(jnp.sum(x, axis=1) for x in found)
+        return mean_over_rows(of_rows, self.v.weights) / sum(x.shape[1] for x in found)
 
 
 class free_energy_gap(Pytree):

@@ -20,7 +20,10 @@ from .._ebm.phases import weighted
 from .machine import MOST_STATES, States, log_sum_over_states, mask_for, noise_for, widen
 from .units import Categorical
 
-_MOST_NUMBERS = 2**25  # of one-hot states at a time, so that memory does not grow with the number of chains
+
+def _most_numbers() -> int:
+    """Of one-hot states at a time: what the caches of a CPU hold; elsewhere what does not need much memory."""
+    return 2**20 if jax.default_backend() == "cpu" else 2**25
 
 
 class PottsModel(Pytree):
@@ -292,7 +295,7 @@ def _inputs(params: Params, matrix: Array, x: Array) -> Array:
 
 def _in_blocks(function: Callable[..., Array], numbers: int, *rows: Array) -> Array:
     """function(*rows), computed in blocks where all rows together, of so many numbers each, would need much memory."""
-    size, every = max(1, _MOST_NUMBERS // numbers), len(rows[0])
+    size, every = max(1, _most_numbers() // numbers), len(rows[0])
     if every <= size or not jax.typeof(rows[0]).sharding.mesh.empty:  # rows over devices stay where they are
         return function(*rows)
     whole = every - every % size
