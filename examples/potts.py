@@ -25,95 +25,45 @@ UNRELATED = 400  # sequences
 LARGE, RELATIVES = 100, 15  # those of them that have relatives, and how many
 MUTABLE = 0.05  # the part of the sites that are drawn again in a relative
 
-PAIRS = np.array([(i, j) for i in range(SITES) for j in range(i + 2, SITES)])  # but for neighbours along the chain
-
+MODEL = pj.rbm.PottsModel(LETTERS)
+ALL_PAIRS = np.stack(np.triu_indices(SITES, 1), axis=1)  # as the couplings are ordered
+PAIRS = ALL_PAIRS[ALL_PAIRS[:, 1] > ALL_PAIRS[:, 0] + 1]  # but for neighbours along the chain
 
 # The chain goes up one strand and down the next.
 STRAND, STEP = np.divmod(np.arange(SITES), LENGTH)
 POSITIONS = np.stack([STRAND, np.where(STRAND % 2, LENGTH - 1 - STEP, STEP)], axis=1)
-TOUCHING = np.abs(POSITIONS[PAIRS[:, 0]] - POSITIONS[PAIRS[:, 1]]).sum(axis=1) == 1
 
 
-def couplings(params):
-    """J as (site, letter, site, letter), symmetric, with zeros where a site meets itself."""
-    matrix = params["couplings"]
-    return (matrix + matrix.transpose(2, 3, 0, 1)) / 2 * (1 - jnp.eye(SITES))[:, None, :, None]
+def touching(pairs):
+    """Which pairs of sites are next to each other in the sheet."""
+    return np.abs(POSITIONS[pairs[:, 0]] - POSITIONS[pairs[:, 1]]).sum(axis=1) == 1
 
 
-def inputs(params, v):
-    """What each letter would add to -E at each site of every sequence, given the other sites."""
-    return params["fields"][None] + jnp.tensordot(jax.nn.one_hot(v, LETTERS), couplings(params), 2)
+TOUCHING = touching(PAIRS)
 
 
-def energy(params, v):
-    """E of every row of v, which holds the numbers of letters."""
-    x = jax.nn.one_hot(v, LETTERS)
-    return -jnp.sum(x * (inputs(params, v) + params["fields"][None]), axis=(1, 2)) / 2
-
-
-def gibbs(params, v, key, chosen=None):
-    """Every site in turn is drawn anew given the others, in every sequence; `chosen` says which sites, if not all."""
-    matrix = couplings(params)
-
-    def draw(i, v):
-        logits = params["fields"][i][None] + jnp.tensordot(jax.nn.one_hot(v, LETTERS), matrix[:, :, i], 2)
-        letters = jax.random.categorical(jax.random.fold_in(key, i), logits).astype(v.dtype)
-        return v.at[:, i].set(letters if chosen is None else jnp.where(chosen[:, i], letters, v[:, i]))
-
-    return jax.lax.fori_loop(0, SITES, draw, v)
-
-
-def pseudo_likelihood(params, batch):
-    """Minus the mean of weight × Σ_i log p(v_i | all other sites); `fit` makes the mean of all weights 1."""
-    log_p = jax.nn.log_softmax(inputs(params, batch.v), axis=-1)
-    each = jnp.take_along_axis(log_p, batch.v[:, :, None], axis=2).sum(axis=(1, 2))
-    return -jnp.mean(batch.weights * each)
-
-
-@jax.jit
 def make_family(key):
     """Sequences of which the last LARGE × RELATIVES are close relatives of the first LARGE."""
     keys = jax.random.split(key, 5)
-    i, j = PAIRS[TOUCHING].T
-    random = STRENGTH * jax.random.normal(keys[0], (len(i), LETTERS, LETTERS))
-    matrix = jnp.zeros((SITES, LETTERS, SITES, LETTERS)).at[i, :, j].set(2 * random)  # halved by `couplings`
-    params = {"fields": STRENGTH * jax.random.normal(keys[1], (SITES, LETTERS)), "couplings": matrix}
-    v = jax.random.randint(keys[2], (UNRELATED, SITES), 0, LETTERS)
-    v = jax.lax.fori_loop(0, 200, lambda i, v: gibbs(params, v, jax.random.fold_in(keys[3], i)), v)
+    coupled = touching(ALL_PAIRS) & (ALL_PAIRS[:, 1] > ALL_PAIRS[:, 0] + 1)
+    random = STRENGTH * jax.random.normal(keys[0], (len(ALL_PAIRS), LETTERS, LETTERS))
+    fields = STRENGTH * jax.random.normal(keys[1], (SITES, LETTERS))
+    params = {"fields": fields, "couplings": jnp.where(coupled[:, None, None], random, 0)}
+    everything = jnp.ones((UNRELATED, SITES), bool)
+    v = MODEL.impute(params, jnp.zeros(everything.shape, int), everything, keys[2], steps=200)
     relatives = jnp.repeat(v[:LARGE], RELATIVES, axis=0)
-    chosen = jax.random.bernoulli(keys[4], MUTABLE, relatives.shape)
-    return jnp.concatenate([v, gibbs(params, relatives, keys[4], chosen)])
-
-
-def weights_of(v):
-    """One over the number of sequences that agree with a row of v in four of five sites, itself included."""
-    agreement = (v[:, None, :] == v[None, :, :]).mean(axis=2)
-    return 1 / jnp.sum(agreement >= 0.8, axis=1)
+    mutable = jax.random.bernoulli(keys[3], MUTABLE, relatives.shape)
+    return jnp.concatenate([v, MODEL.impute(params, relatives, mutable, keys[4], steps=5)])
 
 
 def train(estimator, data, epochs, key):
-    """The parameters that `pj.fit` finds, from zero; the decay is a penalty of 0.005 Σ (parameter)²."""
-    shapes = {"fields": (SITES, LETTERS), "couplings": (SITES, LETTERS, SITES, LETTERS)}
-    adam = pj.adam(pj.per_epoch(pj.power_law_decay(0.01, 0.1)))
-    return pj.fit(
-        {name: jnp.zeros(shape) for name, shape in shapes.items()},
-        pj.chain(pj.add_decayed_weights(0.01), adam),
-        estimator,
-        data,
-        epochs=epochs,
-        batch_size=100,
-        key=key,
-    ).params
-
-
-def scores(params):
-    """How strongly each of PAIRS is coupled: the average-product-corrected Frobenius norm (Ekeberg et al., 2013)."""
-    blocks = np.asarray(couplings(params)).transpose(0, 2, 1, 3)
-    # In the gauge of smallest norm, for fields and couplings can be traded for each other.
-    blocks = blocks - blocks.mean(axis=2, keepdims=True)
-    blocks = blocks - blocks.mean(axis=3, keepdims=True)
-    norms = np.linalg.norm(blocks, axis=(2, 3))
-    return (norms - np.outer(norms.mean(axis=0), norms.mean(axis=0)) / norms.mean())[*PAIRS.T]
+    """The parameters that `pj.fit` finds, from independent sites; the decay is a penalty of 0.01 Σ J²."""
+    optimizer = pj.chain(
+        pj.add_decayed_weights(0.02, where=lambda path: path == "couplings"),
+        pj.adam(pj.per_epoch(pj.power_law_decay(0.01, 0.1))),
+        pj.project(MODEL.zero_sum),
+    )
+    return pj.fit(MODEL.init(data), optimizer, estimator, data, epochs=epochs, batch_size=100, key=key).params
 
 
 def main(argv=None):
@@ -121,12 +71,12 @@ def main(argv=None):
     options = shared.parse(shared.make_parser(__doc__, 30, "potts.png"), argv)
     family_key, train_key = jax.random.split(jax.random.key(options.seed))
     v = make_family(family_key)
-    weights = weights_of(v)
+    weights = pj.rbm.sequence_weights(v)
     count = TOUCHING.sum()
     print(f"{len(v)} sequences of {SITES} sites, worth {weights.sum():.0f} independent ones; {count} contacts")
     estimators = {
-        "pseudo-likelihood": pj.loss_gradient(pseudo_likelihood),
-        "PCD": pj.persistent_contrastive_divergence(pj.Model(energy, gibbs, integer_states=True), 500),
+        "pseudo-likelihood": pj.loss_gradient(MODEL.pseudo_likelihood_loss),
+        "PCD": pj.persistent_contrastive_divergence(MODEL, num_chains=500),
     }
 
     figure = Figure(figsize=(17, 4.4), layout="constrained")
@@ -141,7 +91,8 @@ def main(argv=None):
     for axes, (kind, w), style in zip(maps, kinds.items(), "-:", strict=True):
         axes.plot(*np.concatenate([PAIRS[TOUCHING], PAIRS[TOUCHING][:, ::-1]]).T, "s", color="0.8", markersize=7)
         for color, (name, estimator) in zip(("C0", "C1"), estimators.items(), strict=True):
-            order = np.argsort(-scores(train(estimator, pj.Weighted(v, w), options.epochs, train_key)))
+            params = train(estimator, pj.Weighted(v, w), options.epochs, train_key)
+            order = np.argsort(-np.asarray(pj.rbm.contact_scores(params))[*PAIRS.T])
             right = TOUCHING[order[:count]]
             print(f"{name:17} {kind:15} {right.mean():.0%}")
             found = PAIRS[order[:count]][:, :: 1 if name == "PCD" else -1]

@@ -12,6 +12,7 @@ from paysage_jax import (
     Model,
     Outcome,
     TrainState,
+    Weighted,
     adam,
     chain,
     early_stopping,
@@ -89,6 +90,19 @@ def test_reconstruction_error_is_the_mean_square_over_rows_and_units():
     expected = 0.25 * sum(np.sum(np.float64(n) ** 2) for n in noise.values()) / (7 * 5 + 7 * 6)
     error = reconstruction_error(Model(MODEL.energy, transition), v)(TrainState(jnp.float32(0.5), (), ()), KEY)
     np.testing.assert_allclose(error, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_the_reconstruction_error_of_categories_is_the_share_of_the_units_in_another_state(one_hot):
+    v = np.random.default_rng(3).integers(0, 4, size=(6, 5))
+    states = np.eye(4, dtype=np.float32)[v] if one_hot else v
+    model = rbm.PottsModel(4)
+    params = model.init(v)
+    weights = np.arange(6.0)
+    moved = np.asarray(model.transition(params, states, KEY))
+    wrong = (moved.argmax(axis=2) if one_hot else moved) != v
+    error = reconstruction_error(model, Weighted(states, weights))(TrainState(params, (), ()), KEY)
+    np.testing.assert_allclose(error, np.average(wrong.mean(axis=1), weights=weights), rtol=1e-6)
 
 
 def test_free_energy_gap_is_validation_minus_training():
