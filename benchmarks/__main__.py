@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from . import boltzmann, report, reporting, shim, steps, trainers
+from . import boltzmann, potts, report, reporting, shim, steps, trainers
 from .trees import TREES
 
 PARTS = {
@@ -22,6 +22,7 @@ PARTS = {
     "shim": (shim.update, 2),
     "rbm": (boltzmann.epochs_of_training, 3),
     "trainers": (trainers.trainers, 30),
+    "potts": (potts.potts, 30),
     "reporting": (reporting.reporting, 30),
     # Last what mostly compiles: a thousand leaves take an accelerator minutes.
     "W4": (partial(steps.one_step, "W4"), 1.5),

@@ -19,6 +19,8 @@ def _if_installed(name: str) -> Any:
 
 optax, torch, sklearn_networks = map(_if_installed, ("optax", "torch", "sklearn.neural_network"))
 rbms_model, rbms_training = map(_if_installed, ("rbms.bernoulli_bernoulli.classes", "rbms.training.pcd"))
+rbms_potts, rbms_zero_sum = map(_if_installed, ("rbms.potts_bernoulli.classes", "rbms.potts_bernoulli.utils"))
+adabmdca = _if_installed("adabmDCA.sampling")
 
 
 def on_cpu():

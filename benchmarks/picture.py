@@ -29,6 +29,7 @@ PEERS = {
     "constant": "C5",
     "bare": "C6",
     "rbms": "C3",
+    "adabmDCA": "C7",
 }
 OTHER_PARTS = (
     "training",
@@ -40,6 +41,7 @@ OTHER_PARTS = (
     "shim",
     "rbm",
     "trainers",
+    "potts",
     "reporting",
 )
 

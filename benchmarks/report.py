@@ -32,7 +32,7 @@ def _processor() -> str:
 def versions():
     """The versions of the libraries that take part; None where one is not installed."""
     installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    names = ("jax", "jaxlib", "numpy", "optax", "torch", "rbms", "scikit-learn")
+    names = ("jax", "jaxlib", "numpy", "optax", "torch", "rbms", "adabmdca", "scikit-learn")
     return {"python": platform.python_version()} | {name: installed.get(name) for name in names}
 
 
