@@ -30,15 +30,17 @@ def potts(seconds: float) -> Iterator[Result]:
         params["couplings"] = 0.05 * jax.random.normal(jax.random.key(0), params["couplings"].shape)
         peer = {"adabmDCA": TorchSweeps(params, data) if adabmdca and on_cpu() else None}
         title = f"a sweep of {CHAINS} chains of {SITES} sites of {states} states"
-        result = compare(title, {"PottsModel": Sweeps(model, params, data)}, peer, seconds, pause=PAUSE)
-        yield result
+        yield compare(title, {"PottsModel": Sweeps(model, params, data)}, peer, seconds, pause=PAUSE)
 
     data = sequences(6000, STATES)
     machine = rbm.RBM(rbm.Categorical(STATES), rbm.Binary())
     run = (machine.init(data, HIDDEN, jax.random.key(0)), data)
     peer = {"rbms": Runs(partial(_rbms, *run)) if rbms_potts and on_cpu() else None}
     title = f"PCD-{STEPS}, an epoch of {len(data) // BATCH} steps, {SITES} × {STATES} × {HIDDEN}, batches of {BATCH}"
-    yield compare(title, {"fit": Runs(partial(_fit, machine, *run))}, peer, seconds, each=EPOCHS, pause=PAUSE)
+    mine = {"fit": Runs(partial(_fit, machine, *run))}
+    result = compare(title, mine, peer, seconds, each=EPOCHS, pause=PAUSE)
+    check_learned_alike(machine, data, {name: runs.params for name, runs in (mine | peer).items() if runs})
+    yield result
 
 
 def sequences(rows: int, states: int, families: int = 20, mutated: float = 0.3) -> np.ndarray:
@@ -47,6 +49,17 @@ def sequences(rows: int, states: int, families: int = 20, mutated: float = 0.3) 
     clean = random.integers(states, size=(families, SITES))[random.integers(families, size=rows)]
     drawn = random.integers(states, size=clean.shape)
     return np.where(random.random(clean.shape) < mutated, drawn, clean).astype(np.int32)
+
+
+def check_learned_alike(machine, data, trained):
+    """Raise AssertionError unless all reconstruct the data about as well (their random numbers differ)."""
+    metric = pj.reconstruction_error(machine, data)
+    errors = {
+        name: float(metric(pj.TrainState(jax.tree.map(jnp.asarray, params), (), ()), jax.random.key(0)))
+        for name, params in trained.items()
+    }
+    if max(errors.values()) > 1.05 * min(errors.values()):
+        raise AssertionError(f"the machines did not learn alike; shares of wrong states: {errors}")
 
 
 class Sweeps:

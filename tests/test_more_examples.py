@@ -66,9 +66,9 @@ def test_contacts_are_recovered_and_the_weights_of_sequences_matter(tmp_path):
     assert "1900 sequences of 35 sites, worth 400 independent ones; 24 contacts" in printed
     found = dict(re.findall(r"^(\S+ +with\S* weights) +(\d+)%$", printed, re.MULTILINE))
     right = {" ".join(name.split()): int(part) for name, part in found.items()}
-    # By chance 4 % would be.
-    assert right["pseudo-likelihood with weights"] > 90
-    assert right["PCD with weights"] > 90
+    # By chance 4 % would be. 96 or 100 with seeds 0, 1 and 2; without weights 67 to 83.
+    assert right["pseudo-likelihood with weights"] >= 95
+    assert right["PCD with weights"] >= 95
     assert right["PCD without weights"] < right["PCD with weights"] - 8
 
 
