@@ -201,7 +201,7 @@ class PottsModel(Pytree):
     def zero_sum(self, params: Params) -> Params:
         """The same distribution with parameters in the zero-sum gauge: over the states of a site they sum to 0.
 
-            Jᵢⱼ(a, b) -= Jᵢⱼ(a, ·) + Jᵢⱼ(·, b) - Jᵢⱼ(·, ·),   hᵢ(a) += Σⱼ Jᵢⱼ(a, ·) - Jᵢⱼ(·, ·),   hᵢ(a) -= hᵢ(·)
+            Jᵢⱼ(a, b) -= Jᵢⱼ(a, ·) + Jᵢⱼ(·, b) - Jᵢⱼ(·, ·),   hᵢ(a) += Σⱼ Jᵢⱼ(a, ·),   hᵢ(a) -= hᵢ(·)
 
         A dot stands for the mean over states. Of all parameters with the same p these have the smallest Σ J², so that
         a penalty Σ J² and the gauge agree. Energies change by a constant. (Ekeberg et al., 2013.)
@@ -215,7 +215,7 @@ class PottsModel(Pytree):
         of_first, of_second = jnp.mean(couplings, axis=2), jnp.mean(couplings, axis=1)
         of_both = jnp.mean(of_first, axis=1, keepdims=True)
         couplings = couplings - of_first[:, :, None] - of_second[:, None, :] + of_both[:, :, None]
-        fields = fields.at[first].add(of_first - of_both).at[second].add(of_second - of_both)
+        fields = fields.at[first].add(of_first).at[second].add(of_second)
         return {"fields": fields - jnp.mean(fields, axis=1, keepdims=True), "couplings": couplings}
 
     # --- likelihood ----------------------------------------------------------------------------------
