@@ -214,6 +214,7 @@ def test_annealing_finds_log_z_and_is_traced_once_for_any_number_of_steps():
     assert abs(estimate.log_z - logsumexp(-energies(PARAMS, EVERY))) < 4 * estimate.error
 
 
+@pytest.mark.slow  # mostly compiles: a run with a tracker, and `mixing`
 def test_training_with_weights_regularization_and_a_tracked_likelihood_makes_data_likely():
     rng = np.random.default_rng(0)
     rows = rng.choice(27, size=200, p=probabilities(random_params(scale=1.5)))
