@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,12 @@ def test_the_list_for_language_models_names_pages():
     assert named
     for name in named:
         assert (DOCS / f"{name}.md").exists() or name.startswith("gallery/"), name
+
+
+def test_the_diagrams_are_those_that_the_script_draws():
+    diagrams = runpy.run_path(str(DOCS / "_diagrams.py"))["DIAGRAMS"]
+    assert {path.stem for path in (DOCS / "pictures").glob("*.svg")} == set(diagrams)
+    pages = "".join(page.read_text() for page in PAGES)
+    for name, draw in diagrams.items():
+        assert (DOCS / "pictures" / f"{name}.svg").read_text() == draw(), "run python docs/_diagrams.py"
+        assert f"pictures/{name}.svg)" in pages
