@@ -61,15 +61,16 @@ def test_examples_of_docstrings(room):
     assert not failed
 
 
-def test_two_blocks_of_python_are_only_shown():
-    """NetKet turns on 64 bits for the whole process, and blackjax is not installed."""
+def test_five_blocks_of_python_are_only_shown():
+    """NetKet turns on 64 bits for the whole process, and the other libraries are not installed."""
     shown = [
         block
         for path in PAGES
         for block in re.findall(r"^```text\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
         if "import " in block
     ]
-    assert [block.splitlines()[0] for block in shown] == ["import netket as nk", "import blackjax"]
+    imports = ["import netket as nk", "import blackjax", "import torch", "import grain", "import pandas"]
+    assert [block.splitlines()[0] for block in shown] == imports
 
 
 def test_there_are_blocks():
