@@ -6,7 +6,8 @@
 Inverting the data changes nothing for a Boltzmann machine: flipping its visible units turns a model of the digits into
 an equally good model of the inverted digits. The plain gradient is not invariant under this flip and learns worse where
 most pixels are 1; the centred gradient (`pj.center`; Melchior, Fischer & Wiskott, 2016) is invariant.
-Prints exact log-likelihoods after training, over several runs, and draws them by epoch.
+
+Prints exact log-likelihoods after training, over several runs, and plots them by epoch.
 """
 
 from functools import partial
@@ -26,7 +27,7 @@ HIDDEN = 16
 
 
 def make_optimizers(learning_rate):
-    """SGD on the plain and on the centred gradient, the rate falling as 1 / (1 + epoch / 10)."""
+    """SGD on the plain and on the centred gradient, with the rate falling as 1 / (1 + epoch / 10)."""
     sgd = pj.sgd(pj.per_epoch(pj.power_law_decay(learning_rate, 0.1)))
     return {"plain": sgd, "centred": pj.chain(pj.center(), sgd)}
 
@@ -53,7 +54,7 @@ def train(optimizer, images, epochs, key):
 
 
 def main(argv=None):
-    """Train with both gradients on both kinds of image, print, draw."""
+    """Train with both gradients on both kinds of image, print and plot."""
     parser = shared.make_parser(__doc__, 30, "centering.png")
     parser.add_argument("--learning-rate", type=float, default=0.3, help="in the first epoch")
     parser.add_argument("--runs", type=int, default=5, help="runs of each kind")

@@ -1,11 +1,11 @@
-"""One RBM on many devices: rows and chains in pieces, the optimizer's state too, and the results of one device.
+"""One RBM on many devices: rows, chains and the optimizer's state are sharded, and one device gives the same results.
 
     python examples/data_parallel.py --devices 8
     python examples/launch.py --processes 2 examples/data_parallel.py --devices 2
 
-Trains 784 x 500 units on made patterns over all devices (`--devices` makes that many of a CPU), and says
-what lies where, and how much each device computes, holds and sends. In one process it trains once more on the first
-device alone, in as many shards, and draws both over each other.
+Trains 784 x 500 units on generated patterns over all devices (`--devices` splits a CPU into that many). Prints where
+arrays are placed and how much each device computes, stores and sends. With one process it trains again on the first
+device alone, with the same number of shards, and plots both runs in the same axes.
 """
 
 import os
@@ -55,7 +55,7 @@ def train(images, devices, shards, epochs, seed):
 
 
 def describe(result, step):
-    """What lies where, and the work of a step on each device."""
+    """Print where arrays are placed, and the work of a step on each device."""
     parts = {"parameters": result.params, "optimizer's state": result.optimizer_state, "chains": result.estimator_state}
     for name, tree in parts.items():
         leaves = jax.tree.leaves(tree)
@@ -68,7 +68,7 @@ def describe(result, step):
 
 
 def draw(curves):
-    """Pseudo-log-likelihoods over each other, and how far the others are from the first."""
+    """Plot the pseudo-log-likelihoods of all runs, and their differences from the first."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     (first, reference), *others = curves.items()
@@ -84,13 +84,13 @@ def draw(curves):
 
 
 def main(argv=None):
-    """Train on all devices, and in one process also on the first alone."""
+    """Train on all devices, and with one process also on the first device alone."""
     parser = shared.make_parser(__doc__, epochs=10, picture="data_parallel.png")
     parser.add_argument("--devices", type=int, help="of the CPU, for each process (default: all devices)")
     options = shared.parse(parser, argv, devices=(1, 64))
     if options.devices:
         jax.config.update("jax_num_cpu_devices", options.devices)
-    if rank := os.environ.get("RANK"):  # where a cluster's scheduler is known to JAX, initialize() needs no arguments
+    if rank := os.environ.get("RANK"):  # under a scheduler that JAX supports, initialize() needs no arguments
         processes = int(os.environ["WORLD_SIZE"])
         jax.distributed.initialize(num_processes=processes, process_id=int(rank), heartbeat_timeout_seconds=30)
     images, curves, devices = patterns(options.seed), {}, jax.devices()

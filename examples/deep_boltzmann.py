@@ -2,12 +2,13 @@
 
     python examples/deep_boltzmann.py
 
-Binary units v, h and g have the energy E = -b·v - c·h - d·g - v·W h - h·U g. The data leave h and g hidden: the
-estimator completes them by Gibbs sampling with v held. The model's states are chains of all three, which persist.
-Prints exact log-likelihoods, which are sums over the states of h, beside those of independent pixels and of restricted
-Boltzmann machines (RBM): one with the first hidden layer alone, one with as many hidden units in a single layer.
-On digits as small as these the second layer adds little to the first.
-Draws the course of training, what the units of both layers stand for, and samples.
+Binary units v, h and g have the energy E = -b·v - c·h - d·g - v·W h - h·U g. The data contain only v, so the estimator
+draws h and g by Gibbs sampling with v clamped. The persistent chains are complete states (v, h, g).
+
+Prints exact log-likelihoods, computed as sums over the states of h. For comparison it prints the log-likelihoods of
+independent pixels and of two restricted Boltzmann machines (RBM): one has only the first hidden layer, and one has as
+many hidden units in a single layer. On digits as small as these the second layer adds little to the first.
+Plots the training curve, the features of both layers, and samples.
 """
 
 import math
@@ -31,7 +32,7 @@ SHOWN = 36  # samples and images in the picture
 
 
 def init(data, key):
-    """An RBM with the means of the data and small weights, and a second layer upon it."""
+    """An RBM with the means of the data and small weights, with a second hidden layer on top."""
     lower_key, upper_key = jax.random.split(key)
     params = ONE_LAYER.init(data, FIRST, lower_key)
     params["layers"].append({"loc": jnp.zeros(SECOND)})
@@ -45,7 +46,7 @@ def parts(params):
 
 
 def energy(params, states):
-    """E of every complete state."""
+    """The energy E of every complete state."""
     (v, h, g), (b, c, d, W, U) = states, parts(params)
     return -(v @ b[0]) - jnp.sum((v @ W + c) * h, axis=1) - jnp.sum((h @ U + d) * g, axis=1)
 
@@ -59,26 +60,26 @@ def gibbs(params, states, key):
 
 
 def complete(params, v, key):
-    """v with h and g drawn given v: ten steps in which v is put back."""
+    """Complete states: h and g drawn given v, by ten Gibbs steps with v clamped."""
     start = v, *(jnp.zeros((len(v), layer["loc"].size)) for layer in params["layers"][1:])
     return jax.lax.fori_loop(0, 10, lambda i, x: (v, *gibbs(params, x, jax.random.fold_in(key, i))[1:]), start)
 
 
 def log_likelihood(params, v):
-    """The mean of log p(v), exact: given h, all units of v and g are independent."""
+    """The exact mean of log p(v): given h, all units of v and g are independent."""
     b, c, d, W, U = parts(params)
     h = ((jnp.arange(2**c.size)[:, None] >> jnp.arange(c.size)[None]) & 1).astype(float)
     given_h = h @ c[0] + softplus(d + h @ U).sum(axis=1)
     log_z = logsumexp(given_h + softplus(b + h @ W.T).sum(axis=1))
 
-    def log_p(v):  # one by one: all at once would take 30 MB for each hundred images
+    def log_p(v):  # mapped over images: all at once would take 30 MB per hundred images
         return v @ b[0] + logsumexp(given_h + h @ (v @ W)) - log_z
 
     return jnp.mean(jax.lax.map(log_p, v, batch_size=100))
 
 
 def train(start, estimator, measure, images, epochs, key):
-    """The result of `pj.fit` on the centred gradient, without which deep machines learn slowly."""
+    """Train on the centred gradient, without which deep machines learn slowly."""
     return pj.fit(
         start,
         pj.chain(pj.center(), pj.sgd(1.0), pj.average_parameters()),
@@ -95,7 +96,7 @@ def train(start, estimator, measure, images, epochs, key):
 
 
 def main(argv=None):
-    """Train, print, draw."""
+    """Train, print and plot."""
     options = shared.parse(shared.make_parser(__doc__, 40, "deep_boltzmann.png"), argv)
     images = digits.load()
     keys = jax.random.split(jax.random.key(options.seed), 4)

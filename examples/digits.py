@@ -1,4 +1,4 @@
-"""Binary images for the examples: scikit-learn's digits, or a file (NPZ, or MNIST's IDX images, gzip or not)."""
+"""Binary images for the examples: scikit-learn's digits, or an NPZ or MNIST IDX file, which may be gzipped."""
 
 import gzip
 import io
@@ -29,12 +29,12 @@ class Images(NamedTuple):
 
 
 def load(path=None) -> Images:
-    """The images of a file, or scikit-learn's digits: at least 0.5 is 1, shuffled, about nine tenths to train on.
+    """The images of a file, or scikit-learn's digits, thresholded at 0.5 and shuffled; about 90 % are for training.
 
     Raises OSError if the file cannot be read and ValueError if it does not hold images with values in [0, 1].
     """
     if path is None:
-        from sklearn.datasets import load_digits  # takes a second, and a file of one's own does not need it
+        from sklearn.datasets import load_digits  # the import takes a second; with a file it is not needed
 
         images = load_digits(return_X_y=True)[0].reshape(-1, 8, 8) / 16
     else:

@@ -1,12 +1,12 @@
-"""One network in flax and in equinox, trained by our optimizers in each library's own way.
+"""One network in flax and in equinox, trained by our optimizers in the style of each library.
 
     pip install -e '.[integrations]'
     python examples/flax_equinox.py
 
-The network tells handwritten digits apart. In each library it is trained by optax's Adam and, from the same start and
-with the same batches, by ours, which also packs its moments and averages the parameters; both inside training steps as
-the library's own users write them. Prints how far the parameters end from those of optax, which is float32 rounding,
-and how many held-out digits the last and the averaged parameters recognise. Draws the course of both.
+The network classifies handwritten digits. In each library optax's Adam and our Adam train it from the same start on the
+same batches, in training steps as users of the library write them. Ours also packs its moments and averages the
+parameters. Prints how much the final parameters differ from optax's, which is float32 rounding, and how many held-out
+digits the last and the averaged parameters recognize. Plots both by step.
 """
 
 import equinox as eqx
@@ -27,12 +27,12 @@ THEIRS = optax.adam(0.003)
 
 
 def cross_entropy(model, x, labels):
-    """The mean of -log p(label); the model maps rows to scores."""
+    """The mean of -log p(label), for a model that maps rows to scores."""
     return optax.softmax_cross_entropy_with_integer_labels(model(x), labels).mean()
 
 
 class EquinoxNetwork(eqx.Module):
-    """Two linear layers, which equinox writes for one row."""
+    """Two linear layers. equinox's layers take one row, so the network maps over rows."""
 
     first: eqx.nn.Linear
     second: eqx.nn.Linear
@@ -47,7 +47,7 @@ class EquinoxNetwork(eqx.Module):
 
 
 def train_equinox(optimizer, batches, seed):
-    """After each batch the model and, for OURS, that of the averaged parameters."""
+    """The model after each batch and, for OURS, the model with the averaged parameters."""
     model = EquinoxNetwork(jax.random.key(seed))
     state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
 
@@ -63,7 +63,7 @@ def train_equinox(optimizer, batches, seed):
 
 
 class FlaxNetwork(nnx.Module):
-    """The same, for rows together."""
+    """The same network. flax's layers take a batch of rows."""
 
     def __init__(self, rngs):
         self.first = nnx.Linear(64, HIDDEN, rngs=rngs)
@@ -92,17 +92,17 @@ LIBRARIES = {"equinox": train_equinox, "flax": train_flax}
 
 
 def accuracy(model, x, labels):
-    """The part of the rows whose best score is their label's."""
+    """The share of rows whose label has the highest score."""
     return np.mean(np.argmax(model(x), axis=1) == labels)
 
 
 def largest_difference(a, b):
-    """Of all parameters of two models."""
+    """The largest difference of any parameter of two models."""
     return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def main(argv=None):
-    """Train, print, draw."""
+    """Train, print and plot."""
     options = shared.parse(shared.make_parser(__doc__, 20, "flax_equinox.png"), argv)
     random = np.random.default_rng(options.seed)
     x, labels = load_digits(return_X_y=True)

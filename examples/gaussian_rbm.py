@@ -2,9 +2,9 @@
 
     python examples/gaussian_rbm.py
 
-The three visible units are the red, green and blue of one pixel of scikit-learn's flower. Prints the exact
-log-likelihood of held-out pixels beside that of the Gaussian with the mean and covariance of the training pixels, and
-draws its course with the colours of the photograph and those that each model generates.
+The three visible units are the red, green and blue values of one pixel of scikit-learn's flower. Prints the exact
+log-likelihood of held-out pixels, and for comparison the log-likelihood of a Gaussian with the mean and covariance of
+the training pixels. Plots both by epoch, with the colours of the photograph and the colours that each model generates.
 """
 
 from functools import partial
@@ -20,15 +20,15 @@ import paysage_jax as pj
 
 MODEL = pj.rbm.RBM(visible=pj.rbm.Gaussian())
 
-PIXELS = 10_000  # to train on, and as many held out
+PIXELS = 10_000  # for training, and as many held out
 SHOWN = 4000  # colours in each scatter plot
 
 
 def load(photograph):
-    """Whitened colours of random pixels, to train on and held out, and the function that turns them back into RGB."""
+    """Whitened colours of random pixels, for training and held out, and the function that maps them back to RGB."""
     random = np.random.default_rng(0)
     levels = random.permutation(photograph.reshape(-1, 3))[: 2 * PIXELS]
-    # A density needs continuous values: each level is spread over the interval that was rounded to it.
+    # A density needs continuous values, so each level is spread over the interval that rounds to it.
     rgb = (levels + random.random(levels.shape)) / 256
     mean = rgb[:PIXELS].mean(axis=0)
     variances, axes = np.linalg.eigh(np.cov(rgb[:PIXELS].T, bias=True))
@@ -37,10 +37,10 @@ def load(photograph):
 
 
 def train(data, held_out, hidden, epochs, key):
-    """The result of `pj.fit`, with the exact log-likelihood of the held-out pixels by epoch."""
+    """Train, with the exact log-likelihood of the held-out pixels by epoch."""
     init_key, key = jax.random.split(key)
     start = MODEL.init(data, hidden, init_key)
-    # Small weights would not grow: their gradient is the covariance of different units, zero for whitened data.
+    # Small weights would not grow: their gradient is the covariance of different units, which whitening makes zero.
     start["weights"][0]["matrix"] *= 50
     start["layers"][1]["loc"] -= 2
     return pj.fit(
@@ -56,13 +56,13 @@ def train(data, held_out, hidden, epochs, key):
 
 
 def gaussian_log_likelihood(white):
-    """That of the standard normal distribution, which fits the whitened training pixels best of all Gaussians."""
+    """The log-likelihood of the standard normal, which fits the whitened training pixels best of all Gaussians."""
     return -np.mean(np.sum(white**2 + np.log(2 * np.pi), axis=1)) / 2
 
 
 @partial(jax.jit, static_argnames="count")
 def sample(params, count, key):
-    """Exact, independent samples: h from p(h), whose states can be listed, then v from p(v | h)."""
+    """Exact, independent samples: h from p(h), whose states can be enumerated, then v from p(v | h)."""
     hidden = len(params["layers"][1]["loc"])
     states = ((jnp.arange(2**hidden)[:, None] >> jnp.arange(hidden)[None]) & 1).astype(float)
     hidden_key, visible_key = jax.random.split(key)
@@ -71,7 +71,7 @@ def sample(params, count, key):
 
 
 def main(argv=None):
-    """Train, print, draw."""
+    """Train, print and plot."""
     parser = shared.make_parser(__doc__, 60, "gaussian_rbm.png")
     parser.add_argument("--hidden", type=int, default=8, help="hidden units")
     options = shared.parse(parser, argv, hidden=(1, 16))

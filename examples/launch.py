@@ -2,7 +2,7 @@
 
     python examples/launch.py --processes 2 examples/data_parallel.py --devices 1
 
-Each gets JAX_COORDINATOR_ADDRESS, WORLD_SIZE and RANK. When one ends badly, the others are stopped.
+Each process gets JAX_COORDINATOR_ADDRESS, WORLD_SIZE and RANK. If one fails, all are stopped.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import time
 
 
 def main(argv=None):
-    """Start the processes and wait; the exit status is that of the first that failed."""
+    """Start the processes and wait; exit with the status of the first one that fails."""
     parser = argparse.ArgumentParser(description="Start a program as several processes.")
-    parser.add_argument("--processes", type=int, default=2, help="their number")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes")
     parser.add_argument("program", nargs=argparse.REMAINDER, help="a Python program and its arguments")
     options = parser.parse_args(argv)
     if options.processes < 1 or not options.program:
-        parser.error("expected --processes from 1 on and a program")
+        parser.error("expected a positive --processes and a program")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"

@@ -1,11 +1,11 @@
-"""Train for hours, and lose nothing: what a real script looks like.
+"""Train for hours without losing work: a complete script.
 
     pip install -e '.[integrations]'
     python examples/long_run.py --folder run
 
-Centred PCD on handwritten digits with a pseudo-likelihood of validation images that stops the run in time. The folder
-gets a checkpoint every 5 epochs, history.csv, a picture redrawn as it goes, and events for TensorBoard. Kill it when
-you like: the same command resumes where it was, and ends with the same numbers.
+Trains centred PCD on handwritten digits and stops early by the pseudo-likelihood of validation images. The run writes
+a checkpoint every 5 epochs, history.csv, an updated picture, and TensorBoard events to the folder. Kill it at any time:
+the same command resumes the run, and the final numbers are the same.
 """
 
 import csv
@@ -22,10 +22,10 @@ import paysage_jax as pj
 
 
 def train(images, epochs, key, folder, callback):
-    """The result of `pj.fit`; all that makes the run survive, report and stop is in its last four arguments."""
+    """Train; the last four arguments of `pj.fit` report, stop and save the run."""
     start_key, fit_key = jax.random.split(key)
     machine = pj.rbm.RBM()
-    validation = np.repeat(images.validation, 20, axis=0)  # twenty of the metric's draws for each image
+    validation = np.repeat(images.validation, 20, axis=0)  # so that the metric draws twenty times for each image
     return pj.fit(
         machine.init(images.train, 36, start_key),
         pj.chain(pj.center(), pj.sgd(1.0), pj.average_parameters()),
@@ -45,7 +45,7 @@ def train(images, epochs, key, folder, callback):
 
 
 def reporter(folder, images):
-    """A callback that writes history.csv and events for TensorBoard and, every tenth epoch, draws progress.png."""
+    """A callback that writes history.csv and TensorBoard events and, every tenth epoch, progress.png."""
     writer = SummaryWriter(folder)
 
     def report(result):
@@ -75,9 +75,9 @@ def draw(result, images):
 
 
 def main(argv=None):
-    """Train or resume, and say how it ended."""
+    """Train or resume, and print the outcome."""
     parser = shared.make_parser(__doc__, 300)
-    parser.add_argument("--folder", type=Path, default=Path("long_run"), help="of all that the run leaves")
+    parser.add_argument("--folder", type=Path, default=Path("long_run"), help="for all files of the run")
     options = shared.parse(parser, argv)
     folder, images = options.folder, digits.load()
     folder.mkdir(parents=True, exist_ok=True)

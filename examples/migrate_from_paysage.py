@@ -1,8 +1,8 @@
-"""Scripts written for paysage, of both generations: run with one changed import, and rewritten as pure functions.
+"""Scripts for both generations of paysage, with one import changed, and the same scripts rewritten as pure functions.
 
     python examples/migrate_from_paysage.py
 
-Each trains the same restricted Boltzmann machine on digits, with random numbers of its own. Prints exact
+All train the same restricted Boltzmann machine on digits, each with different random numbers. Prints exact
 log-likelihoods.
 """
 
@@ -19,19 +19,19 @@ MODEL = pj.rbm.RBM()
 
 
 class NumpyRBM:
-    """A model in NumPy. Scripts of both generations call its `gradient`, the optimizers its `parameter_update`."""
+    """A model in NumPy. The scripts call its `gradient`, and the optimizers call its `parameter_update`."""
 
     def __init__(self, params, seed):
         self.params = jax.tree.map(np.array, params)
         self.random = np.random.default_rng(seed)
 
     def unpack(self):
-        """Biases of the visible and of the hidden units, and weights."""
+        """The visible biases, the hidden biases and the weights."""
         visible, hidden = self.params["layers"]
         return visible["loc"], hidden["loc"], self.params["weights"][0]["matrix"]
 
     def gradient(self, v_data, v_model):
-        """Of the mean free energy of the data minus that of the model's samples; any tree of arrays will do."""
+        """The gradient of the mean free energy of the data minus that of samples; any tree of arrays works."""
         _, c, w = self.unpack()
         h_data, h_model = sigmoid(c + v_data @ w), sigmoid(c + v_model @ w)
         return {
@@ -77,7 +77,7 @@ def rewritten_2017():
     return pj.classic.adam(pj.per_epoch(pj.power_law_decay(0.01, decay_rate=0.1)))
 
 
-# --- a script for paysage 0.2: the schedule moves on once an epoch, the gradient is handed over -------
+# --- a script for paysage 0.2: the schedule advances once per epoch, the optimizer takes the gradient --
 
 
 def script_0_2(model, batches, epochs):

@@ -4,11 +4,12 @@
     python examples/netket_ising.py
 
 The Hamiltonian is H = -Σ σᶻσᶻ' - Σ σˣ on a ring of spins, at the critical point. The wave function is NetKet's
-restricted Boltzmann machine with complex parameters; NetKet samples it and estimates the gradient of the energy, once
-as it is and once preconditioned (stochastic reconfiguration, SR). An epoch is a set of samples and the step it gives.
-Prints how far the energy of the final state lies above the exact one, with our optimizers and with NetKet's own, and
-draws the energy by epoch and the final wave function beside the exact one. With complex64 the parameters of Adam drift
-apart a little: a rounding error now and then changes which sample is accepted.
+restricted Boltzmann machine with complex parameters. NetKet samples it and estimates the gradient of the energy, with
+and without preconditioning (stochastic reconfiguration, SR). An epoch is one set of samples and one step.
+
+Prints the excess of the final energy over the exact energy, for our optimizers and for NetKet's. Plots the energy by
+epoch, and the final wave function against the exact one. With complex64 the parameters of the two Adams differ
+slightly, because a rounding error sometimes changes which sample is accepted.
 """
 
 import netket as nk
@@ -20,14 +21,14 @@ from matplotlib.figure import Figure
 import paysage_jax as pj
 
 SAMPLES = 512
-OPTIMIZERS = {  # ours, NetKet's, and what is done to the gradient before
+OPTIMIZERS = {  # ours, NetKet's, and the preconditioner of the gradient
     "Adam": (pj.adam(0.01), nk.optimizer.Adam(0.01), nk.optimizer.identity_preconditioner),
     "SGD with SR": (pj.sgd(0.05), nk.optimizer.Sgd(0.05), nk.optimizer.SR(diag_shift=0.01, holomorphic=True)),
 }
 
 
 def make_hamiltonian(spins):
-    """H, as an operator of NetKet."""
+    """The Hamiltonian H as a NetKet operator."""
     space = nk.hilbert.Spin(s=0.5, N=spins)
     return nk.operator.IsingJax(hilbert=space, graph=nk.graph.Chain(spins, pbc=True), h=1.0, J=-1.0)  # pyright: ignore[reportCallIssue]
 
@@ -44,7 +45,7 @@ def train(hamiltonian, optimizer, preconditioner, dtype, epochs, seed):
 
 
 def main(argv=None):
-    """Diagonalise, train, print, draw."""
+    """Diagonalize, train, print and plot."""
     parser = shared.make_parser(__doc__, 200, "netket_ising.png")
     parser.add_argument("--spins", type=int, default=8, help="of the ring")
     parser.add_argument("--dtype", choices=["complex64", "complex128"], default="complex128", help="of the parameters")
@@ -54,7 +55,7 @@ def main(argv=None):
     matrix = hamiltonian.to_sparse()
     energies, vectors = nk.exact.lanczos_ed(hamiltonian, compute_eigenvectors=True)
     exact, ground = energies[0], np.abs(vectors[:, 0])
-    print(f"exact energy of {options.spins} spins: {exact:.6f}. The state's energy lies above it by this part of it:")
+    print(f"exact energy of {options.spins} spins: {exact:.6f}. Relative excess of the state's energy:")
 
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     curve, *waves = figure.subplots(1, 3)

@@ -2,11 +2,12 @@
 
     python examples/neural_energy.py
 
-The energy of a point x is E(x) = |x|² / 2 + f(x), with f a multilayer perceptron, and the model's density is
-exp(-E(x)) / Z. The data are a pinwheel, whose density is known. Persistent contrastive divergence trains f; its chains
-move by Langevin steps with a Metropolis test (MALA), which leave the model's distribution as it is.
-Prints the Kullback-Leibler divergence of the true density from the model's and from a kernel density estimate with its
-best bandwidth. Draws all three, and the course of training.
+The energy of a point x is E(x) = |x|² / 2 + f(x), where f is a multilayer perceptron, and the density of the model is
+exp(-E(x)) / Z. The data come from a pinwheel with a known density. Persistent contrastive divergence trains f; its
+chains move by Langevin steps with a Metropolis test (MALA), which leave the model's distribution invariant.
+
+Prints the Kullback-Leibler divergence of the true density from the model and from a kernel density estimate with the
+best bandwidth. Plots all three densities and the training curve.
 """
 
 import math
@@ -24,10 +25,10 @@ import paysage_jax as pj
 
 SAMPLES = 5000
 ARM_ANGLES = 2 * np.pi * np.arange(5) / 5
-TWIST = 1.2  # an arm turns by this angle for each unit of its radius
-ALONG, ACROSS = (1.3, 0.35), (0, 0.2)  # mean and standard deviation of an arm, before it is turned
+TWIST = 1.2  # an arm turns by this angle per unit of radius
+ALONG, ACROSS = (1.3, 0.35), (0, 0.2)  # mean and standard deviation of an arm before it is turned
 
-WIDTH = 64  # of both hidden layers
+WIDTH = 64  # units of each hidden layer
 CHAINS = 500
 STEP = 0.15  # the standard deviation of the noise in a Langevin step
 
@@ -38,14 +39,14 @@ GRID = np.stack(np.meshgrid(AXIS, AXIS), axis=-1).reshape(-1, 2).astype(np.float
 
 
 def draw(count, random):
-    """Points of the pinwheel: each in an arm that is turned as a whole and twisted."""
+    """Points of the pinwheel: each is in an arm, which is rotated and twisted."""
     z = random.normal(*ALONG, count) + 1j * random.normal(*ACROSS, count)
     z *= np.exp(1j * (random.choice(ARM_ANGLES, count) + TWIST * np.abs(z)))
     return np.stack([z.real, z.imag], axis=1).astype(np.float32)
 
 
 def true_log_density(x):
-    """Of every row of x. A turn by an angle that depends on the radius alone keeps areas, and so densities."""
+    """The density at every row of x. A rotation by an angle that depends only on the radius preserves densities."""
     z = (x[:, 0] + 1j * x[:, 1])[:, None]
     z = z * np.exp(-1j * (ARM_ANGLES + TWIST * np.abs(z)))
     return np.logaddexp.reduce(norm.logpdf(z.real, *ALONG) + norm.logpdf(z.imag, *ACROSS), axis=1) - np.log(
@@ -54,10 +55,10 @@ def true_log_density(x):
 
 
 def init(key):
-    """Random layers but for the last, which is zero: at the start f = 0, and the model a standard normal density."""
+    """Random layers, except that the last is zero: f = 0 at the start, and the model is a standard normal density."""
     keys = jax.random.split(key, 3)
     return {
-        # Wide, so that f can bend within the plane's small scales; a narrow start learns them very slowly.
+        # Large weights let f vary on small scales; with small ones it learns these very slowly.
         "in": {"weights": 2 * jax.random.normal(keys[0], (2, WIDTH)), "loc": 2 * jax.random.normal(keys[1], (WIDTH,))},
         "inner": {"weights": jax.random.normal(keys[2], (WIDTH, WIDTH)) / WIDTH**0.5, "loc": jnp.zeros(WIDTH)},
         "out": {"weights": jnp.zeros(WIDTH)},
@@ -66,14 +67,14 @@ def init(key):
 
 @partial(jax.vmap, in_axes=(None, 0))
 def energy(params, x):
-    """E of every row of x."""
+    """The energy E of every row of x."""
     y = jnp.tanh(x @ params["in"]["weights"] + params["in"]["loc"])
     y = jnp.tanh(y @ params["inner"]["weights"] + params["inner"]["loc"])
     return x @ x / 2 + y @ params["out"]["weights"]
 
 
 def langevin(params, x, key):
-    """For every row of x a step downhill with noise, taken or not by the Metropolis test."""
+    """A Langevin step for every row of x, accepted or rejected by the Metropolis test."""
     noise_key, test_key = jax.random.split(key)
 
     @jax.vmap
@@ -90,23 +91,23 @@ def langevin(params, x, key):
 
 
 def log_density(params):
-    """Of the model on the grid, with Z as a sum over it."""
+    """The density of the model on the grid, with Z as a sum over the grid."""
     values = -energy(params, GRID)
     return values - logsumexp(values) - np.log(AREA)
 
 
 def divergence(log_p, log_q):
-    """KL(p || q) in nats of two densities given on the grid."""
+    """KL(p || q) in nats, of two densities on the grid."""
     return (np.exp(log_p) * (log_p - log_q)).sum() * AREA
 
 
 def train(data, log_p, epochs, key):
-    """The averaged parameters, and the divergence of the density p from theirs by epoch."""
+    """The averaged parameters, and by epoch the divergence of the density p from their density."""
     init_key, key = jax.random.split(key)
-    # No momentum (b1), for the chains answer late and it would swing; the average stills what noise is left.
+    # No momentum (b1=0): the chains lag behind, so momentum would oscillate. The average removes the remaining noise.
     adam = pj.adam(pj.per_epoch(pj.power_law_decay(0.02, 0.1)), b1=0.0)
 
-    def distance(state, key):  # of the average: metrics see it
+    def distance(state, key):  # for the average, which metrics receive
         return divergence(log_p, log_density(state.params))
 
     result = pj.fit(
@@ -124,7 +125,7 @@ def train(data, log_p, epochs, key):
 
 
 def main(argv=None):
-    """Train, print, draw."""
+    """Train, print and plot."""
     options = shared.parse(shared.make_parser(__doc__, 150, "neural_energy.png"), argv)
     data = draw(SAMPLES, np.random.default_rng(options.seed))
     log_p = true_log_density(GRID).astype(np.float32)

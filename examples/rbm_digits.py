@@ -3,11 +3,12 @@
     python examples/rbm_digits.py
     python examples/rbm_digits.py --data train-images-idx3-ubyte.gz --hidden 100 --learning-rate 0.05 --epochs 5
 
-Stochastic gradient descent on the centred gradient with a constant rate; the model is the average of the parameters
-over the last fifth of the run. Prints its log-likelihood as training proceeds. The run tracks it by itself; beside it
-stands the exact one up to 20 hidden units, and beyond that, at the end, what annealed importance sampling says from
-both sides: forward (tends to say too much) and in reverse (too little). Draws it, with the strongest filters (columns
-of the weight matrix), validation images, and samples of the model.
+Trains by stochastic gradient descent on the centred gradient at a constant rate. The model is the average of the
+parameters over the last fifth of the run.
+
+Prints the log-likelihood that the run tracks. Up to 20 hidden units it also prints the exact log-likelihood. For larger
+machines it brackets the final one by annealed importance sampling: forward (usually too high) and reverse (usually too
+low). Plots the log-likelihood, the strongest filters (columns of the weight matrix), validation images, and samples.
 """
 
 import math
@@ -22,25 +23,25 @@ from matplotlib.figure import Figure
 import paysage_jax as pj
 
 MODEL = pj.rbm.RBM()
-MOST_HIDDEN = 20  # whose 2^20 states are summed for the exact likelihood
+MOST_HIDDEN = 20  # the exact likelihood sums over 2^20 states
 CHAINS = 400  # that track the likelihood
 SHOWN = 36  # filters, images and samples in the picture
 
 
 def make_optimizer(learning_rate, *watchers):
-    """Centred SGD and the average of its parameters, which the watchers after it see."""
+    """Centred SGD and the average of its parameters, which metrics and the tracker receive."""
     return pj.chain(pj.center(), pj.sgd(learning_rate), pj.average_parameters(), *watchers)
 
 
 def train(optimizer, params, images, key, epochs, **watch):
-    """The result of `pj.fit`, with the batches in the same order in every epoch, as in paysage."""
+    """Train, with the batches in the same order in every epoch, as in paysage."""
     estimator = pj.persistent_contrastive_divergence(MODEL)
     options = {"epochs": epochs, "batch_size": digits.BATCH, "shuffle": False, "key": key}
     return pj.fit(params, optimizer, estimator, images.train, **options, **watch)
 
 
 def tracker(params, images, key, every):
-    """Tracks log Z of a run that starts from `params`, and reanneals `every` epochs."""
+    """A tracker of log Z for a run that starts from `params`; it reanneals every `every` epochs."""
     path_key, anneal_key, track_key = jax.random.split(key, 3)
     annealing = MODEL.annealing(params, images.train, CHAINS, path_key)
     first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
@@ -49,7 +50,7 @@ def tracker(params, images, key, every):
 
 
 def exact_log_likelihood(v):
-    """A metric, for machines of few hidden units."""
+    """The exact log-likelihood as a metric, for few hidden units."""
     return lambda state, key: MODEL.log_likelihood(state.params, v)
 
 
@@ -72,7 +73,7 @@ def sample(params, key, count, steps):
 
 
 def main(argv=None):
-    """Train, print, draw."""
+    """Train, print and plot."""
     parser = shared.make_parser(__doc__, 30, "rbm_digits.png")
     parser.add_argument("--learning-rate", type=float, default=1.0, help="of SGD")
     parser.add_argument("--hidden", type=int, default=16, help="hidden units")

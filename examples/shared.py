@@ -1,4 +1,4 @@
-"""What the examples share beside the library: the command line, mosaics of images, and writing the picture."""
+"""Helpers of the examples: the command line, mosaics of images, and writing the picture."""
 
 import argparse
 import math
@@ -10,28 +10,28 @@ import numpy as np
 
 
 def make_parser(doc, epochs, picture=None):
-    """A parser with the options --epochs and --seed, and --output if there is a picture to write."""
+    """A parser with the options --epochs and --seed, and with --output if the example writes a picture."""
     parser = argparse.ArgumentParser(
         description=doc.splitlines()[0],
-        usage=argparse.SUPPRESS,  # so that a mistake is reported in one line
+        usage=argparse.SUPPRESS,  # report errors in one line
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--epochs", type=int, default=epochs, help="passes over the data")
-    parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     if picture is not None:
-        parser.add_argument("--output", type=Path, default=Path(picture), help="the picture")
+        parser.add_argument("--output", type=Path, default=Path(picture), help="file of the picture")
     return parser
 
 
 def parse(parser, argv, **limits):
-    """The options; exits with one line if one is outside its limits, name=(low, high), or the picture not writable."""
+    """Parse the options; exit with one line if an option is outside name=(low, high) or the picture is not writable."""
     options = parser.parse_args(argv)
     for name, (low, high) in {"epochs": (1, 100_000), "seed": (0, 2**32 - 1), **limits}.items():
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
             option = "--" + name.replace("_", "-")
             parser.error(f"argument {option}: expected a number from {low:g} to {high:.10g}, got {value}")
-    # Found now, not after the work.
+    # Fail now and not after training.
     path = vars(options).get("output")
     if path and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
         parser.error(f"argument --output: cannot write {path}")
@@ -52,6 +52,6 @@ def show(axes, title, rows, shape, largest=None):
 
 
 def save(figure, path):
-    """Write the picture as PNG and say so."""
+    """Write the picture as PNG and print its path."""
     figure.savefig(path, format="png", dpi=130)
     print(f"wrote {path}")

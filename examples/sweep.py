@@ -1,11 +1,12 @@
-"""Which learning rate? 16 of them, 3 runs at each: 48 trainings in one compiled program.
+"""Which learning rate? 48 trainings, 3 runs at each of 16 rates, in one compiled program.
 
     python examples/sweep.py
     python examples/sweep.py --lowest 0.5 --highest 5 --runs 10
 
-An optimizer is a pytree whose hyperparameters are leaves, so `jax.vmap` maps `pj.fit` over learning rates just as it
-does over random keys, and other learning rates do not recompile it.
-Prints the exact log-likelihood at every rate and draws it, with the filters (columns of the weight matrix) at three.
+An optimizer is a pytree whose hyperparameters are leaves. So `jax.vmap` maps `pj.fit` over learning rates as it does
+over random keys, and new learning rates do not recompile it.
+
+Prints and plots the exact log-likelihood at every rate, with the filters (columns of the weight matrix) at three rates.
 """
 
 import time
@@ -29,7 +30,7 @@ HIDDEN = 16
 @partial(jax.vmap, in_axes=(None, None, 0, None))  # rows: learning rates
 @partial(jax.vmap, in_axes=(None, None, None, 0))  # columns: keys
 def sweep(images, epochs, learning_rate, key):
-    """One training: the log-likelihood after it, and the filters."""
+    """The log-likelihood and the filters after one training."""
     init_key, key = jax.random.split(key)
     result = pj.fit(
         MODEL.init(images, HIDDEN, init_key),
@@ -45,7 +46,7 @@ def sweep(images, epochs, learning_rate, key):
 
 
 def main(argv=None):
-    """Sweep, print, draw."""
+    """Sweep, print and plot."""
     parser = shared.make_parser(__doc__, 30, "sweep.png")
     parser.add_argument("--lowest", type=float, default=0.03, help="learning rate")
     parser.add_argument("--highest", type=float, default=10.0, help="learning rate")

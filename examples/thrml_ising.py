@@ -1,12 +1,13 @@
-"""Recover the couplings of an Ising model from samples of it; thrml draws all samples.
+"""Recover the couplings of an Ising model from its samples, which thrml draws.
 
     pip install -e '.[integrations]'
     python examples/thrml_ising.py
 
 Spins s = ±1 on a square lattice have the energy E(s) = -Σ b s - Σ J s s', with normal fields b and couplings J between
-neighbours. thrml draws the data; then `pj.fit` trains an Ising model from zero by persistent contrastive divergence:
+neighbours. thrml draws the data. Then `pj.fit` trains an Ising model from zero by persistent contrastive divergence:
 thrml moves the chains, and thrml's energy gives the gradient.
-Prints the error of the recovered parameters beside the smallest one that so many samples allow, and draws both.
+
+Prints and plots the error of the recovered parameters and the smallest error that this number of samples allows.
 """
 
 from functools import partial
@@ -30,8 +31,8 @@ CHAINS = 500
 class Lattice:
     """An Ising model on side × side spins with open boundaries and parameters {"fields": b, "couplings": J}.
 
-    A batch of states is a tuple of bool arrays (batch, spins), one for each colour of a chessboard: the spins of one
-    colour are independent of each other given the other colour.
+    A batch of states is a tuple of bool arrays (batch, spins), one for each colour of a chessboard. Spins of the same
+    colour are independent given the other colour.
     """
 
     def __init__(self, side):
@@ -47,12 +48,12 @@ class Lattice:
         return IsingEBM(self.nodes, edges, params["fields"], params["couplings"], beta=jnp.ones(()))
 
     def energy(self, params, v):
-        """E of every state of the batch."""
+        """The energy E of every state of the batch."""
         model = self._model(params)
         return jax.vmap(lambda state: model.energy(list(state), self.blocks))(v)
 
     def sample(self, params, v, key, warmup=1, samples=1, steps=1):
-        """Samples on the way from every state of the batch, as one batch; by default a single block Gibbs sweep."""
+        """Samples of chains that start at the states of the batch; by default one, after a block Gibbs sweep."""
         schedule = thrml.SamplingSchedule(warmup, samples, steps)
         program = IsingSamplingProgram(self._model(params), self.blocks, clamped_blocks=[])
 
@@ -65,13 +66,13 @@ class Lattice:
 
 @partial(jax.jit, static_argnums=(0, 2))
 def draw(lattice, params, count, key):
-    """`count` states, rounded up to a multiple of CHAINS: 20 sweeps apart on chains that have run for 200."""
+    """`count` states, rounded up to a multiple of CHAINS, taken every 20 sweeps after 200 sweeps of burn-in."""
     start = tuple(jnp.zeros((CHAINS, len(color)), bool) for color in lattice.colors)
     return lattice.sample(params, start, key, warmup=200, samples=-(-count // CHAINS), steps=20)
 
 
 def train(lattice, data, epochs, key):
-    """The parameters that `pj.fit` finds, from zero."""
+    """Train from zero, and return the parameters."""
     return pj.fit(
         {"fields": jnp.zeros(len(lattice.nodes)), "couplings": jnp.zeros(len(lattice.pairs))},
         pj.sgd(pj.per_epoch(pj.power_law_decay(0.3, 0.3))),
@@ -88,7 +89,7 @@ def smallest_errors(lattice, params, data):
     """The Cramér-Rao bound: no unbiased estimate from such data has smaller standard errors."""
 
     def score(state):
-        """The gradient of -log p of one state, but for a constant."""
+        """The gradient of -log p of one state, up to a constant."""
         one = jax.tree.map(lambda s: s[None], state)
         return ravel_pytree(jax.grad(lambda p: lattice.energy(p, one)[0])(params))[0]
 
@@ -102,7 +103,7 @@ def rms(tree):
 
 
 def main(argv=None):
-    """Draw the data, train, print, draw the picture."""
+    """Draw the data, train, print and plot."""
     parser = shared.make_parser(__doc__, 30, "thrml_ising.png")
     parser.add_argument("--side", type=int, default=8, help="spins along a side")
     parser.add_argument("--samples", type=int, default=5000, help="states to learn from")
