@@ -1,8 +1,9 @@
 """Optimizers and training of energy-based models in JAX, and the optimizers of paysage with their numbers.
 
-`fit` runs an optimizer (`adam`, `chain(...)`) on the gradients of an estimator (`persistent_contrastive_divergence`,
-`loss_gradient`) for a number of epochs, as one compiled program. The textbook optimizers are here; those of paysage
-are in `classic` as functions, and as classes in `optimizers` (2017) and `paysage_0_2` (releases 0.1 to 0.2.1).
+`fit` trains for a number of epochs as one compiled program: an estimator (`persistent_contrastive_divergence`,
+`loss_gradient`) computes gradients and an optimizer (`adam`, `chain(...)`) applies them. This module contains the
+textbook optimizers. The optimizers of paysage are in `classic` as functions, and as classes in `optimizers` (2017) and
+`paysage_0_2` (releases 0.1 to 0.2.1).
 """
 
 from . import classic, extend, optimizers, packing, paysage_0_2, rbm, states
@@ -88,7 +89,7 @@ __all__ = [  # noqa: RUF022 (by topic)
     "per_epoch",
     "power_law_decay",
     "warmup",
-    # before, after or round an optimizer
+    # before, after or around an optimizer
     "chain",
     "add_decayed_weights",
     "add_l1_decay",

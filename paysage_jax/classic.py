@@ -1,11 +1,13 @@
 """The optimizers of paysage with their 2017 numerics, as pure functions.
 
-They differ from the textbook: moments start at the first gradient, the "unbiased" divisors are the constants
-1 - w instead of 1 - wᵗ, and eps = 2⁻²³ is inside the root. So at default settings an ADAM step is about 0.32
-of a textbook one. A weight of 0 gives the limit: the gradient itself as the mean, or no normalisation.
-NaN and infinities stay in the moments; an infinite mean square (in float32 |g| > 1.8e19) freezes its element.
-In the equations w and W are the mean and mean square weights, m and v the running moments, first whether this
-is the first gradient, u the update that is added to the parameter (paysage subtracts delta = -u).
+They differ from the textbook optimizers in three ways: moments start at the first gradient, the "unbiased" divisors
+are the constants 1 - w instead of 1 - wᵗ, and eps = 2⁻²³ is inside the root. With the default settings, an ADAM step is
+about 0.32 times a textbook Adam step. A weight of 0 gives the limit: the mean is the gradient itself, or there is no
+normalization. NaN and infinity stay in the moments. An infinite mean square (in float32 from |g| > 1.8e19) freezes
+its element.
+
+In the equations, w and W are the weights of the mean and the mean square, m and v are the running moments, and u is
+the update that is added to the parameter (paysage subtracts delta = -u).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ _EPSILON = 2.0**-23  # machine epsilon of float32, as in paysage
 
 
 class ClassicSgdState(NamedTuple):
-    """step: updates done (int32); learning_rate: the step size last applied."""
+    """step: the number of updates so far (int32); learning_rate: the step size applied last."""
 
     step: Array
     learning_rate: Array
@@ -40,7 +42,7 @@ class ClassicMomentumState(NamedTuple):
 
 
 class ClassicRmspropState(NamedTuple):
-    """step, learning_rate: as in ClassicSgdState; mean_square: the running mean of |g|², which is real."""
+    """step, learning_rate: as in ClassicSgdState; mean_square: the running mean of |g|², a tree of real arrays."""
 
     step: Array
     learning_rate: Array
@@ -58,7 +60,7 @@ class ClassicAdamState(NamedTuple):
 
 # --- the equations, each once ------------------------------------------------------------------------
 
-# NumPy arrays stay NumPy arrays in these equations: the class shim computes small models on the host.
+# These equations take NumPy arrays and JAX arrays: the classes update small models on the host.
 
 
 def _mean(first, w, m, g):
@@ -71,12 +73,12 @@ def _mean_square(first, W, v, g):
     """W v + (1 - W) |g|², and |g|² at the first gradient."""
     xp = g.__array_namespace__()
     bar = g.conj() if g.dtype.kind == "c" else g
-    # Multiplied from left to right: the order decides at which gradient it overflows.
+    # The order of the products decides at which gradient they overflow.
     return xp.where(first | (W == 0), (g * bar).real, W * v + (((1 - W) * g) * bar).real)
 
 
 def _normalize(x, v, w, W):
-    """(x / (1 - w)) / √(eps + v / (1 - W)): "unbiased" with the weights of the moments, biased with zeros."""
+    """(x / (1 - w)) / √(eps + v / (1 - W)): "unbiased" for the weights of the moments, biased for weights of 0."""
     xp = v.__array_namespace__()
     return (x / (1 - w)) / xp.sqrt(_EPSILON + v / (1 - W))
 
@@ -95,7 +97,7 @@ class sgd(Leafwise):
         u = -stepsize g
 
     Args:
-        stepsize: a number from 0 on, or a schedule.
+        stepsize: a nonnegative number, or a schedule.
     """
 
     stepsize: Number | Schedule = rate(default=0.001)
@@ -112,7 +114,7 @@ class momentum(Leafwise):
         u = -stepsize m
 
     Args:
-        stepsize: a number from 0 on, or a schedule.
+        stepsize: a nonnegative number, or a schedule.
         momentum: the weight w, in [0, 1].
     """
 
@@ -132,7 +134,7 @@ class rmsprop(Leafwise):
         u = -stepsize g / √(eps + v / (1 - W))        (u = -stepsize g where W = 0)
 
     Args:
-        stepsize: a number from 0 on, or a schedule.
+        stepsize: a nonnegative number, or a schedule.
         mean_square_weight: the weight W, in [0, 1].
     """
 
@@ -154,7 +156,7 @@ class adam(Leafwise):
         u = -stepsize (m / (1 - w)) / √(eps + v / (1 - W))        (u = -stepsize m where W = 0)
 
     Args:
-        stepsize: a number from 0 on, or a schedule.
+        stepsize: a nonnegative number, or a schedule.
         mean_weight: the weight w, in [0, 1].
         mean_square_weight: the weight W, in [0, 1].
     """
@@ -171,11 +173,13 @@ class adam(Leafwise):
         return -self.stepsize * direction, m, v
 
 
-# --- the gradient memory: the moments on their own ---------------------------------------------------
+# --- the gradient memory: the moments alone ----------------------------------------------------------
 
 
 def update_mean(mean: Params, grad: Updates, mean_weight: Number, first: Any = False) -> Params:
-    """The running mean of gradients: w mean + (1 - w) grad, and grad itself at the first gradient.
+    """Update the running mean of gradients.
+
+        w mean + (1 - w) grad,  and grad itself at the first gradient
 
     Args:
         mean: the mean so far, a tree like grad.
@@ -187,7 +191,9 @@ def update_mean(mean: Params, grad: Updates, mean_weight: Number, first: Any = F
 
 
 def update_mean_square(mean_square: Params, grad: Updates, mean_square_weight: Number, first: Any = False) -> Params:
-    """The running mean of squared gradients: W mean_square + (1 - W) |grad|², and |grad|² at the first gradient.
+    """Update the running mean of squared gradients.
+
+        W mean_square + (1 - W) |grad|²,  and |grad|² at the first gradient
 
     Args:
         mean_square: the mean so far, a tree like grad.
@@ -199,13 +205,15 @@ def update_mean_square(mean_square: Params, grad: Updates, mean_square_weight: N
 
 
 def normalize(grad: Updates, mean_square: Params, mean_weight: Number = 0, mean_square_weight: Number = 0) -> Updates:
-    """The gradient over its root mean square: (grad / (1 - w)) / √(eps + mean_square / (1 - W)).
+    """Divide the gradient by its root mean square.
+
+        (grad / (1 - w)) / √(eps + mean_square / (1 - W))
 
     Args:
         grad: the gradient, or its mean.
         mean_square: the running mean of squared gradients, a tree like grad.
-        mean_weight: the weight w of paysage's "unbiased" form; 0 in the biased one.
-        mean_square_weight: the weight W, likewise.
+        mean_weight: the weight w for paysage's "unbiased" form; 0 for the biased form.
+        mean_square_weight: the weight W for the "unbiased" form; 0 for the biased form.
     """
     weights = (mean_weight, mean_square_weight)
     return update_leaves(_normalize_rule, weights, _step(first=False), grad, None, mean_square)[0]

@@ -1,9 +1,10 @@
-"""The documented classes of paysage.optimizers (2017), thin over `classic`: `from paysage_jax import optimizers`.
+"""The documented classes of paysage.optimizers (2017), a thin layer over `classic`.
 
-`update(model, v_data, v_model, epoch)` calls `model.gradient(v_data, v_model)`, makes one step and hands it to
-`model.parameter_update(delta)`, which subtracts it. The step is jitted; that of a small model in numpy is done in
-numpy, by the same equations. A leaf that came as a numpy array goes back as a writable numpy array of its own dtype;
-a leaf that came as a JAX array stays one. Nothing the model returned is modified.
+To migrate a script, write `from paysage_jax import optimizers`. `update(model, v_data, v_model, epoch)` calls
+`model.gradient(v_data, v_model)`, computes one step, and passes it to `model.parameter_update(delta)`, which subtracts
+it. The step is jitted, except that small models in NumPy are updated in NumPy by the same equations. A leaf given as
+a NumPy array is returned as a writable NumPy array of the same dtype; a JAX array is returned as a JAX array. The
+gradient that the model returns is not modified.
 """
 
 from copy import copy
@@ -30,7 +31,7 @@ _normalize = jax.jit(classic.normalize)
 
 
 class Scheduler:
-    """Base of the learning-rate schedules: counts updates and remembers the epoch. Subclasses add `get_lr()`."""
+    """Base class of the schedules: counts updates and stores the epoch. Subclasses define `get_lr()`."""
 
     def __init__(self) -> None:
         self.lr: float = 1
@@ -38,33 +39,45 @@ class Scheduler:
         self.epoch: Any = 0
 
     def increment(self, epoch: Any) -> None:
-        """Note one more update, made in `epoch`."""
+        """Count one update and store its epoch."""
         self.iter += 1
         self.epoch = epoch
 
 
 class PowerLawDecay(Scheduler):
-    """lr = 1 / (1 + lr_decay * epoch)."""
+    """Power-law decay of the step size.
+
+        lr = 1 / (1 + lr_decay * epoch)
+
+    Args:
+        lr_decay: the rate of decay per epoch.
+    """
 
     def __init__(self, lr_decay: float = 0.1) -> None:
         super().__init__()
         self.lr_decay: float = lr_decay
 
     def get_lr(self) -> float:
-        """The factor on the step size in the present epoch, a float."""
+        """The factor on the step size in the current epoch, a float."""
         self.lr: float = 1 / (1 + self.lr_decay * float(self.epoch))
         return self.lr
 
 
 class ExponentialDecay(Scheduler):
-    """lr = lr_decay ** epoch."""
+    """Exponential decay of the step size.
+
+        lr = lr_decay ** epoch
+
+    Args:
+        lr_decay: the factor per epoch.
+    """
 
     def __init__(self, lr_decay: float = 0.9) -> None:
         super().__init__()
         self.lr_decay: float = lr_decay
 
     def get_lr(self) -> float:
-        """The factor on the step size in the present epoch, a float."""
+        """The factor on the step size in the current epoch, a float."""
         self.lr: float = self.lr_decay ** float(self.epoch)
         return self.lr
 
@@ -73,12 +86,23 @@ class ExponentialDecay(Scheduler):
 
 
 def gradient_magnitude(grad: Any) -> float:
-    """√(mean over leaves of ‖leaf‖² / len(leaf)), len the size of the first dimension."""
+    """The size of a gradient or a step, a float.
+
+        √(mean over leaves of ‖leaf‖² / len(leaf)),  len the size of the first dimension
+
+    Args:
+        grad: a pytree of arrays with at least one dimension.
+    """
     return float(np.asarray(_magnitude(grad)))
 
 
 class GradientMemory:
-    """The running mean of gradients and of squared gradients; a moment of weight 0 is not kept (None)."""
+    """Running means of gradients and of squared gradients.
+
+    Args:
+        mean_weight: the weight w of the mean. If it is 0, `mean_gradient` stays None.
+        mean_square_weight: the weight W of the mean square. If it is 0, `mean_square_gradient` stays None.
+    """
 
     def __init__(self, mean_weight: float = 0.9, mean_square_weight: float = 0.0) -> None:
         self.mean_weight: float = mean_weight
@@ -87,7 +111,7 @@ class GradientMemory:
         self.mean_square_gradient: Any = None
 
     def update(self, grad: Any) -> None:
-        """Update the moments that have a weight."""
+        """Update the moments whose weight is not 0."""
         if self.mean_weight:
             self.update_mean(grad)
         if self.mean_square_weight:
@@ -100,16 +124,21 @@ class GradientMemory:
         self.mean_gradient = as_given(grad, _update_mean(mean, grad, float(self.mean_weight), first))
 
     def update_mean_square(self, grad: Any) -> None:
-        """mean_square = w mean_square + (1 - w) grad²; the first is the first gradient squared."""
+        """mean_square = W mean_square + (1 - W) grad²; the first mean square is the square of the first gradient."""
         first = self.mean_square_gradient is None
         mean_square = zeros_like_moments(grad) if first else self.mean_square_gradient
         weight = float(self.mean_square_weight)
         self.mean_square_gradient = as_given(grad, _update_mean_square(mean_square, grad, weight, first))
 
     def normalize(self, grad: Any, unbiased: bool = False) -> Any:
-        """grad over the root of the mean square gradient; a copy of grad if that has weight 0 and is not kept.
+        """Divide grad by the root of the mean square gradient. If the weight W is 0, return a copy of grad.
 
-        Raises TypeError before the first update.
+        Args:
+            grad: the gradient, or its mean.
+            unbiased: whether to divide both by one minus their weight first.
+
+        Raises:
+            TypeError: before the first update.
         """
         if self.mean_square_gradient is None:
             if self.mean_square_weight:
@@ -123,10 +152,15 @@ _DEFAULT_SCHEDULER = PowerLawDecay()
 
 
 class Optimizer:
-    """Base of the optimizers: a scheduler, a tolerance and `delta`, the last step (what the model subtracted)."""
+    """Base class of the optimizers. The attribute `delta` is the last step, which the model subtracted.
+
+    Args:
+        scheduler: a `Scheduler`; the factor on the step size in each epoch.
+        tolerance: the run has converged when `gradient_magnitude(delta)` is at most this.
+    """
 
     def __init__(self, scheduler: Any = _DEFAULT_SCHEDULER, tolerance: float = 0.001) -> None:
-        # The default is one object for the whole module: every optimizer needs its own.
+        # All optimizers share the default object, so each takes a copy.
         self.scheduler: Any = deepcopy(scheduler) if scheduler is _DEFAULT_SCHEDULER else scheduler
         self.tolerance: float = tolerance
         self.delta: Any = {}
@@ -144,7 +178,7 @@ class _ClassicOptimizer(Optimizer):
     def __init__(self, optimizer: Leafwise, stepsize: float, scheduler: Any, tolerance: float) -> None:
         super().__init__(scheduler, tolerance)
         self.stepsize: float = stepsize
-        self._checked: Any = ()  # the step size that was found to be a number from 0 on
+        self._checked: Any = ()  # the step size that was last found to be a nonnegative number
         self._step = Stepper(optimizer)
 
     def __copy__(self) -> Any:
@@ -153,7 +187,7 @@ class _ClassicOptimizer(Optimizer):
         return twin
 
     def _learning_rate(self) -> float:
-        # paysage's normalising classes rounded the step size to float32 before this product, the others did not.
+        # paysage rounded the step size to float32 before this product only in the classes that normalize.
         normalises = hasattr(self._step.optimizer, "mean_square_weight")
         if self.stepsize is not self._checked:
             _as_rate(f"{type(self).__name__}: stepsize", self.stepsize, np.float32 if normalises else float)
@@ -162,11 +196,11 @@ class _ClassicOptimizer(Optimizer):
         return float(self.scheduler.get_lr()) * float(stepsize)
 
     def update(self, model: Any, v_data: Any, v_model: Any, epoch: Any) -> None:
-        """One step on `model.gradient(v_data, v_model)`, at the scheduler's rate for `epoch`.
+        """Make one step along `model.gradient(v_data, v_model)`, at the scheduler's rate for `epoch`.
 
         Raises:
-            TypeError, ValueError: if the step size is not a number from 0 on.
-            ValueError: naming the leaf, if the gradient's tree or shapes are not those of the last one.
+            TypeError, ValueError: if the step size is not a nonnegative number.
+            ValueError: if the tree or a shape of the gradient differs from the last one; it names the leaf.
         """
         self.scheduler.increment(epoch)
         learning_rate = self._learning_rate()
@@ -180,7 +214,7 @@ class _ClassicOptimizer(Optimizer):
 
 
 def _is_nothing(delta):
-    """Whether there was no update yet; a gradient may also be a bare array, which has no truth value."""
+    """Whether delta still has its initial value {}. (A delta that is a bare array has no truth value.)"""
     return isinstance(delta, dict) and not delta
 
 
@@ -191,7 +225,15 @@ def _check_paysage_tree(grad):
 
 
 class StochasticGradientDescent(_ClassicOptimizer):
-    """delta = L g, with L = scheduler.get_lr() * stepsize.
+    """Stochastic gradient descent.
+
+        delta = L g,  L = scheduler.get_lr() * stepsize
+
+    Args:
+        model: not used; kept for old scripts.
+        stepsize: a nonnegative number.
+        scheduler: a `Scheduler`.
+        tolerance: of `check_convergence`.
 
     >>> class Model:
     ...     params = {"layers": [{"loc": np.zeros(2, np.float32)}], "weights": []}
@@ -215,7 +257,16 @@ class StochasticGradientDescent(_ClassicOptimizer):
 
 
 class Momentum(_ClassicOptimizer):
-    """delta = L m, m the running mean of gradients (Qian, 1999; see `classic.momentum`).
+    """Gradient descent with momentum (Qian, 1999), as in `classic.momentum`.
+
+        delta = L m,  L = scheduler.get_lr() * stepsize,  m the running mean of gradients
+
+    Args:
+        model: not used; kept for old scripts.
+        stepsize: a nonnegative number.
+        momentum: the weight of m, in [0, 1].
+        scheduler: a `Scheduler`.
+        tolerance: of `check_convergence`.
 
     >>> from types import SimpleNamespace
     >>> model = SimpleNamespace(gradient=lambda v_data, v_model: v_model - v_data)
@@ -238,7 +289,16 @@ class Momentum(_ClassicOptimizer):
 
 
 class RMSProp(_ClassicOptimizer):
-    """delta = L g over its root mean square (Hinton, Coursera lecture 6e; see `classic.rmsprop`).
+    """RMSProp (Hinton, Coursera lecture 6e, 2012), as in `classic.rmsprop`.
+
+        delta = L g over its root mean square,  L = scheduler.get_lr() * stepsize
+
+    Args:
+        model: not used; kept for old scripts.
+        stepsize: a nonnegative number.
+        mean_square_weight: the weight of the mean square, in [0, 1].
+        scheduler: a `Scheduler`.
+        tolerance: of `check_convergence`.
 
     >>> from types import SimpleNamespace
     >>> model = SimpleNamespace(gradient=lambda v_data, v_model: v_model - v_data)
@@ -261,7 +321,17 @@ class RMSProp(_ClassicOptimizer):
 
 
 class ADAM(_ClassicOptimizer):
-    """delta = L m over the root of v, the running means of g and g² (Kingma & Ba, 2015; see `classic.adam`).
+    """Adam (Kingma & Ba, 2015), as in `classic.adam`.
+
+        delta = L m over the root of v,  L = scheduler.get_lr() * stepsize,  m and v the running means of g and g²
+
+    Args:
+        model: not used; kept for old scripts.
+        stepsize: a nonnegative number.
+        mean_weight: the weight of m, in [0, 1].
+        mean_square_weight: the weight of v, in [0, 1].
+        scheduler: a `Scheduler`.
+        tolerance: of `check_convergence`.
 
     >>> from types import SimpleNamespace
     >>> model = SimpleNamespace(gradient=lambda v_data, v_model: v_model - v_data)
