@@ -1,4 +1,4 @@
-"""What one needs to write an optimizer, a transformation or an estimator: base classes, and fields that check."""
+"""Base classes and checked fields for writing optimizers, transformations and estimators."""
 
 from ._core.pytree import Number, Pytree, Schedule, converted, count, function, number, rate, static
 from ._ebm.estimators import Estimator

@@ -1,4 +1,4 @@
-"""Many small leaves in one buffer, so that a step hands over few arrays."""
+"""Store many small leaves in one buffer, so that a step passes few arrays."""
 
 from ._optim.packing import Packed, pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
 

@@ -1,4 +1,4 @@
-"""The states of optimizers and runs, and the statistics of estimators: what you find in a `TrainState` or a history."""
+"""The states of optimizers and runs, and the statistics of estimators, which a `TrainState` or a history contains."""
 
 from ._ebm.estimators import LossStatistics
 from ._ebm.mixing import Mixing, MixingStatistic

@@ -207,7 +207,7 @@ def test_without_an_average_the_parameters_are_watched_and_move_the_same_way():
 
 
 def test_a_tracker_before_the_average_is_refused():
-    with pytest.raises(ValueError, match="average_parameters stands after track_log_partition"):
+    with pytest.raises(ValueError, match="average_parameters comes after track_log_partition"):
         chain(sgd(0.1), tracker(), average_parameters())
 
 

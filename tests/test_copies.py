@@ -161,5 +161,5 @@ def test_members_of_a_chain_and_a_partition_are_replaced():
     chex.assert_trees_all_equal(run(replaced, PARAMS, GRADIENTS)[0], run(sgd(0.2), PARAMS, GRADIENTS)[0])
     replaced = dataclasses.replace(by_tree, labels={"weights": "l", "layers": "w"})
     assert replaced != by_tree
-    with pytest.raises(ValueError, match="chain: sgd stands after track_convergence"):
+    with pytest.raises(ValueError, match="chain: sgd comes after track_convergence"):
         dataclasses.replace(chain(sgd(0.1)), members=(pj.track_convergence(1.0), sgd(0.1)))

@@ -273,9 +273,24 @@ REFUSED = {
     "numbers": ([1.0, 2.0], {}, TypeError, "expected batches of arrays, got a float"),
     "rows": (list(X), {"batch_size": 5}, ValueError, r"batch_size does not go with an iterable.*numpy.array\(data\)"),
     "lists in a dict": (DATA | {"x": ROWS_OF_LISTS}, {"batch_size": 5}, TypeError, r"data\['x'\].* got float"),
-    "masked": (np.ma.masked_array(X, X > 0), {"batch_size": 5}, TypeError, "data: a masked array"),
-    "masked leaf": (DATA | {"x": np.ma.masked_array(X)}, {"batch_size": 5}, TypeError, r"data\['x'\]: a masked array"),
-    "masked batch": ([DATA | {"x": np.ma.masked_array(X)}], {}, TypeError, r"batch\['x'\]: a masked array"),
+    "masked": (
+        np.ma.masked_array(X, X > 0),
+        {"batch_size": 5},
+        TypeError,
+        "data: expected a plain array",
+    ),
+    "masked leaf": (
+        DATA | {"x": np.ma.masked_array(X)},
+        {"batch_size": 5},
+        TypeError,
+        r"data\['x'\]: expected a plain array",
+    ),
+    "masked batch": (
+        [DATA | {"x": np.ma.masked_array(X)}],
+        {},
+        TypeError,
+        r"batch\['x'\]: expected a plain array",
+    ),
     "texts": (np.array([["a"] * 3] * 9), {"batch_size": 5}, TypeError, "data: expected numbers, got dtype <U1"),
     "objects": (np.array([[None] * 3] * 9), {"batch_size": 5}, TypeError, "data: expected numbers, got dtype object"),
     "ragged leaves": (

@@ -144,7 +144,7 @@ def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
         lambda: pj.reverse_ais_log_prob(MODEL, annealing, bits, KEY),
         lambda: pj.track_log_partition(MODEL, pj.AnnealedEstimate(0.0, bits), KEY),
     ):
-        with pytest.raises(ValueError, match=rf"got {value} in row 3, column 2: fill in missing values"):
+        with pytest.raises(ValueError, match=rf"got {value} in row 3, column 2; fill in missing values"):
             call()
 
 

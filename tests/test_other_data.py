@@ -314,11 +314,11 @@ def test_a_sparse_matrix_is_named_and_what_to_do():
     from jax.experimental.sparse import BCOO
 
     for data in (Sparse(FLOATS), {"x": Sparse(FLOATS)}, [Sparse(FLOATS)], [Weighted(Sparse(FLOATS), np.ones(12))]):
-        with pytest.raises(TypeError, match=r"Sparse is a sparse matrix, .*: use data.toarray\(\), or") as caught:
+        with pytest.raises(TypeError, match=r"got the sparse matrix Sparse; use data.toarray\(\), or") as caught:
             run(cd, data)
         assert "numpy.array" not in str(caught.value)
     for data in (BCOO.fromdense(jnp.array(FLOATS)), (BCOO.fromdense(jnp.array(FLOATS)),)):
-        with pytest.raises(TypeError, match=r"BCOO is a sparse matrix, .*: use data.todense\(\), or"):
+        with pytest.raises(TypeError, match=r"got the sparse matrix BCOO; use data.todense\(\), or"):
             run(cd, data)
 
 

@@ -613,7 +613,7 @@ def test_a_mean_of_weight_zero_is_not_kept():
 def test_the_memory_of_an_optimizer_is_not_updated_by_hand():
     memory = optimizers.ADAM().memory
     for update in (memory.update, memory.update_mean, memory.update_mean_square):
-        with pytest.raises(TypeError, match="make a GradientMemory of your own"):
+        with pytest.raises(TypeError, match="create a separate GradientMemory"):
             update(G)
 
 

@@ -139,9 +139,9 @@ def test_log_partition_of_a_gaussian_model_is_an_integral():
 
 
 def test_log_partition_refuses_what_it_cannot_enumerate():
-    with pytest.raises(ValueError, match="21 visible and 22 hidden units are too many"):
+    with pytest.raises(ValueError, match="got 21 visible and 22 hidden units, which are too many"):
         BINARY.log_partition(bernoulli(21, hidden=22))
-    with pytest.raises(ValueError, match="2 visible and 21 hidden units are too many"):
+    with pytest.raises(ValueError, match="got 2 visible and 21 hidden units, which are too many"):
         GAUSSIAN.log_partition(gaussian(hidden=21))
 
 

@@ -107,8 +107,8 @@ def test_log_z_is_that_of_a_sum_or_quadrature_by_annealing_and_exactly(visible, 
 def test_log_z_is_exact_only_where_a_layer_can_be_enumerated():
     machine = machine_of("relu", "gaussian")
     params = units.cast(units.random_params("relu", "gaussian", SIZES), jnp.float32)
-    with pytest.raises(ValueError, match="2 visible and 2 hidden units are too many, or take real numbers"):
+    with pytest.raises(ValueError, match="2 visible and 2 hidden units, which are too many or real-valued"):
         machine.log_partition(params)
     params = units.cast(units.random_params("gaussian", "categorical", (2, 13)), jnp.float32)
-    with pytest.raises(ValueError, match=f"expected a layer of at most {2**20} states: use annealed"):
+    with pytest.raises(ValueError, match=f"expected a layer of at most {2**20} states, got "):
         machine_of("gaussian", "categorical").log_partition(params)

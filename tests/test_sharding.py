@@ -311,7 +311,7 @@ def test_mistakes_are_named():
     with pytest.raises(TypeError, match=r"sharding must be NamedSharding\(mesh"):
         run(sharding=over(8).mesh, batch_size=BATCH)
     for spec in (P(), P(None), P(None, "data")):
-        with pytest.raises(ValueError, match="sharding must cut the leading axis and no other"):
+        with pytest.raises(ValueError, match="sharding must shard the leading axis and no other axis"):
             run(sharding=NamedSharding(over(8).mesh, spec), batch_size=BATCH)
     with pytest.raises(ValueError, match="shards must be a multiple of the 8 pieces of sharding, got 4"):
         run(sharding=over(8), shards=4, batch_size=BATCH)
@@ -384,7 +384,9 @@ def test_pieces_on_another_mesh_or_without_one_are_refused():
 def test_a_longest_axis_in_pieces_already_is_refused():
     sharding = over(8, model=2)
     rows = jax.device_put(jnp.zeros((16, 8)), NamedSharding(sharding.mesh, P("model")))
-    with pytest.raises(ValueError, match=r"shard_state: state\.mean.* lies over 'model' along its longest axis"):
+    with pytest.raises(
+        ValueError, match=r"shard_state: state\.mean.* is already sharded over 'model' along its longest axis"
+    ):
         pj.shard_state(pj.adam(0.1), sharding).init({"w": rows})
     columns = jax.device_put(jnp.zeros((16, 8)), NamedSharding(sharding.mesh, P(None, "model")))
     assert pj.shard_state(pj.adam(0.1), sharding).init(columns).mean.sharding.spec == P("data", "model")

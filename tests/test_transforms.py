@@ -215,7 +215,7 @@ def test_columns_of_moduli():
     W = np.array([[3j, 0], [4, 1 + 1j]], np.complex64)
     np.testing.assert_allclose(jax.jit(unit_column_norm)(W), [[0.6j, 0], [0.8, (1 + 1j) * 0.5**0.5]], rtol=1e-6)
     assert np.isfinite(jax.jit(jax.grad(lambda w: jnp.sum(unit_column_norm(w))))(np.zeros((3, 2), np.float32))).all()
-    with pytest.raises(TypeError, match=r"non_negative: params\['w'\]: complex numbers have no order"):
+    with pytest.raises(TypeError, match=r"non_negative: params\['w'\]: expected real numbers, got complex64"):
         non_negative({"w": W})
 
 

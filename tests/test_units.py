@@ -117,12 +117,12 @@ def test_the_start_is_the_same_machine_in_other_units_of_measurement(kind):
     [
         ("binary", 2, r"expected numbers in \[0, 1\], got 2.* in row 3, column 2: scale"),
         ("spin", 0, r"expected spins, -1 or 1, got 0.* in row 3, column 2: compare them"),
-        ("spin", np.nan, "got nan in row 3, column 2: fill in missing"),
+        ("spin", np.nan, "got nan in row 3, column 2; fill in missing"),
         ("categorical", STATES, "expected integers from 0 to 2, got 3 in row 3, column 2"),
         ("categorical", -1, "expected integers from 0 to 2, got -1 in row 3, column 2"),
-        ("gaussian", np.inf, "got inf in row 3, column 2: fill in missing"),
+        ("gaussian", np.inf, "got inf in row 3, column 2; fill in missing"),
         ("relu", -0.5, "expected nonnegative numbers, got -0.5 in row 3, column 2: other numbers need Gaussian"),
-        ("drelu", np.nan, "got nan in row 3, column 2: fill in missing"),
+        ("drelu", np.nan, "got nan in row 3, column 2; fill in missing"),
     ],
 )
 def test_units_refuse_values_that_they_do_not_take_and_name_row_and_column(kind, value, message):

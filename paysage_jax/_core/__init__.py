@@ -1,1 +1,1 @@
-"""Pytrees, trees of arrays, batches and devices: what everything else is made of."""
+"""Pytrees, trees of arrays, batches and devices: the foundation of all other modules."""

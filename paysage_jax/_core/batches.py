@@ -1,4 +1,4 @@
-"""Batches: arrays with one leading axis, weighted or not, and what their numbers may be."""
+"""Batches: arrays with a common leading axis, their weights, and checks of their values."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from jax.typing import DTypeLike
 from .trees import all_finite, scale_of
 from .types import Batch, Leaf, Tree
 
-_BLOCK = 2**18  # numbers that stay in the cache while they are looked at
+_BLOCK = 2**18  # numbers that are checked at a time, few enough to stay in the cache
 
 
 class Weighted(NamedTuple):
-    """Weighted data, for example the sequences of a protein family; `fit` and loaders take it in the place of rows.
+    """Weighted data, for example the sequences of a protein family. `fit` and loaders accept it in place of rows.
 
     The gradient of a batch of n rows is a mean over its rows, and so are its energies:
 
         gradient = 1/n Σᵢ wᵢ (∂E(vᵢ) - mean ∂E(samples))
 
-    Where the weights have mean 1 over the data, this is an unbiased estimate of the gradient of the weighted mean, for
-    batches of any size; a batch of zero weight has the gradient 0. `fit` divides the weights of data in memory by their
-    mean. It takes those of a loader as they are, relative to 1, and so does an estimator called by hand: there, divide
-    them by their mean over the data, which otherwise scales the gradient.
+    If the weights have mean 1 over the data, this is an unbiased estimate of the gradient of the weighted mean for any
+    batch size; a batch of zero weight has the gradient 0. `fit` divides the weights of data in memory by their mean. It
+    does not rescale the weights from a loader, and neither does an estimator that you call directly: divide these
+    weights by their mean over the data, which otherwise scales the gradient.
 
-    v: the rows. weights: (rows,) nonnegative numbers.
+    v: the rows. weights: nonnegative numbers of shape (rows,).
     """
 
     v: Batch
@@ -39,10 +39,10 @@ class Weighted(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """How an estimator wants its data.
+    """The conversions and checks of data that an estimator asks for.
 
-    dtype: the floating dtype that integers and bools become; None: they stay as they are. missing: whether NaN stands
-    for a missing value, which the estimator fills in. finite: whether other numbers that are not finite are refused.
+    dtype: the floating dtype for integers and bools; None leaves them unchanged. missing: whether NaN marks a missing
+    value, which the estimator fills in. finite: whether other nonfinite numbers are rejected.
     """
 
     dtype: DTypeLike | None = None
@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 
 
 def batch_size_of(name: str, batch: Batch) -> int:
-    """The size of the leading axis. Raises ValueError where leaves have none or disagree."""
+    """The size of the leading axis. Raises ValueError if a leaf has none or if leaves disagree."""
     leaves = tree_flatten_with_path(batch)[0]
     sizes = {jnp.shape(leaf)[:1] for _, leaf in leaves}
     if len(sizes) != 1 or sizes == {()}:
@@ -61,24 +61,24 @@ def batch_size_of(name: str, batch: Batch) -> int:
 
 
 def in_memory(data: object) -> bool:
-    """Whether `data` are arrays to be cut into batches: an array, or a dict or tuple of them."""
+    """Whether `data` are arrays to split into batches: an array, or a dict or tuple of arrays."""
     return isinstance(data, dict | tuple) or hasattr(data, "__array__")
 
 
 def as_arrays(name: str, tree: Tree, convert: Callable[[np.ndarray], Leaf] = jnp.array) -> Tree:
-    """The tree with JAX arrays as leaves; those that are already are not copied.
+    """Convert the leaves to JAX arrays; JAX arrays are not copied.
 
-    `convert` makes one of a NumPy array; with `np.asarray` NumPy's arrays stay what they are.
+    `convert` is applied to NumPy arrays; `np.asarray` leaves them unchanged.
 
     Raises:
-        TypeError: for a leaf that is no array of numbers, or masked, or sparse, naming it: name['w'].
-        ValueError: for an integer that does not fit in the dtype that JAX gives it.
+        TypeError: if a leaf is not a dense array of numbers, or is masked; it names the leaf, for example name['w'].
+        ValueError: if an integer does not fit in the dtype that JAX gives it.
     """
     return tree_map_with_path(lambda path, x: _as_array(f"{name}{keystr(path)}", x, convert), tree, is_leaf=_is_sparse)
 
 
 def _is_sparse(x: Leaf) -> bool:
-    """Whether it is a sparse matrix, of SciPy or JAX for example."""
+    """Whether x is a sparse matrix, for example of SciPy or JAX."""
     return not hasattr(x, "__array__") and (hasattr(x, "toarray") or hasattr(x, "todense"))
 
 
@@ -86,8 +86,8 @@ def check_dense(where: str, x: Leaf) -> None:
     if _is_sparse(x):
         dense = "toarray" if hasattr(x, "toarray") else "todense"
         raise TypeError(
-            f"{where}: {type(x).__name__} is a sparse matrix, expected a dense array: use data.{dense}(), or if that "
-            "does not fit in memory a loader that makes each batch dense"
+            f"{where}: expected a dense array, got the sparse matrix {type(x).__name__}; use data.{dense}(), or, if "
+            "that does not fit in memory, a loader that makes each batch dense"
         )
 
 
@@ -96,10 +96,10 @@ def _as_array(where: str, x: Leaf, convert: Callable[[np.ndarray], Leaf]) -> Tre
         return x
     check_dense(where, x)
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{where}: a masked array; fill it, or leave the masked rows out")
+        raise TypeError(f"{where}: expected a plain array, got a masked array; fill it, or drop the masked rows")
     if not hasattr(x, "__array__"):
         raise TypeError(f"{where}: expected an array, got {type(x).__name__}")
-    array = np.asarray(x)  # of torch or pandas, say
+    array = np.asarray(x)  # from torch or pandas, for example
     if array.dtype.kind == "m" or not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise TypeError(f"{where}: expected numbers, got dtype {array.dtype}")
     if not array.dtype.isnative or array.dtype.char in _JAX_HAS:  # FITS, netCDF and IDX are big-endian
@@ -109,7 +109,7 @@ def _as_array(where: str, x: Leaf, convert: Callable[[np.ndarray], Leaf]) -> Tre
     return convert(array)
 
 
-_JAX_HAS = {"g": np.float64, "G": np.complex128}  # in the place of long doubles
+_JAX_HAS = {"g": np.float64, "G": np.complex128}  # instead of long doubles
 _WIDE = {np.dtype(kind).char for kind in ("int64", "uint64", np.longlong, np.ulonglong)}
 
 
@@ -118,17 +118,17 @@ def _check_range(where: str, x: np.ndarray) -> None:
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
     if dtype != x.dtype and (wrong := x.astype(dtype) != x).any():
         index = np.unravel_index(np.argmax(wrong), x.shape)
-        advice = "give floats, or set jax_enable_x64"
-        raise ValueError(f"{where}: {x[index]} in {place(index)} does not fit in {dtype}: {advice}")
+        advice = "pass floats, or set jax_enable_x64"
+        raise ValueError(f"{where}: {x[index]} in {place(index)} does not fit in {dtype}; {advice}")
 
 
 def copy_to_device(tree: Tree) -> Tree:
-    """A copy, for JAX may alias a NumPy buffer that its owner goes on writing to."""
+    """A copy, because JAX may alias a NumPy buffer that its owner still writes to."""
     return jax.tree.map(jnp.array, tree)
 
 
 def as_floats(tree: Tree, dtype: DTypeLike | None) -> Tree:
-    """The tree with integers and bools converted to `dtype`; None: as it is. The rest stays as it is."""
+    """Convert integers and bools to `dtype` (None: no conversion); other leaves stay unchanged."""
 
     def convert(x: Leaf) -> Tree:
         if _is_inexact(x) or not hasattr(x, "astype"):
@@ -140,16 +140,16 @@ def as_floats(tree: Tree, dtype: DTypeLike | None) -> Tree:
 
 
 def states_as_floats(batch: Batch, dtype: DTypeLike | None) -> Batch:
-    """`as_floats`, with weights of the default dtype, for they need not be numbers of half precision."""
+    """`as_floats`, but weights get the default float dtype, because they may not fit in half precision."""
     if not isinstance(batch, Weighted) or dtype is None:
         return as_floats(batch, dtype)
     return Weighted(as_floats(batch.v, dtype), as_floats(batch.weights, float))
 
 
 def check_finite(name: str, tree: Tree, missing: bool = False) -> None:
-    """Raise ValueError for a number that is not finite, naming leaf, row and column, where the values are known.
+    """Raise ValueError for a nonfinite number if the values are known; it names leaf, row and column.
 
-    `missing`: whether NaN is allowed.
+    missing: whether NaN is allowed.
     """
 
     def finite(x: np.ndarray) -> np.ndarray:
@@ -166,42 +166,43 @@ def check_finite(name: str, tree: Tree, missing: bool = False) -> None:
             found = first_wrong(used, lambda x: np.isfinite(x.sum()) or finite(x).all(), finite)
         if found:
             index, value = found
-            fill = "" if missing else ": fill in missing values, or leave these rows out"
+            fill = "" if missing else "; fill in missing values, or drop these rows"
             if np.isfinite(x[index]):
-                value, fill = x[index], f", which is infinite in {dtype}: rescale the data"
+                value, fill = x[index], f", which is infinite in {dtype}; rescale the data"
             raise ValueError(f"{name}{keystr(path)}: expected finite numbers, got {value} in {place(index)}{fill}")
 
 
 def place(index: Sequence[SupportsInt]) -> str:
-    """An index as errors name it: row 3, column 5."""
+    """An index in the form used by error messages: row 3, column 5."""
     row, *column = map(int, index)
     return f"row {row}" + (f", column {column[0] if len(column) == 1 else tuple(column)}" if column else "")
 
 
 def _is_inexact(x: Leaf) -> bool:
-    dtype = getattr(x, "dtype", None)  # the letter is found faster than the kind, which half precision needs
-    # A key has none; a loss may take keys.
+    # Comparing the letter is fast; half precision needs `issubdtype`. The dtype of a key has no kind.
+    dtype = getattr(x, "dtype", None)
     return dtype is not None and (getattr(dtype, "kind", "V") in "fc" or jnp.issubdtype(dtype, np.inexact))
 
 
 def has_values(x: Leaf) -> bool:
-    """Whether these are floating numbers, known to this process."""
+    """Whether x is an array of floating numbers whose values this process knows."""
     return not isinstance(x, Tracer) and _is_inexact(x) and x.ndim > 0 and _is_known(x)
 
 
 def is_remote(x: Leaf) -> bool:
-    """Whether the host would have to wait for it, or to copy it."""
+    """Whether the host would have to copy x from another device."""
     return isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices())
 
 
 def first_wrong(
     x: np.ndarray, fine: Callable[[np.ndarray], object], each: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[tuple[int, ...], Leaf] | None:
-    """The index of the first number that is wrong, and the number; None: all are fine.
+    """The index and value of the first wrong number; None if all are fine.
 
     Args:
-        fine: whether all numbers of some rows are, found fast.
-        each: which are.
+        x: an array.
+        fine: a fast function that tells whether all numbers of a block of rows are fine.
+        each: a function that tells which numbers of the block are fine.
     """
     rows = max(1, _BLOCK // max(1, x[:1].size))
     for start in range(0, len(x), rows):
@@ -213,7 +214,7 @@ def first_wrong(
 
 
 def _is_finite_there(x: jax.Array, missing: bool) -> bool:
-    with jax.ensure_compile_time_eval():  # a constant of a program that is traced has values, too
+    with jax.ensure_compile_time_eval():  # a constant in a traced program also has known values
         return bool(is_finite([x], missing=missing))
 
 
@@ -223,7 +224,7 @@ def is_finite(arrays: list[Leaf], missing: bool) -> jax.Array:
 
 
 def check_weights(name: str, weights: Leaf, size: int) -> None:
-    """Raise TypeError or ValueError for weights that are no real numbers of shape (size,), below 0, or NaN."""
+    """Raise TypeError or ValueError unless the weights are nonnegative finite numbers of shape (size,)."""
     if np.shape(weights) != (size,):
         raise ValueError(f"{name}: expected shape ({size},), one for each row, got {np.shape(weights)}")
     dtype = weights.dtype if isinstance(weights, jax.Array) else np.asarray(weights).dtype
@@ -235,14 +236,14 @@ def check_weights(name: str, weights: Leaf, size: int) -> None:
 
 
 def _is_known(x: Leaf) -> bool:
-    """Whether its values are known to this process."""
+    """Whether this process knows the values of x."""
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 def relative(name: str, weights: Leaf, size: int) -> Tree:
-    """The weights in units of their mean, which may be so large or small that it is no number of the dtype in use.
+    """The weights divided by their mean, computed so that the mean cannot overflow or underflow.
 
-    Raises TypeError or ValueError as `check_weights`, and if all are known to be 0.
+    Raises TypeError or ValueError as `check_weights`, and ValueError if all weights are known to be 0.
     """
     check_weights(name, weights, size)
     if not _is_known(weights):
@@ -258,6 +259,6 @@ def relative(name: str, weights: Leaf, size: int) -> Tree:
 
 
 def weight_of(batch: Batch) -> Tree:
-    """The sum of the weights of a batch; its number of rows if it has none."""
+    """The sum of the weights of a batch; without weights, its number of rows."""
     weights = batch.weights if isinstance(batch, Weighted) else None
     return batch_size_of("batch", batch) if weights is None else jnp.sum(jnp.asarray(weights, float))

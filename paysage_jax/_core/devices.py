@@ -1,4 +1,4 @@
-"""Arrays over the devices of a mesh, which is the caller's, as are its axes, `Auto` or `Explicit`."""
+"""Arrays sharded over the devices of a mesh. The caller creates the mesh, with `Auto` or `Explicit` axes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from .types import Leaf, Sharding, Tree
 
 
 def checked(where: str, sharding: Sharding | None) -> NamedSharding:
-    """The sharding; TypeError or ValueError for what does not cut a leading axis, and it alone."""
+    """Return the sharding. Raises TypeError or ValueError unless it shards the leading axis and no other axis."""
     if not isinstance(sharding, NamedSharding):
         raise TypeError(f'{where} must be NamedSharding(mesh, PartitionSpec("data")), got {sharding!r}')
     first, *others = sharding.spec or [None]
     if any(others) or not isinstance(first, str | tuple):
-        expected = 'PartitionSpec("data"), say'
-        raise ValueError(f"{where} must cut the leading axis and no other: {expected}; got {sharding.spec}")
+        expected = 'PartitionSpec("data")'
+        raise ValueError(
+            f"{where} must shard the leading axis and no other axis, for example {expected}; got {sharding.spec}"
+        )
     return NamedSharding(sharding.mesh, PartitionSpec(first))
 
 
 def put(x: Leaf, sharding: Sharding) -> jax.Array:
-    """On its devices, of a NumPy array without a copy on another one; every process has all of it."""
+    """Put x on the devices of the sharding. Every process passes the whole array; NumPy arrays are copied only once."""
     if not isinstance(x, jax.Array | np.ndarray):
         x = np.asarray(x)
     if isinstance(x, jax.Array) and (jax.process_count() == 1 or not x.is_fully_addressable):
@@ -45,12 +47,12 @@ def mesh_of(x: Leaf) -> Mesh | None:
 
 
 def is_partitioned(x: Leaf) -> bool:
-    """Whether it is an array of which some device has a part only; a traced one has no devices yet."""
+    """Whether x is an array of which some device has only a part. A traced array has no devices yet."""
     return isinstance(x, jax.Array) and not isinstance(x, Tracer) and not x.sharding.is_fully_replicated
 
 
 def lay_out(tree: Tree, sharding: NamedSharding | tuple[NamedSharding, ...] | None) -> Tree:
-    """The tree in the compiled program with its leaves in one layout, or each in its own of a tuple; None: as it is."""
+    """Constrain the leaves, in a compiled program, to one sharding or to a tuple with one per leaf; None: unchanged."""
     if sharding is None:
         return tree
     leaves, structure = jax.tree.flatten(tree)
@@ -76,18 +78,18 @@ def constrain(x: jax.Array, sharding: NamedSharding) -> jax.Array:
 
 
 def _explicit_sharding_of(x: jax.Array) -> NamedSharding | None:
-    """That of a mesh with explicit axes; None where the compiler knows the layout by itself."""
+    """The sharding of x if its mesh has explicit axes; otherwise None, and the compiler chooses the layout."""
     sharding = jax.typeof(x).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """x on each device, for what cannot be computed of pieces on explicit axes."""
+    """x replicated on each device, for operations that explicit axes do not support on shards."""
     sharding = _explicit_sharding_of(x)
     return x if sharding is None else jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def take_rows(x: jax.Array, chosen: jax.Array) -> jax.Array:
-    """x[chosen] in the layout of x."""
+    """x[chosen] with the sharding of x."""
     sharding = _explicit_sharding_of(x)
     return x[chosen] if sharding is None else x.at[chosen].get(out_sharding=sharding)

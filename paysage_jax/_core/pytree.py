@@ -20,48 +20,72 @@ from .types import Extra, Leaf, Tree
 Number = float | jax.Array
 Count = int | jax.Array
 Converter = Callable[..., Any]  # convert(where, value)
-Schedule = Any  # a callable step -> value. Any, because the rule of an optimizer finds the value itself in its field.
+Schedule = Any  # a callable step -> value. Any, because in a rule the field contains the value, not the schedule.
 
 
 # --- what a field may hold ---------------------------------------------------------------------------
 
 
-# The default is given by name, for type checkers see it only so (PEP 681).
+# `default` is keyword-only, because type checkers recognize it only by name (PEP 681).
 
 
 def converted(convert: Converter, *, default: Any = dataclasses.MISSING, static: bool = False) -> Any:
-    """A field that holds `convert(where, value)` of the value given; `where` names the field in messages."""
+    """Declare a field that stores `convert(where, value)`.
+
+    Args:
+        convert: a function (where, value) -> value; `where` names the field, for error messages.
+        default: the default value.
+        static: whether the field belongs to the structure of the pytree. Then its value must be hashable.
+    """
     return dataclasses.field(default=default, metadata={"convert": convert, "static": static})
 
 
 def number(interval: str = "[0, inf)", *, default: Any = dataclasses.MISSING) -> Any:
-    """A field for a number or a scalar array in an interval, a leaf of the pytree.
+    """Declare a field for a number or a scalar array in an interval. It is a leaf of the pytree.
 
     Args:
-        interval: such as "[0, 1)".
-        default: the value if none is given; None where the term that it scales may be absent.
+        interval: the allowed values, for example "[0, 1)".
+        default: the default value. With the default None, the field may be None, for a term that is absent.
     """
     return converted(_Number(_Interval.of(interval), optional=default is None), default=default)
 
 
 def rate(interval: str = "[0, inf)", *, default: Any = dataclasses.MISSING) -> Any:
-    """A field for a learning rate: a `number`, or a schedule `step -> value`, whose numbers are leaves."""
+    """Declare a field for a learning rate: a `number`, or a schedule `step -> value`, whose numbers are leaves.
+
+    Args:
+        interval: the allowed numbers, for example "[0, 1)".
+        default: the default value.
+    """
     convert = _Rate(_Number(_Interval.of(interval)))
     return dataclasses.field(default=default, metadata={"convert": convert, "rate": True})
 
 
 def count(*, default: Any = dataclasses.MISSING, static: bool = False) -> Any:
-    """A field for a positive integer (or None, if that is the default), a leaf of the pytree unless `static`."""
+    """Declare a field for a positive integer. It is a leaf of the pytree unless `static` is true.
+
+    Args:
+        default: the default value. With the default None, the field may be None.
+        static: whether the field belongs to the structure of the pytree.
+    """
     return converted(_Count(optional=default is None), default=default, static=static)
 
 
 def static(*, default: Any = dataclasses.MISSING) -> Any:
-    """A field that belongs to the structure of the pytree: a flag, a function. It must be hashable."""
+    """Declare a field that belongs to the structure of the pytree, for example a flag. Its value must be hashable.
+
+    Args:
+        default: the default value.
+    """
     return dataclasses.field(default=default, metadata={"static": True})
 
 
 def function(*, default: Any = dataclasses.MISSING) -> Any:
-    """A `static` field for a function (or None, if that is the default)."""
+    """Declare a `static` field for a function.
+
+    Args:
+        default: the default value. With the default None, the field may be None.
+    """
     return converted(_Callable(optional=default is None), default=default, static=True)
 
 
@@ -88,7 +112,7 @@ class _Number:
     optional: bool = False
 
     def __call__(self, where: str, value: Leaf, dtype: DTypeLike | None = None) -> Leaf:
-        """`value`, as a float if it is a scalar of Python or NumPy; what is not yet known (a tracer) passes."""
+        """`value`, as a float if it is a scalar of Python or NumPy. Tracers pass unchecked."""
         if isinstance(value, Tracer) or (self.optional and value is None):
             return value
         if not _is_of(value, np.floating, np.integer):
@@ -99,7 +123,8 @@ class _Number:
         if not self.interval.contains(used):
             rounded = f", which is {used} in {jnp.dtype(dtype)}" if self.interval.contains(np.asarray(value)) else ""
             raise ValueError(f"{where} must be in {self.interval.text}, got {value}{rounded}")
-        # One kind of number, so that a jitted function is traced once for all; a copy of what its owner may write to.
+        # Floats have one type, so that a jitted function is traced once. NumPy arrays are copied, because their owner
+        # may write to them.
         return jnp.array(value, float) if isinstance(value, np.ndarray) else _python(float, value)
 
 
@@ -155,12 +180,12 @@ def _python(kind: type, value: Leaf) -> Leaf:
 
 
 def as_number(where: str, value: Leaf, interval: str = "[0, inf)") -> Leaf:
-    """A number as a field holds it. Raises TypeError or ValueError for anything else."""
+    """Convert a number as a field does. Raises TypeError or ValueError for other values."""
     return _Number(_Interval.of(interval))(where, value)
 
 
 def as_rate(where: str, value: Leaf, dtype: DTypeLike | None = None) -> Leaf:
-    """A learning rate as a field holds it, checked as used in `dtype`. Raises TypeError or ValueError otherwise."""
+    """Convert a learning rate as a field does, checked in `dtype`. Raises TypeError or ValueError for other values."""
     return _A_RATE(where, value, dtype)
 
 
@@ -179,15 +204,15 @@ def check_count(where: str, value: Leaf) -> None:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(converted, number, rate, count, static, function))
 class Pytree:
-    """Base of the objects of this package: every subclass is a frozen dataclass and a pytree.
+    """Base class of the objects of this package. Every subclass is a frozen dataclass and a pytree.
 
-    A field declared by `static` belongs to the structure, every other field is a child. So an object can be closed
-    over, passed through `jax.jit` (a new value does not retrace), mapped by `jax.vmap` and differentiated. With
-    float fields it hashes and compares by value, and pickles. Fields declared by `number`, `rate` or `count` are
-    checked when it is made.
+    Fields declared with `static` belong to the structure of the pytree; all other fields are children. An object can
+    therefore be closed over, passed through `jax.jit` (a new value does not retrace), mapped by `jax.vmap`, and
+    differentiated. If its numbers are floats, it hashes and compares by value, and can be pickled. Fields declared with
+    `number`, `rate` or `count` are checked when the object is created.
 
     Raises:
-        TypeError, ValueError: if a field does not hold what it should; the message names it.
+        TypeError, ValueError: if the value of a field is not allowed; the message names the field.
     """
 
     _converters: ClassVar[dict[str, Converter]] = {}
@@ -221,36 +246,36 @@ class Pytree:
             vars(self)[name] = convert(f"{type(self).__name__}: {name}", getattr(self, name))
 
     def check_in(self, dtype: DTypeLike) -> None:
-        """Check every number again, as it is when used in `dtype`: 1 - 1e-9 is 1 in float32."""
+        """Check every number again in the given dtype: 1 - 1e-9 is 1 in float32."""
         for name, convert in self._converters.items():
             if isinstance(convert, _Number | _Rate):
                 convert(f"{type(self).__name__}: {name}", getattr(self, name), dtype)
 
     def replace_unchecked(self, **values: Tree) -> Self:
-        """A copy with other values in some fields, unchecked: they may be tracers."""
+        """A copy with new values in some fields. They are not checked and may be tracers."""
         twin = object.__new__(type(self))
         vars(twin).update(vars(self), **values)
         return twin
 
 
 def _getter(names: list[str]) -> Callable[[Pytree], tuple[Tree, ...]]:
-    """attrgetter, also of one name or none."""
+    """`attrgetter` that returns a tuple for any number of names."""
     if len(names) > 1:
         return attrgetter(*names)
     return (lambda self: (getattr(self, names[0]),)) if names else (lambda self: ())
 
 
 def as_pytree(function: Callable[..., Tree]) -> Callable[..., Tree]:
-    """A callable pytree unchanged; a plain function, for example a schedule of optax, as a pytree without leaves.
+    """Return a callable pytree unchanged; wrap a plain function, for example a schedule of optax, as a pytree.
 
-    Functions are compared by identity, as `jax.jit` compares them: a new lambda is another function.
+    Functions are compared by identity, as in `jax.jit`, so a new lambda is a different function.
     """
     is_pytree = not any(callable(leaf) for leaf in jax.tree.leaves(function))
     return function if is_pytree else Function(function)
 
 
 class Function(Pytree):
-    """A plain function: any number of positional arguments, and the keyword arguments that the function takes."""
+    """A plain function as a pytree without leaves. A call drops keyword arguments that the function does not accept."""
 
     function: Callable[..., Tree] = static()
 
@@ -262,9 +287,9 @@ class Function(Pytree):
 
 
 def accepted(function: Callable[..., Tree], extra: Extra, positional: int = 0) -> Extra:
-    """The keyword arguments among `extra` that `function` takes after its first `positional` arguments.
+    """The keyword arguments in `extra` that `function` accepts after its first `positional` arguments.
 
-    One that a `functools.partial` has given already stays.
+    Keywords already bound by a `functools.partial` keep their values.
     """
     given = getattr(function, "keywords", {})
     extra = {name: value for name, value in extra.items() if name not in given}

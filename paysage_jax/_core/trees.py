@@ -1,4 +1,4 @@
-"""What is done to trees: the paths of leaves, checks whose errors name the leaf, dtypes, norms, finiteness."""
+"""Functions of trees: paths of leaves, checks whose errors name the leaf, dtypes, norms, finiteness."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Where = Callable[[str], bool]  # a predicate on the path of a leaf
 
 
 def leaf_paths(tree: Tree) -> list[str]:
-    """The paths of the leaves in their order, written "weights/0/matrix".
+    """The paths of the leaves in order, written "weights/0/matrix".
 
-    Raises ValueError if two leaves have the same path, where a key contains a slash.
+    Raises ValueError if two leaves have the same path, because a key contains a slash.
     """
     paths = [keystr(path, simple=True, separator="/") for path, _ in tree_flatten_with_path(tree)[0]]
     if len(set(paths)) < len(paths):
@@ -28,12 +28,12 @@ def leaf_paths(tree: Tree) -> list[str]:
 
 
 def by_path(tree: Tree) -> dict[str, Leaf]:
-    """The leaves under their paths."""
+    """A dict from paths to leaves."""
     return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
 def selected(owner: str, where: Where | None, tree: Tree) -> list[bool]:
-    """Whether `where` selects each leaf, by its path; None selects all. Raises ValueError if it selects none."""
+    """For each leaf, whether `where` selects its path; None selects all. Raises ValueError if none is selected."""
     if where is None:
         return [True] * len(jax.tree.leaves(tree))
     paths = leaf_paths(tree)
@@ -44,7 +44,7 @@ def selected(owner: str, where: Where | None, tree: Tree) -> list[bool]:
 
 
 def without(dropped: list[bool], tree: Tree) -> Tree:
-    """The tree with None in the place of the dropped leaves."""
+    """The tree with None in place of the dropped leaves."""
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten([None if drop else leaf for drop, leaf in zip(dropped, leaves, strict=True)])
 
@@ -53,12 +53,12 @@ def without(dropped: list[bool], tree: Tree) -> Tree:
 
 
 def is_inexact(x: Leaf) -> bool:
-    """Whether `x` is floating or complex: only such a leaf can be moved."""
+    """Whether `x` is floating or complex; optimizers can update only such leaves."""
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
 def check_floating(name: str, tree: Tree) -> None:
-    """Raise TypeError for the first leaf of `tree` that is neither of a floating nor of a complex dtype."""
+    """Raise TypeError for the first leaf of `tree` whose dtype is neither floating nor complex."""
     for path, leaf in tree_flatten_with_path(tree)[0]:
         if not is_inexact(leaf):
             hint = " (`freeze` keeps it out)" if name == "params" else ""
@@ -67,7 +67,7 @@ def check_floating(name: str, tree: Tree) -> None:
 
 
 def check_addable(name: str, tree: Tree, reference_name: str, reference: Tree) -> None:
-    """Raise TypeError for a leaf that is complex where `reference` is real, or not an integer where that is one."""
+    """Raise TypeError for a complex leaf where `reference` is real, or a noninteger leaf where it is an integer."""
 
     def kind(x: Leaf) -> int:
         return is_inexact(x) + jnp.iscomplexobj(x)
@@ -106,7 +106,7 @@ def check_same_tree(name: str, tree: Tree, reference_name: str, reference: Tree)
 
 def as_scalar(name: str, value: object) -> jax.Array:
     """A copy of `value` as a scalar array of the default float dtype. Raises ValueError for another shape."""
-    # A copy: a state that holds the array of a hyperparameter itself could not be donated.
+    # A copy, because a state that shares its array with a hyperparameter cannot be donated.
     value = jnp.array(value, dtype=float)
     if value.shape != ():
         raise ValueError(f"{name}: expected a scalar, got shape {value.shape}; use jax.vmap for many values")
@@ -117,9 +117,9 @@ def as_scalar(name: str, value: object) -> jax.Array:
 
 
 def moment_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype in which a parameter's arithmetic is done and its moments are kept: at least float32.
+    """The dtype of a parameter's moments and arithmetic: at least float32.
 
-    Complex and integer dtypes stay as they are.
+    Complex and integer dtypes stay unchanged.
     """
     is_narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.dtype(jnp.float32) if is_narrow else dtype
@@ -131,14 +131,14 @@ def real_dtype(dtype: DTypeLike) -> np.dtype:
 
 
 def floating_dtype(params: Params) -> np.dtype:
-    """The floating dtype that holds each floating leaf and the parts of complex ones; the default one without any."""
+    """The widest floating dtype of the leaves and of the parts of complex leaves; the default one if there are none."""
     dtypes = [real_dtype(jnp.result_type(x)) for x in jax.tree.leaves(params) if is_inexact(x)]
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*dtypes) if dtypes else jnp.result_type(float)
 
 
 def zeros_like_moments(params: Params, *, real: bool = False) -> Params:
-    """Zeros in the shape of every leaf and in its `moment_dtype`, or the real one of that."""
+    """Zeros with the shapes of the leaves, in their `moment_dtype` or in its real dtype."""
 
     def zeros(p: Leaf) -> jax.Array:
         dtype = moment_dtype(jnp.result_type(p))
@@ -151,18 +151,18 @@ def zeros_like_moments(params: Params, *, real: bool = False) -> Params:
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
-    """|x|², which is real also where x is complex."""
+    """|x|², which is real even if x is complex."""
     return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
 
 
 def norm(x: jax.Array) -> jax.Array:
-    """Euclidean norm, accurate even where squares overflow or underflow; NaN and inf propagate."""
+    """The Euclidean norm, accurate even if squares overflow or underflow; NaN and inf propagate."""
     if jnp.iscomplexobj(x):
         x = jnp.stack([x.real, x.imag])
     if x.size < 4096:  # a second pass costs less than a branch
         return _scaled_norm(x)
     square = jnp.sum(x**2)
-    # Below this, squares that underflowed may be more than a rounding error of the sum.
+    # Below this sum, squares that underflowed may exceed its rounding error.
     smallest = x.size * float(jnp.finfo(x.dtype).tiny / jnp.finfo(x.dtype).eps)
     return jax.lax.cond((square > smallest) & (square < np.inf), lambda: root(square), lambda: _scaled_norm(x))
 
@@ -181,7 +181,7 @@ def scale_of(x: jax.Array) -> jax.Array:
 
 
 def direction(x: jax.Array) -> jax.Array:
-    """x / ‖x‖, accurate even where ‖x‖ overflows; zeros stay as they are."""
+    """x / ‖x‖, accurate even if ‖x‖ overflows; zeros stay unchanged."""
     parts = jnp.stack([x.real, x.imag]) if jnp.iscomplexobj(x) else x
     scaled = x / scale_of(parts).astype(x.dtype)
     length = norm(scaled)
@@ -189,13 +189,13 @@ def direction(x: jax.Array) -> jax.Array:
 
 
 def divisor(v: jax.Array) -> jax.Array:
-    """v, and 1 where it is 0, so that 0 / v is 0 there."""
+    """v, but 1 where v is 0, so that 0 / divisor(v) is 0."""
     return jnp.where(v == 0, 1, v)
 
 
 @jax.custom_jvp
 def root(v: jax.Array) -> jax.Array:
-    """√v, with derivative 0 at 0: an element that never had a gradient must not spoil a derivative of the run."""
+    """√v, with derivative 0 at 0, so that elements without gradients do not give NaN when a run is differentiated."""
     return jnp.sqrt(v)
 
 
@@ -214,18 +214,18 @@ def sum_of_weights(b: Leaf, t: jax.Array) -> jax.Array:
 
 @sum_of_weights.defjvp
 def _sum_of_weights_jvp(primals: Tree, tangents: Tree) -> Tree:
-    (b, t), (db, _) = primals, tangents  # t is a number of steps, which nothing differentiates by
-    return sum_of_weights(b, t), -t * b ** (t - 1) * db  # also at b = 0, where the logarithm has no derivative
+    (b, t), (db, _) = primals, tangents  # t is a number of steps and needs no derivative
+    return sum_of_weights(b, t), -t * b ** (t - 1) * db  # valid at b = 0 as well, unlike the derivative of log
 
 
 def all_finite(tree: Tree) -> jax.Array:
-    """Whether no element of any leaf is NaN or infinite; a bool scalar. Integers and keys always are finite."""
+    """Whether no element of any leaf is NaN or infinite; a bool scalar. Integers and keys are always finite."""
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if is_inexact(x)]
     return jnp.all(jnp.array(finite, bool))
 
 
 def at_leaves(owner: str, values: Iterable[tuple[KeyPath, Leaf]], tree: Tree) -> list[Leaf]:
-    """For each leaf of `tree` the one of `values`, pairs (path, value), that stands at it or at a branch it is on."""
+    """For each leaf of `tree`, the value given at its path or at a branch above it, from pairs (path, value)."""
     at = dict(values)
 
     def value(path: KeyPath) -> Leaf:

@@ -1,1 +1,1 @@
-"""Optimizers, schedules, and what goes before, after and around them."""
+"""Optimizers, schedules, and transformations before, after and around optimizers."""

@@ -16,7 +16,11 @@ from .transformation import AVERAGE, Transformation, apply_updates, find_states,
 
 
 class AverageState(NamedTuple):
-    """step: updates so far (int32). average: in at least float32; before any update, the parameters that `init` got."""
+    """State of the averages.
+
+    step: the number of updates so far (int32). average: a tree like the parameters, in at least float32; before the
+    first update, the initial parameters.
+    """
 
     step: jax.Array
     average: Params
@@ -55,17 +59,17 @@ def _widened_copy(p: Leaf) -> jax.Array:
 
 
 class average_parameters(_Average):
-    """The average of the parameters over the last share of a run so far, last in a chain.
+    """Average the parameters over the most recent fraction of the run. Chain it after the optimizer.
 
         average += (p - average) / (1 + share (t - 1))   after update number t = 1, 2, ...
 
-    The window grows with the run, so that there is nothing to tune: the parameters after update s have a weight that
-    grows as s^(1 / share - 1) (polynomial-decay averaging; Shamir & Zhang, 2013). share=1 is the mean of all (Polyak &
-    Juditsky, 1992). Read it by `averaged_parameters`. Metrics, early stopping, and a `track_log_partition` that stands
-    after it in the chain are of the average. Of integers the last value is kept.
+    The window grows with the run, so there is nothing to tune: the weight of the parameters after update s grows as
+    s^(1 / share - 1) (polynomial-decay averaging; Shamir & Zhang, 2013). With share=1 the average is the mean of all
+    parameters so far (Polyak & Juditsky, 1992). `averaged_parameters` reads it. Metrics, early stopping, and a
+    `track_log_partition` later in the chain use the average. Integer leaves keep their last value.
 
     Args:
-        share: in (0, 1].
+        share: the fraction of the run, in (0, 1].
     """
 
     share: Number = number("(0, 1]", default=0.2)
@@ -75,14 +79,15 @@ class average_parameters(_Average):
 
 
 class exponential_average(_Average):
-    """The exponential moving average (EMA) of the parameters, last in a chain.
+    """Exponential moving average (EMA) of the parameters. Chain it after the optimizer.
 
         average += (1 - decay) / (1 - decay^t) (p - average)   after update number t = 1, 2, ...
 
-    It looks back about 1 / (1 - decay) updates, however long the run. Otherwise it is as `average_parameters`.
+    The average looks back about 1 / (1 - decay) updates, however long the run. Otherwise it behaves like
+    `average_parameters`.
 
     Args:
-        decay: in [0, 1).
+        decay: the weight of the previous average, in [0, 1).
     """
 
     decay: Number = number("[0, 1)", default=0.999)
@@ -93,15 +98,15 @@ class exponential_average(_Average):
 
 
 def averaged_parameters(state: Tree) -> Params:
-    """The average that `average_parameters` or `exponential_average` keeps, in at least float32.
+    """Return the average from `average_parameters` or `exponential_average`, in at least float32.
 
-    Before any update it is the parameters that `init` got.
+    Before the first update, the average is the initial parameters.
 
     Args:
-        state: an optimizer's state, or whatever has one in it: a `FitResult`, a `TrainState`.
+        state: the state of an optimizer, or an object that contains one, for example a `FitResult` or `TrainState`.
 
     Raises:
-        ValueError: unless there is exactly one.
+        ValueError: unless the state contains exactly one average.
     """
     found = find_states(state, AverageState)
     if len(found) != 1:
@@ -112,10 +117,10 @@ def averaged_parameters(state: Tree) -> Params:
 
 
 def watched_parameters(params: Params, state: State) -> Params:
-    """The average of the parameters if the state of their optimizer has one; otherwise `params`.
+    """The average of the parameters if the optimizer's state contains one; otherwise `params`.
 
     Raises:
-        ValueError: for several averages, and for one of a part of the parameters.
+        ValueError: if there are several averages, or if the average covers only some of the parameters.
     """
     if not find_states(state, AverageState):
         return params

@@ -1,4 +1,4 @@
-"""How a compiled loop knows that it can stop: convergence, as part of the optimizer's state, and runs that are lost."""
+"""When a compiled loop can stop: convergence, tracked in the optimizer's state, and runs that cannot recover."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .wrappers import SkipNonfiniteState
 
 
 def gradient_magnitude(tree: Tree) -> jax.Array:
-    """The size of a gradient or an update as paysage (2017) measures it; a scalar of at least float32.
+    """The size of a gradient or an update, as paysage (2017) measures it; a scalar of at least float32.
 
         √(mean over leaves of ‖leaf‖² / len(leaf)),  len the size of the first dimension
 
-    Leaves of integers do not count, for they do not move.
+    Integer leaves are ignored, because optimizers do not update them.
 
     Args:
         tree: a pytree of arrays with at least one dimension, packed or not.
 
     Raises:
-        ZeroDivisionError: for a tree without such leaves.
-        TypeError: for a leaf without dimensions.
+        ZeroDivisionError: if the tree has no floating or complex leaves.
+        TypeError: if a leaf is a scalar.
     """
     leaves = [(path, leaf) for path, leaf in tree_flatten_with_path(unpack_all(tree))[0] if is_inexact(leaf)]
     if not leaves:
@@ -51,9 +51,10 @@ def gradient_magnitude(tree: Tree) -> jax.Array:
 
 
 class ConvergenceState(NamedTuple):
-    """The magnitude of the last update, the updates in a row at or below the tolerance, and whether that is enough.
+    """State of `track_convergence`.
 
-    Before the first update the magnitude is the largest number.
+    magnitude: of the last update; before the first update, the largest float. streak: the number of consecutive updates
+    at or below the tolerance (int32). converged: whether the streak has reached the patience (bool).
     """
 
     magnitude: jax.Array
@@ -62,17 +63,18 @@ class ConvergenceState(NamedTuple):
 
 
 class track_convergence(Transformation):
-    """Last in a chain: notes whether the updates have become small. They pass unchanged; NaN never counts as small.
+    """Track whether the updates have become small. Chain it last.
 
-        converged: magnitude(updates) <= tolerance, `patience` updates in a row
+        converged: magnitude(updates) <= tolerance for `patience` consecutive updates
 
-    Under `fit`, which passes the gradient, an update of zeros for a gradient that is not zero, skipped or overflowed
-    say, does not count at all. Without the gradient it counts as small, for a run that has arrived looks the same. Put
-    it into our `chain`: `optax.chain` drops the gradient, and hides a new tolerance from a run that is resumed.
+    The updates pass unchanged. NaN never counts as small. `fit` also passes the gradient, so an update of zeros for a
+    nonzero gradient (skipped or overflowed, for example) is ignored. Without the gradient, an update of zeros counts as
+    small. Use the `chain` of this package: `optax.chain` drops the gradient and hides a new tolerance from a resumed
+    run.
 
     Args:
-        tolerance: a number from 0 on.
-        magnitude: updates -> scalar.
+        tolerance: a nonnegative number.
+        magnitude: a function updates -> scalar.
         patience: a positive integer.
     """
 
@@ -104,10 +106,13 @@ def _all_zero(tree: Tree) -> jax.Array:
 
 
 def converged(state: State) -> jax.Array:
-    """Whether every `track_convergence` in `state` has converged; a bool scalar, for a `lax.while_loop`.
+    """Whether every `track_convergence` in `state` has converged; a bool scalar, for example for `lax.while_loop`.
+
+    Args:
+        state: the state of an optimizer, or an object that contains one.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the state contains no `track_convergence`.
     """
     found = find_states(state, ConvergenceState)
     if not found:
@@ -116,7 +121,7 @@ def converged(state: State) -> jax.Array:
 
 
 def still_converged(optimizer: Transformation, state: State) -> jax.Array:
-    """`converged(state)`, and also by the tolerances and patience that `optimizer` has now."""
+    """Whether `state` has converged also by the current tolerances and patience of `optimizer`."""
     found = find_states(state, ConvergenceState)
     is_tracker = lambda x: isinstance(x, track_convergence)  # noqa: E731
     trackers = [x for x in jax.tree.leaves(optimizer, is_leaf=is_tracker) if is_tracker(x)]
@@ -128,10 +133,10 @@ def still_converged(optimizer: Transformation, state: State) -> jax.Array:
 
 
 def is_lost(before: Tree, after: Tree, statistics: Statistics) -> jax.Array:
-    """Whether nothing can come of a run any more after an epoch, though its parameters are finite.
+    """Whether a run cannot recover after an epoch, although its parameters are finite.
 
-    Either its chains are not finite, and so are the statistics that depend on them. Or no parameter moved, because
-    every update was skipped, or because statistics, chains or moments are not finite.
+    There are two such cases. Either the chains are not finite, and neither are the statistics that depend on them. Or
+    no parameter changed, because every update was skipped, or because statistics, chains or moments are not finite.
 
     Args:
         before, after: the `TrainState` before and after the epoch.
@@ -151,7 +156,7 @@ def is_lost(before: Tree, after: Tree, statistics: Statistics) -> jax.Array:
 
 
 def _only_skipped(before: SkipNonfiniteState, after: SkipNonfiniteState) -> jax.Array:
-    """Whether gradients were skipped and no other came, for that would have changed the inner state: its step, say."""
+    """Whether all gradients were skipped: any other would have changed the inner state, at least its step."""
     (old,), (new,) = map(jax.tree.leaves, (before.skipped, after.skipped))  # flax's nnx keeps each in a variable
     return (new > old) & ~_differ(before.inner, after.inner)
 

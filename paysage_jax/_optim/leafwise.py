@@ -1,4 +1,4 @@
-"""An optimizer is its fields and its rule: one equation, applied to every leaf."""
+"""The base class of the optimizers: fields, and a rule that is applied to every leaf."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from .transformation import OPTIMIZER, Transformation, at_step, next_step
 
 
 class Leafwise(Transformation):
-    """An optimizer that is one equation, applied to every leaf.
+    """Base class of optimizers that apply one equation to every leaf.
 
-    A subclass declares its numbers as fields, one of them by `rate`; names its state; and writes its `rule`:
+    A subclass declares its hyperparameters as fields, exactly one of them with `rate`, sets its `state_type`, and
+    defines its `rule`:
 
         class signsgd(Leafwise):
             learning_rate: Number | Schedule = rate()
@@ -38,12 +39,12 @@ class Leafwise(Transformation):
             def rule(self, t, g, p):
                 return (-self.learning_rate * jnp.sign(g),)
 
-    The state is a NamedTuple of `step`, `learning_rate` (the one last applied) and the moments, which start at zero
-    and are at least float32, whatever the parameters are.
+    The state is a NamedTuple of `step`, `learning_rate` (the one applied last) and the moments. Moments start at zero
+    and are at least float32, whatever the dtype of the parameters.
     """
 
     _stage = OPTIMIZER
-    real_moments: ClassVar[tuple[str, ...]] = ("mean_square",)  # of these names: real where the gradient is complex
+    real_moments: ClassVar[tuple[str, ...]] = ("mean_square",)  # moments that are real even for complex gradients
     rate_name: ClassVar[str]
     moment_names: ClassVar[tuple[str, ...]]
 
@@ -55,19 +56,19 @@ class Leafwise(Transformation):
         cls.rate_name = rates[0]
         cls.moment_names = tuple(name for name in cls.state_type._fields if name not in ("step", "learning_rate"))
 
-    # Of a method with `*moments: Any, **_: object` type checkers allow an override that names its moments.
+    # `*moments: Any, **_: Any` lets type checkers accept an override that names its moments.
     @abstractmethod
     def rule(self, t: jax.Array, g: jax.Array, p: jax.Array | None, *moments: Any, **_: Any) -> tuple[jax.Array, ...]:
-        """(u, *moments) of one leaf: the update that is added to the parameter, and the moments after it.
+        """Return (u, *moments) for one leaf: the update that is added to the parameter, and the new moments.
 
-        All are in the dtype of the moments, and so are the fields of self: the numbers of this step. Where g is
-        complex, its numbers and `real_moments` are real.
+        All arrays have the dtype of the moments. So do the fields of self, which hold their values at this step. If g
+        is complex, the fields and the `real_moments` are real.
 
         Args:
-            t: the number of this step, from 1.
+            t: the number of this step; the first is 1.
             g: the gradient.
-            p: the parameter; None where `update` was called without.
-            *moments: in the order of `state_type`.
+            p: the parameter; None if `update` was called without parameters.
+            *moments: the moments, in the order of `state_type`.
         """
 
     def init(self, params: Params) -> State:
@@ -100,10 +101,10 @@ def update_leaves(
     params: Params | None,
     *moments: Params,
 ) -> tuple[Tree, ...]:
-    """(updates, *moments), leaf by leaf, from `rule(numbers, t, g, p, *m) -> (u, *m)`.
+    """Apply `rule(numbers, t, g, p, *m) -> (u, *m)` to every leaf and return (updates, *moments).
 
-    The rule sees everything in the moments' dtype. The update comes back in the parameter's dtype (the gradient's
-    where `params` is None). Raises ValueError or TypeError for a leaf that does not fit.
+    The arguments of the rule have the dtype of the moments. The update has the dtype of the parameter, or of the
+    gradient if `params` is None. Raises ValueError or TypeError for a leaf that does not fit.
     """
     check_floating("updates", updates)
     for moment in moments:
@@ -117,7 +118,7 @@ def update_leaves(
     return tuple(structure.unflatten(column) for column in outputs)
 
 
-@partial(jax.jit, static_argnums=0)  # traced once for all leaves of a shape and dtype; one call a leaf outside jit
+@partial(jax.jit, static_argnums=0)  # traced once per shape and dtype; outside jit, one call per leaf
 def _update_leaf(rule, numbers, t, g, p, *m):
     out_dtype = g.dtype if p is None else p.dtype
     real = real_dtype(m[0].dtype if m else moment_dtype(out_dtype))
@@ -125,7 +126,7 @@ def _update_leaf(rule, numbers, t, g, p, *m):
     dtype = np.promote_types(real, np.complex64) if is_complex else real
     numbers, t = jax.tree.map(lambda x: jnp.asarray(x, real), (numbers, t))
     g, p = jax.tree.map(lambda x: jnp.asarray(x, dtype), (g, p))
-    # Real numbers times complex gradients of the same precision: that promotion is wanted, also where others are not.
+    # Products of real numbers and complex gradients need promotion, even if the caller has set it to strict.
     with jax.numpy_dtype_promotion("standard") if is_complex else nullcontext():
         u, *m = rule(numbers, t, g, p, *m)
     return u.astype(out_dtype), *m

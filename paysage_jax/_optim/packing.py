@@ -1,13 +1,13 @@
-"""Many small leaves as few contiguous buffers.
+"""Store many small leaves in a few contiguous buffers.
 
-A call on a tree of many small leaves spends its time handing over each array. A `Packed` hands over one buffer for
-each dtype and sharding, and to an optimizer it is a tree like any other. Two ways to use it, the faster first:
+A jitted call on a tree of many small leaves spends most of its time on passing the arrays. A `Packed` passes one buffer
+per dtype and sharding, and an optimizer treats it like any other tree. There are two ways to use it, the faster first:
 
-- pack the parameters, and differentiate with respect to them: `loss(unpack(packed), batch)`;
-- keep parameters and gradients as trees and only the moments packed: `pack_moments(optimizer)`.
+- pack the parameters, and differentiate with respect to the packed ones: `loss(unpack(packed), batch)`;
+- keep parameters and gradients as trees, and pack only the moments: `pack_moments(optimizer)`.
 
-Predicates, projections and `gradient_magnitude` see the leaves of a `Packed`. `freeze` takes packed parameters apart:
-`freeze(pack_moments(optimizer), where)` is the faster way.
+Predicates, projections and `gradient_magnitude` see the leaves of a `Packed`. `freeze` unpacks packed parameters, so
+`freeze(pack_moments(optimizer), where)` is faster.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .._core.trees import check_addable, check_floating, check_same_tree, moment
 from .._core.types import Leaf, Params, State, Tree, Updates
 from .transformation import Wrapper, find_states
 
-LARGEST = 8192  # elements: copying a larger leaf costs more than handing it over
+LARGEST = 8192  # elements: copying a larger leaf costs more than passing it
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the leaves of a tree lie in the buffers of a `Packed`; hashable.
+    """The positions of the leaves of a tree in the buffers of a `Packed`; hashable.
 
-    groups[i] numbers the leaves that lie in buffer i, one after the other; a leaf on its own keeps its shape. Other
-    buffers end in zeros, so that their length is a multiple of `multiple`.
+    groups[i] lists the indices of the leaves in buffer i, in order. A single leaf keeps its shape. Buffers of several
+    leaves are padded with zeros to a multiple of `multiple`.
     """
 
     structure: Tree
@@ -44,17 +44,17 @@ class Layout:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        # Hashed at every jitted call: once is enough.
+        # Every jitted call hashes the layout, so the hash is computed once.
         object.__setattr__(self, "_hash", hash((self.structure, self.shapes, self.groups, self.multiple)))
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
 
-    def __reduce__(self) -> tuple[object, ...]:  # a hash of strings does not outlive its process
+    def __reduce__(self) -> tuple[object, ...]:  # hashes of strings differ between processes
         return Layout, (self.structure, self.shapes, self.groups, self.multiple)
 
     def sizes(self, group: Sequence[int]) -> list[int]:
-        """The number of elements of each leaf in a buffer of several, and of the zeros at its end."""
+        """The number of elements of each leaf in a buffer, and of the padding at its end."""
         sizes = [int(np.prod(self.shapes[number])) for number in group]
         return [*sizes, -sum(sizes) % self.multiple]
 
@@ -62,7 +62,7 @@ class Layout:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["buffers"], meta_fields=["layout"])
 @dataclass(frozen=True)
 class Packed:
-    """A tree whose small leaves lie in common buffers: `unpack` gives it back."""
+    """A tree whose small leaves share buffers; `unpack` returns the tree."""
 
     buffers: tuple[jax.Array, ...]
     layout: Layout
@@ -87,7 +87,7 @@ def _pack(tree: Tree, layout: Layout) -> Packed:
         if len(together) == 1:
             return _own(together[0])
         dtypes = {jnp.result_type(leaf) for leaf in together}
-        # Gradients of one dtype's parameters may have several.
+        # The gradients of parameters of one dtype may have several dtypes.
         dtype = dtypes.pop() if len(dtypes) == 1 else functools.reduce(np.promote_types, map(moment_dtype, dtypes))
         parts = [jnp.ravel(jnp.asarray(leaf, dtype)) for leaf in together]
         zeros = layout.sizes(group)[-1]
@@ -97,22 +97,35 @@ def _pack(tree: Tree, layout: Layout) -> Packed:
 
 
 def _own(leaf: Leaf) -> Leaf:
-    """A copy: of NumPy's arrays, which their owner may write to, and of JAX's, for a step donates its buffers."""
+    """A copy: the owner may write to a NumPy array, and a step donates the buffers of JAX arrays."""
     return leaf if isinstance(leaf, Tracer | jax.ShapeDtypeStruct) else jnp.array(leaf)
 
 
 def pack(tree: Params, largest: int = LARGEST) -> Packed:
-    """The leaves of up to `largest` elements in one buffer for each dtype and sharding, copies of the others.
+    """Pack the small leaves of a tree into one buffer per dtype and sharding.
 
-    A leaf sharded over devices stays on its own; call it outside `jit`, where shardings are known.
+    Larger leaves, and leaves that are sharded over devices, are copied into separate buffers. Call `pack` outside
+    `jit`, where shardings are known.
+
+    Args:
+        tree: a pytree of arrays.
+        largest: leaves of at most this many elements share a buffer.
     """
     return _pack(tree, _layout(tree, largest))
 
 
 def pack_like(tree: Params, packed: Packed) -> Packed:
-    """`tree` in the layout of `packed`. Raises ValueError naming the leaf where structure or shapes differ.
+    """Pack `tree` in the layout of `packed`.
 
-    A leaf may lack a wrapper that was round it alone: flax's nnx gives `init` variables, but `update` their arrays.
+    A leaf may lack a wrapper that contained only this leaf: flax's nnx passes variables to `init`, but their arrays to
+    `update`.
+
+    Args:
+        tree: a pytree with the structure and shapes of the tree in `packed`.
+        packed: a packed tree.
+
+    Raises:
+        ValueError: if the structure or a shape differs; it names the leaf.
     """
     return _pack_as("tree", tree, "packed", packed.layout)
 
@@ -124,7 +137,7 @@ def _pack_as(name: str, tree: Params, reference_name: str, layout: Layout) -> Pa
 
 
 def _unwrapped(tree: Tree, like: Tree) -> Tree:
-    """`tree` in the structure of `like`, if the path of each leaf of that is where the path of its own leaf begins."""
+    """`tree` in the structure of `like`, if each path in `like` is a prefix of the corresponding path in `tree`."""
     structure = jax.tree.structure(like)
     if jax.tree.structure(tree) == structure:
         return tree
@@ -134,9 +147,15 @@ def _unwrapped(tree: Tree, like: Tree) -> Tree:
 
 
 def unpack(packed: Packed) -> Params:
-    """The tree that was packed, as copies; differentiable. Raises ValueError for a buffer that does not fit.
+    """Return a copy of the tree that was packed; differentiable.
 
-    Under jit on CPU XLA compiles a kernel for each leaf: many leaves take long to compile, not to run.
+    Under `jit` on CPU, XLA compiles a kernel for each leaf, so compilation is slow for many leaves.
+
+    Args:
+        packed: a packed tree.
+
+    Raises:
+        ValueError: if a buffer has the wrong shape.
     """
     layout = packed.layout
     if any(isinstance(buffer, jax.ShapeDtypeStruct) for buffer in packed.buffers):
@@ -155,25 +174,36 @@ def unpack(packed: Packed) -> Params:
 
 
 def padded(packed: Packed, multiple: int) -> Packed:
-    """The same leaves, in buffers whose lengths are multiples of `multiple`."""
+    """The same leaves in buffers that are padded to a multiple of `multiple`."""
     return _pack(unpack(packed), replace(packed.layout, multiple=multiple))
 
 
 def _split(buffer: jax.Array, sizes: Sequence[int]) -> Sequence[jax.Array]:
     if isinstance(buffer, Tracer):
         return jax.lax.split(buffer, sizes)  # its derivative is one concatenation
-    # Outside jit one program serves all parts of a size, where a split would compile a kernel for each.
+    # Outside jit, slices of equal size share one program; a split would compile a kernel for each.
     starts = np.cumsum([0, *sizes[:-1]])
     return [jax.lax.dynamic_slice_in_dim(buffer, start, size) for start, size in zip(starts, sizes, strict=True)]
 
 
 def unpack_all(tree: Tree) -> Tree:
-    """`tree` with every `Packed` in it unpacked: a state as it would be without packing."""
+    """Unpack every `Packed` in `tree`. A state becomes the state without packing.
+
+    Args:
+        tree: a pytree, for example the state of an optimizer.
+    """
     return jax.tree.map(lambda x: unpack(x) if is_packed(x) else x, tree, is_leaf=is_packed)
 
 
 def pack_all_like(tree: Tree, like: Tree) -> Tree:
-    """`tree` packed wherever `like` is: the inverse of `unpack_all`, to restore a state saved without packing."""
+    """Pack the parts of `tree` that are packed in `like`: the inverse of `unpack_all`.
+
+    Use it to restore a state that was saved without packing.
+
+    Args:
+        tree: a pytree without packing.
+        like: the same tree, with packing.
+    """
     return jax.tree.map(lambda p, x: pack_like(x, p) if is_packed(p) else x, like, tree, is_leaf=is_packed)
 
 
@@ -182,10 +212,14 @@ def is_packed(x: Leaf) -> bool:
 
 
 class pack_moments(Wrapper):
-    """An element-wise optimizer with its moments packed, on parameters and gradients that stay trees.
+    """Pack the moments of an element-wise optimizer; parameters and gradients stay trees.
 
-    Its state is that of the optimizer on packed parameters; `unpack_all` and `pack_all_like` convert it from and
-    to the state of the optimizer alone.
+    The state is the state of the optimizer on packed parameters. `unpack_all` converts it to the state of the optimizer
+    without packing, and `pack_all_like` converts it back.
+
+    Args:
+        optimizer: an element-wise optimizer, from this package or another library.
+        largest: leaves of at most this many elements share a buffer.
     """
 
     largest: int = static(default=LARGEST)
@@ -213,9 +247,9 @@ class pack_moments(Wrapper):
         return structure.unflatten(new), state
 
     def _check_nothing_to_pack(self, updates: Updates, state: State) -> None:
-        """Raise ValueError unless the optimizer has no moments: otherwise the state is not packed."""
+        """Raise ValueError if the optimizer has moments, because then the state should be packed."""
         if find_states(jax.eval_shape(self.init, updates), Packed):
             raise ValueError(
                 "pack_moments: expected the state of the optimizer on packed parameters; "
-                "pack_all_like(state, init(params)) packs one of the optimizer alone"
+                "use pack_all_like(state, init(params)) to pack a state of the optimizer alone"
             )

@@ -1,4 +1,4 @@
-"""Optimizers for parts of a tree."""
+"""Different optimizers for different parts of a tree."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .packing import pack_all_like, unpack_all
 from .transformation import Transformation, as_transformation
 
 Label = Hashable
-Labels = Callable[[str], Label] | Tree  # of a path, or a tree of labels
+Labels = Callable[[str], Label] | Tree  # a function of the path, or a tree of labels
 
 
 class PartitionState(NamedTuple):
-    """states: the state of each group's optimizer, under its label."""
+    """states: a dict from each label to the state of its optimizer."""
 
     states: dict[Label, State]
 
 
 class _ByPath(Pytree):
-    """A tree of labels as pairs (path, label), which hash."""
+    """A tree of labels as pairs (path, label), which are hashable."""
 
     pairs: tuple[tuple[KeyPath, Label], ...] = static()
 
 
 def _members(where: str, optimizers: object) -> dict[Label, Transformation]:
-    """In the order that their states have in a pytree."""
+    """The optimizers, sorted as a pytree sorts their states."""
     if not isinstance(optimizers, Mapping) or not optimizers:
         raise TypeError(f"{where}: expected a dict label -> optimizer, got {optimizers!r}")
     return {name: as_transformation(optimizers[name]) for name in sorted(optimizers)}
@@ -40,32 +40,33 @@ def _members(where: str, optimizers: object) -> dict[Label, Transformation]:
 def _as_labels(_: str, labels: object) -> Labels:
     if callable(labels) and all_leaves([labels]):
         return as_pytree(labels)
-    if isinstance(labels, Function | _ByPath):  # which `dataclasses.replace` hands on
+    if isinstance(labels, Function | _ByPath):  # from `dataclasses.replace`
         return labels
     return _ByPath(tuple(tree_flatten_with_path(labels)[0]))
 
 
 class partition(Transformation):
-    """Different optimizers for parts of a tree: each sees its leaves, and None in the place of the others.
+    """Apply different optimizers to different parts of a tree.
 
         partition({"weights": adam(1e-3), "biases": sgd(1e-2)}, lambda path: path.split("/")[0])
 
-    AdamW that decays the weights only, which in optax is a mask:
+    Each optimizer sees the leaves with its label, and None at every other leaf. For example, AdamW that decays only the
+    weights (a mask in optax):
 
         decayed, plain = adam(1e-3, weight_decay=0.1), adam(1e-3)
         partition({"decayed": decayed, "plain": plain}, {"weights": "decayed", "biases": "plain"})
 
-    A group with `sgd(0.0)` stays as it is; `freeze` round the whole holds leaves still also if a gradient is NaN. Of
-    the extra arguments a group gets its part of `gradient` and `grad`, and no `value_fn`, a function of all parameters.
-    Labels are those of leaves, packed or not.
+    A group with `sgd(0.0)` does not move unless its gradient is NaN; wrap the partition in `freeze` to exclude that
+    case too. Each group receives its part of the extra arguments `gradient` and `grad`. It does not receive `value_fn`,
+    which is a function of all parameters. In packed parameters, labels still refer to leaves.
 
     Args:
-        optimizers: label -> optimizer, ours or another library's.
-        labels: a function path -> label, of paths written "weights/0/matrix"; or a tree of labels, in which one may
-            stand for a whole branch.
+        optimizers: a dict label -> optimizer, from this package or another library.
+        labels: a function path -> label, where a path is written "weights/0/matrix"; or a tree of labels, in which one
+            label may cover a whole branch.
 
     Raises:
-        ValueError: for a leaf without label or with an unknown one, a label without leaves.
+        ValueError: if a leaf has no label or an unknown one, or if a label has no leaves.
     """
 
     optimizers: Mapping[Label, Transformation] = converted(_members)

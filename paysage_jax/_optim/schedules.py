@@ -1,7 +1,7 @@
 """Schedules: callable pytrees `step -> value`, accepted wherever an optimizer takes a learning rate.
 
-Their numbers are leaves, so a jitted step is not traced again when they change. `step` is an integer or an integer
-array, from 0; the epoch is found by integer arithmetic, exact however large the step grows.
+The numbers of a schedule are leaves, so changing them does not retrace a jitted step. `step` is an integer or an
+integer array, and the first step is 0. The epoch is computed in integer arithmetic, which is exact for every step.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ class exponential_decay(Pytree):
 
 
 class linear_decay(Pytree):
-    """Constant for a share of the run, then linearly to zero.
+    """Hold the value for a fraction of the run, then decay linearly to zero.
 
-        init_value * min(1, (1 - step / steps) / (1 - hold)),   zero from step `steps` on
+        init_value * max(0, min(1, (1 - step / steps) / (1 - hold)))
 
     Args:
-        init_value: the value at first, a finite number.
-        steps: the length of the run, a positive integer; under `per_epoch` in epochs.
-        hold: the share of the run before the decay, in [0, 1).
+        init_value: the initial value, a finite number.
+        steps: the length of the run in steps (in epochs under `per_epoch`), a positive integer.
+        hold: the fraction of the run before the decay, in [0, 1).
     """
 
     init_value: Number = number(_FINITE)
@@ -101,12 +101,14 @@ class linear_decay(Pytree):
 
 
 class per_epoch(Pytree):
-    """Any schedule, one of optax included, counted in epochs: schedule(epoch).
+    """Evaluate a schedule at the epoch instead of the step.
+
+        schedule(epoch)
 
     Args:
-        schedule: a callable epoch -> value.
-        steps_per_epoch: then epoch = step // steps_per_epoch. If None, the epoch is what the training loop hands to
-            `update(..., epoch=epoch)`, as `fit` does.
+        schedule: a callable epoch -> value, for example a schedule of this package or of optax.
+        steps_per_epoch: a positive integer; the epoch is step // steps_per_epoch. If None, the epoch is the extra
+            argument of `update(..., epoch=epoch)`, which `fit` passes.
 
     Raises:
         TypeError: if the schedule is not callable.
@@ -130,7 +132,7 @@ class per_epoch(Pytree):
 
 
 class warmup(Pytree):
-    """A linear rise over the first `steps` steps; the first step already has a rate above zero.
+    """Linear warm-up over the first `steps` steps. The factor of the first step is 1 / steps, not 0.
 
         schedule(step) * min(1, (step + 1) / steps)
 
@@ -145,6 +147,6 @@ class warmup(Pytree):
     def __call__(self, step: ArrayLike, **extra: object) -> jax.Array:
         step = jnp.asarray(step)
         steps = jnp.asarray(self.steps, step.dtype)
-        # min before the addition: the largest step must not wrap.
+        # The minimum comes before the addition, so that the largest step does not wrap around.
         risen = (jnp.minimum(step, steps - 1) + 1).astype(float) / steps.astype(float)
         return at_step("warmup: schedule", self.schedule, step, extra) * risen

@@ -1,4 +1,4 @@
-"""The state of an optimizer in pieces over the devices of a mesh."""
+"""Shard the state of an optimizer over the devices of a mesh."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from .transformation import Wrapper
 
 
 class shard_state(Wrapper):
-    """The state of an optimizer in pieces over devices, parameters whole on each (ZeRO stage 1).
+    """Shard the state of an optimizer over devices, with parameters replicated on each device (ZeRO stage 1).
 
-    Each device holds and updates its piece of the moments; what comes of it, the updates, is gathered. The state is
-    that of the optimizer itself: of each leaf the longest axis that divides is cut, and a leaf without one is whole.
-    The moments of `shard_state(pack_moments(...))` get zeros at their end, so that they divide. (Parameters in pieces
-    need none of this: their moments lie where they lie.)
+    Each device stores and updates its shard of the moments, and the resulting updates are gathered. The state keeps the
+    structure of the wrapped optimizer's state. Each leaf is sharded along its longest axis that the number of devices
+    divides; a leaf without such an axis is replicated. The moments of `shard_state(pack_moments(...))` are padded with
+    zeros so that they divide. Parameters that are sharded themselves do not need this wrapper, because their moments
+    have the same sharding.
 
     Args:
-        optimizer: ours or another library's.
-        sharding: NamedSharding(mesh, PartitionSpec("data")), say: the axis of the mesh that the state is cut over.
+        optimizer: an optimizer, from this package or another library.
+        sharding: the axis of the mesh to shard over, for example NamedSharding(mesh, PartitionSpec("data")).
 
     Raises:
-        TypeError, ValueError: for another sharding, and for a leaf whose longest axis is in pieces already.
+        TypeError, ValueError: if `sharding` has another form, or if the longest axis of a leaf is already sharded over
+            another axis of the mesh.
 
     Source: Rajbhandari, Rasley, Ruwase & He, "ZeRO: memory optimizations toward training trillion parameter models"
     (2020).
@@ -48,7 +50,7 @@ class shard_state(Wrapper):
     def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
         updates, state = self.optimizer._update(updates, state, params, **extra)
         if set(self.sharding.mesh.axis_names) == axes_of(self.sharding):
-            # With other axes in the mesh a parameter may lie in pieces over them, and so may its update.
+            # If the mesh has other axes, a parameter and its update may be sharded over them.
             updates = lay_out(updates, NamedSharding(self.sharding.mesh, PartitionSpec()))
         return updates, tree_map_with_path(self._cut, state)
 
@@ -58,7 +60,7 @@ class shard_state(Wrapper):
         traced = isinstance(x, Tracer)
         if not any(lengths):
             return x if traced else put(x, NamedSharding(mesh, PartitionSpec()))
-        # The other axes as they are; in a mesh of automatic axes only the compiler knows how.
+        # The other axes keep their sharding, which only the compiler sees if the axes of the mesh are automatic.
         axes: list[object] = [PartitionSpec.UNCONSTRAINED if traced else None] * x.ndim
         if is_explicit(self.sharding) or mesh_of(x) == mesh:
             known = jax.typeof(x).sharding.spec if traced else getattr(x.sharding, "spec", ())
@@ -66,9 +68,12 @@ class shard_state(Wrapper):
         cut, over = lengths.index(max(lengths)), self.sharding.spec[0]
         if axes[cut] not in (None, over, PartitionSpec.UNCONSTRAINED):
             where = f"state{keystr(path)} {x.shape}"
-            raise ValueError(f"shard_state: {where} lies over {axes[cut]!r} along its longest axis: cut another axis")
+            raise ValueError(
+                f"shard_state: {where} is already sharded over {axes[cut]!r} along its longest axis; "
+                f"shard the state over another axis than {over!r}"
+            )
         axes[cut] = over
         return (constrain if traced else put)(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
-_PADDED = 512  # elements: one length for all usual numbers of devices, so that a checkpoint goes from one to another
+_PADDED = 512  # elements: the padded length is the same for the usual numbers of devices, and so are checkpoints

@@ -1,7 +1,7 @@
 """Transforms without a state, to `chain` before or after an optimizer.
 
-`where` is a predicate on a leaf's path, written "weights/0/matrix"; one that selects no leaf is a ValueError.
-Transforms that read the parameters raise ValueError where `update` is called without them.
+`where` is a predicate on the path of a leaf, written "weights/0/matrix". A predicate that selects no leaf raises a
+ValueError. Transforms that need the parameters raise a ValueError if `update` is called without them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from .transformation import BEFORE, PROJECTION, Transformation, apply_updates
 
 
 class _Stateless(Transformation):
-    """What computes new updates from the updates and the parameters. Its `where` sees leaves, packed or not."""
+    """Base class of transforms that compute new updates from updates and parameters. `where` sees unpacked leaves."""
 
-    _whole_leaves: ClassVar[bool] = False  # not even without a predicate may leaves be packed
+    _whole_leaves: ClassVar[bool] = False  # whether packed leaves are unpacked even without a predicate
 
     def init(self, params: Params) -> State:
         self.check_for(params)
@@ -62,9 +62,9 @@ class _Stateless(Transformation):
     def _at_selected(
         self, rule: Callable[..., jax.Array], updates: Updates, params: Params | None, *trees: Tree, wide: bool = False
     ) -> Updates:
-        """rule(u, p, *leaves), in at least float32, at the leaves that `where` selects; u itself at the others.
+        """Apply rule(u, p, *leaves), in at least float32, to the leaves that `where` selects; other updates pass.
 
-        It comes back in the dtype of the parameters, unless `wide`.
+        Results have the dtype of the parameters, or stay in at least float32 if `wide` is true.
         """
         chosen = selected(type(self).__name__, self._where, updates)
         check_floating("params", without([not c for c in chosen], params))
@@ -92,11 +92,11 @@ class clip_by_global_norm(_Stateless):
 
         g min(1, max_norm / ‖g‖),  ‖g‖ the Euclidean norm over all leaves
 
-    A gradient whose norm is NaN passes unchanged; one whose norm is infinite becomes 0, and NaN where it is infinite
-    itself. Leaves of integers pass and do not count.
+    If the norm is NaN, the gradient passes unchanged. If the norm is infinite, finite elements become 0 and infinite
+    elements become NaN. Integer leaves pass unchanged and do not contribute to the norm.
 
     Args:
-        max_norm: a number above 0.
+        max_norm: a positive number.
     """
 
     max_norm: Number = number("(0, inf]")
@@ -106,7 +106,7 @@ class clip_by_global_norm(_Stateless):
         if not norms:
             return updates
         total, max_norm = norm(jnp.stack(norms)), jnp.asarray(self.max_norm, float)
-        # Twice the root of the factor, for the factor itself may underflow.
+        # Multiply twice by the root of the factor, because the factor itself may underflow.
         root = jnp.where(total > max_norm, jnp.sqrt(max_norm) / jnp.sqrt(total), 1)
 
         def scaled(g: Leaf) -> jax.Array:
@@ -117,13 +117,13 @@ class clip_by_global_norm(_Stateless):
 
 
 class add_decayed_weights(_Stateless):
-    """Add the gradient of the penalty weight_decay ‖p‖² / 2, before an optimizer.
+    """Add the gradient of the penalty weight_decay ‖p‖² / 2. Chain it before an optimizer.
 
         g + weight_decay p
 
     Args:
-        weight_decay: a number from 0 on.
-        where: which leaves; all if None.
+        weight_decay: a nonnegative number.
+        where: a predicate that selects leaves by their path; None selects all.
     """
 
     _stage = BEFORE
@@ -136,13 +136,13 @@ class add_decayed_weights(_Stateless):
 
 
 class add_l1_decay(_Stateless):
-    """Add the gradient of the penalty l1_decay ‖p‖₁, before an optimizer; of a complex p, sign(p) is p / |p|.
+    """Add the gradient of the penalty l1_decay ‖p‖₁. Chain it before an optimizer.
 
-        g + l1_decay sign(p)
+        g + l1_decay sign(p),  sign(p) = p / |p| for complex p
 
     Args:
-        l1_decay: a number from 0 on.
-        where: which leaves; all if None.
+        l1_decay: a nonnegative number.
+        where: a predicate that selects leaves by their path; None selects all.
     """
 
     _stage = BEFORE
@@ -158,16 +158,18 @@ class add_l1_decay(_Stateless):
 
 
 class project(_Stateless):
-    """Project the parameters after the update: they become projection(params + updates).
+    """Project the parameters after the update. Chain it after an optimizer.
 
-    Where the projected q is between p / 2 and 2 p, or 0, `apply_updates` lands on q itself; elsewhere within rounding
-    of q - p, which is added: a parameter of 1e9 that is projected to 0.5 becomes 0 first, and 0.5 at the next update.
-    The updates of parameters below float32 are float32, so that they land there as well.
+        u = q - p,  q = projection(p + u)
+
+    If q is 0 or between p / 2 and 2 p, `apply_updates` gives exactly q. Otherwise the result differs from q by the
+    rounding error of q - p: a parameter of 1e9 that is projected to 0.5 becomes 0 first, and 0.5 at the next update.
+    For parameters below float32 the updates are float32, so the same holds for them.
 
     Args:
-        projection: params -> params, of the whole tree: `non_negative`, `unit_column_norm`, one of
-            `optax.projections`, or your own.
-        where: which leaves are projected; all if None.
+        projection: a function params -> params of the whole tree, for example `non_negative`, `unit_column_norm`, or
+            one of `optax.projections`.
+        where: a predicate that selects leaves by their path; None selects all.
     """
 
     _stage = PROJECTION
@@ -183,18 +185,31 @@ class project(_Stateless):
 
 
 def non_negative(params: Params) -> Params:
-    """max(p, 0), element by element. Raises TypeError for a complex leaf."""
+    """Replace negative elements by 0.
+
+        max(p, 0)
+
+    Args:
+        params: a pytree of real arrays.
+
+    Raises:
+        TypeError: if a leaf is complex.
+    """
 
     def clamp(path: KeyPath, p: Leaf) -> jax.Array:
         if jnp.iscomplexobj(p):
-            raise TypeError(f"non_negative: params{keystr(path)}: complex numbers have no order")
+            raise TypeError(f"non_negative: params{keystr(path)}: expected real numbers, got {jnp.result_type(p)}")
         return jnp.maximum(p, 0)
 
     return tree_map_with_path(clamp, params)
 
 
 def unit_column_norm(params: Params) -> Params:
-    """Every matrix with its columns scaled to Euclidean norm 1 (a column of zeros stays); other leaves as they are."""
+    """Scale the columns of every matrix to Euclidean norm 1. Columns of zeros and other leaves stay unchanged.
+
+    Args:
+        params: a pytree of arrays.
+    """
 
     def scale(p: Leaf) -> Leaf:
         if jnp.ndim(p) != 2 or not is_inexact(p):
@@ -212,16 +227,16 @@ def _as_numbers(where: str, tree: Tree) -> Tree:
 
 
 class scale_leaves(Transformation):
-    """Multiply the update of each leaf by a number of its own: learning rates leaf by leaf, after an optimizer.
+    """Multiply the update of each leaf by a factor, which gives each leaf a separate learning rate.
 
         chain(adam(1e-3), scale_leaves({"weights": 1.0, "biases": 0.1}))
 
     Args:
-        factors: a tree of numbers from 0 on, in which one may stand for a whole branch. They are leaves of the
-            pytree: changing one does not recompile.
+        factors: a tree of nonnegative numbers, in which one number may cover a whole branch. The factors are leaves of
+            this transformation as a pytree, so changing one does not recompile.
 
     Raises:
-        TypeError, ValueError: for what is no such number, naming it; for a leaf without one.
+        TypeError, ValueError: if a factor is not a nonnegative number, or if a leaf has no factor; it names the leaf.
     """
 
     factors: Any = converted(_as_numbers)

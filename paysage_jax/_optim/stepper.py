@@ -1,4 +1,4 @@
-"""The step of a classic optimizer behind a class: arrays go back as they came, small NumPy models stay in NumPy."""
+"""One step of a classic optimizer, for the classes: NumPy arrays return as NumPy arrays, JAX arrays as JAX arrays."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ from .._core.types import Leaf, State, Tree
 from .leafwise import Leafwise
 
 _DTYPES = [np.dtype(name) for name in ("float16", "float32", "float64")]
-_SMALL = 2**14  # elements: up to this a call of XLA costs more than the arithmetic in NumPy
+_SMALL = 2**14  # elements: up to this size, calling XLA costs more than the arithmetic in NumPy
 
 
 class Stepper:
-    """`delta = stepper(stepsize, gradient)`: one step of a classic optimizer, whose state it keeps.
+    """A classic optimizer with its state: `delta = stepper(stepsize, gradient)` makes one step.
+
+    A small model in NumPy is updated in NumPy, without XLA.
 
     Args:
-        optimizer: one of `classic`; its numbers are Python floats.
+        optimizer: an optimizer of `classic`; its numbers are Python floats.
     """
 
     def __init__(self, optimizer: Leafwise) -> None:
         self.optimizer = optimizer
         self.state: State = None
-        self._in_numpy: bool | None = None  # once False it stays so
-        self._delta: Tree = None  # the last one, for its shapes
+        self._in_numpy: bool | None = None  # once False, it stays False
+        self._delta: Tree = None  # the last step, for its shapes
 
     def __call__(self, stepsize: float, gradient: Tree) -> Tree:
-        """What is to be subtracted from the parameters, in the array kinds and dtypes of the gradient.
+        """Return the step to subtract from the parameters, in the array types and dtypes of the gradient.
 
         Args:
             stepsize: the learning rate of this step.
-            gradient: a pytree of arrays, always of the same structure and shapes; it is not modified.
+            gradient: a pytree of arrays, with the same structure and shapes at every call; it is not modified.
         """
         in_numpy = self._in_numpy is not False and _is_small(gradient)
         if in_numpy:
             delta, self.state = _step_in_numpy(self.optimizer, stepsize, gradient, self.state)
         else:
             check_floating("gradient", gradient)
-            if self._in_numpy:  # until now: the model has changed its kind of arrays
+            if self._in_numpy:  # the last step was in NumPy: the model has changed its arrays
                 self.state = self.moments_as_trees()
             state = self.optimizer.init(gradient) if self.state is None else self.state
             delta, self.state = _step(self.optimizer, stepsize, gradient, state)
@@ -51,7 +53,7 @@ class Stepper:
         return delta
 
     def moments_as_trees(self) -> State:
-        """The state as the functional optimizer has it: None before the first step."""
+        """The state of the functional optimizer; None before the first step."""
         if not self._in_numpy:
             return self.state
         state = self.state
@@ -61,16 +63,16 @@ class Stepper:
     def __copy__(self) -> Stepper:
         twin = object.__new__(Stepper)
         vars(twin).update(vars(self))
-        # A step in JAX donates the state: two steppers must not share it.
+        # A step in JAX donates the state, so two steppers must not share it.
         twin.state = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, self.state)
         return twin
 
 
 def as_given(given: Tree, computed: Tree) -> Tree:
-    """The computed tree in the array kinds of the given one; NumPy arrays are new and writable."""
+    """The computed tree in the array types of the given one; NumPy arrays are new and writable."""
 
     def convert(g: Leaf, x: Leaf) -> Leaf:
-        # np.array, not np.asarray: the view of a JAX array is read-only. A float64 leaf gets float64 back.
+        # np.asarray would return a read-only view of a JAX array. A float64 leaf gets a float64 result.
         return np.array(x, dtype=np.promote_types(g.dtype, x.dtype)) if isinstance(g, np.ndarray) else x
 
     return jax.tree.map(convert, given, computed)
@@ -89,7 +91,7 @@ def _is_small(tree):
 
 
 def _step_in_numpy(optimizer, stepsize, gradient, state):
-    """`_step` in NumPy, on all leaves in one array: so are the moments in the state."""
+    """`_step` in NumPy. The leaves are concatenated into one array, and so are the moments in the state."""
     g = np.concatenate([x.ravel() for x in jax.tree.leaves(gradient)])
     names = optimizer.moment_names
     if state is None or not names:
@@ -107,7 +109,7 @@ def _step_in_numpy(optimizer, stepsize, gradient, state):
 
 
 def _cut(array, like):
-    """The tree in the shapes of `like` whose leaves lie in the array one after the other."""
+    """Split the array into a tree with the structure and shapes of `like`."""
     leaves, structure = jax.tree.flatten(like)
     ends = itertools.accumulate(x.size for x in leaves)
     return structure.unflatten(

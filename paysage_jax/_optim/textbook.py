@@ -1,11 +1,12 @@
 """The textbook optimizers, as in the papers and as optax and torch compute them.
 
-In the equations g is the gradient, p the parameter, t the number of the step from 1, u the update that is added to p.
-Every number may be a scalar array, and is a leaf of the optimizer as a pytree.
+In the equations, g is the gradient, p the parameter, t = 1, 2, ... the number of the step, and u the update that is
+added to p. Every hyperparameter may be a scalar array, and is a leaf of the optimizer as a pytree.
 
-No element knows of another, in extremes too. NaN and infinities go into the moments and stay there; `skip_nonfinite`
-keeps them out. In float32, a gradient above 1.8e19 has an infinite square: rmsprop and adam do not move its element
-any more. Squares vanish beside eps anyway below 1e-18 or so; denormal gradients may count as 0.
+Elements are updated independently, even at extreme values. NaN and infinity enter the moments and stay there;
+`skip_nonfinite` keeps them out. In float32, the square of a gradient above 1.8e19 is infinite, and rmsprop and adam
+stop moving that element. Gradients below about 1e-18 have squares that are negligible beside eps, and denormal
+gradients may count as 0.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .leafwise import Leafwise
 
 
 class SgdState(NamedTuple):
-    """step: updates done (int32); learning_rate: the one last applied."""
+    """step: the number of updates so far (int32); learning_rate: the learning rate applied last."""
 
     step: Array
     learning_rate: Array
@@ -36,7 +37,7 @@ class MomentumState(NamedTuple):
 
 
 class RmspropState(NamedTuple):
-    """step, learning_rate: as in SgdState; mean_square: the running mean of |g|², which is real."""
+    """step, learning_rate: as in SgdState; mean_square: the running mean of |g|², a tree of real arrays."""
 
     step: Array
     learning_rate: Array
@@ -44,7 +45,7 @@ class RmspropState(NamedTuple):
 
 
 class AdamState(NamedTuple):
-    """step, learning_rate: as in SgdState; mean, mean_square: the running means of g and of |g|², which is real."""
+    """step, learning_rate: as in SgdState; mean, mean_square: the running means of g and of |g|² (real)."""
 
     step: Array
     learning_rate: Array
@@ -58,7 +59,7 @@ class sgd(Leafwise):
         u = -learning_rate g
 
     Args:
-        learning_rate: a number from 0 on, or a schedule.
+        learning_rate: a nonnegative number, or a schedule.
     """
 
     learning_rate: Number | Schedule = rate()
@@ -72,12 +73,12 @@ class momentum(Leafwise):
     """Heavy-ball momentum (Qian, 1999), or Nesterov's (Sutskever et al., 2013).
 
         m = decay m + g
-        u = -learning_rate m              (with nesterov: -learning_rate (decay m + g), m already the new one)
+        u = -learning_rate m              (nesterov: u = -learning_rate (decay m + g), with the new m)
 
     Args:
-        learning_rate: a number from 0 on, or a schedule.
-        decay: of the sum m, in [0, 1).
-        nesterov: look one step ahead.
+        learning_rate: a nonnegative number, or a schedule.
+        decay: the factor of the sum m, in [0, 1).
+        nesterov: whether to look one step ahead.
     """
 
     learning_rate: Number | Schedule = rate()
@@ -92,14 +93,14 @@ class momentum(Leafwise):
 
 
 class rmsprop(Leafwise):
-    """RMSProp (Hinton, Coursera lecture 6e, 2012), with eps inside the root, as in optax (torch adds it to the root).
+    """RMSProp (Hinton, Coursera lecture 6e, 2012), with eps inside the root, as in optax (torch adds eps outside).
 
         v = decay v + (1 - decay) |g|²
         u = -learning_rate g / √(v + eps)
 
     Args:
-        learning_rate: a number from 0 on, or a schedule.
-        decay: of the mean square v, in [0, 1).
+        learning_rate: a nonnegative number, or a schedule.
+        decay: the decay of v, in [0, 1).
         eps: a nonnegative number. With 0, an element whose gradients were all 0 does not move.
     """
 
@@ -114,18 +115,21 @@ class rmsprop(Leafwise):
 
 
 class adam(Leafwise):
-    """Adam (Kingma & Ba, 2015, Algorithm 1); with weight_decay AdamW (Loshchilov & Hutter, 2019).
+    """Adam (Kingma & Ba, 2015, Algorithm 1); with weight_decay, AdamW (Loshchilov & Hutter, 2019).
 
         m = b1 m + (1 - b1) g,            m̂ = m / (1 - b1ᵗ)
         v = b2 v + (1 - b2) |g|²,         v̂ = v / (1 - b2ᵗ)
         u = -learning_rate (m̂ / (√v̂ + eps) + weight_decay p)
 
     Args:
-        learning_rate: a number from 0 on, or a schedule.
+        learning_rate: a nonnegative number, or a schedule.
         b1: the decay of m, in [0, 1).
         b2: the decay of v, in [0, 1).
         eps: a nonnegative number. With 0, an element whose gradients were all 0 does not move.
-        weight_decay: a number from 0 on; `update` then needs `params`, or raises ValueError. None: no such term.
+        weight_decay: a nonnegative number, for which `update` needs `params`; None for no weight decay.
+
+    Raises:
+        ValueError: from `update`, if weight_decay is given and `params` is not.
 
     >>> import jax.numpy as jnp
     >>> optimizer = adam(0.1)

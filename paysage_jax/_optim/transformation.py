@@ -1,4 +1,4 @@
-"""The (init, update) pair: what every optimizer and transform of this package is."""
+"""The (init, update) pair, the base of every optimizer and transform of this package."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .._core.types import Extra, Leaf, Params, State, Tree, Updates
 
 # The stages of a chain.
 BEFORE, OPTIMIZER, PROJECTION, AVERAGE, LAST = range(5)
-_PLACES = dict.fromkeys((PROJECTION, AVERAGE), "after all that changes the updates") | {LAST: "last"}
+_PLACES = dict.fromkeys((PROJECTION, AVERAGE), "after all members that change the updates") | {LAST: "last"}
 
 
 class GradientTransformation(Protocol):
-    """A pair (init, update), of this package, of optax or of yours."""
+    """A pair (init, update), from this package, from optax, or written by a user."""
 
     @property
     def init(self) -> Callable[[Params], State]: ...
@@ -30,44 +30,46 @@ class GradientTransformation(Protocol):
 
 
 class Transformation(Pytree, ABC):
-    """A pure pair that turns gradients into updates; `init, update = transformation` unpacks it.
+    """A pair of pure functions that turns gradients into updates; `init, update = transformation` unpacks it.
 
-    Updates are added to the parameters (`apply_updates`): an optimizer returns minus its step. A subclass declares
-    its hyperparameters as fields (`number`, `rate`, `count`, `static`), writes `init` and `apply`, and is a frozen
-    dataclass and a pytree. With a `state_type`, `update` refuses other states; with `needs_params` it needs `params`.
+    Updates are added to the parameters (`apply_updates`), so an optimizer returns minus its step. A subclass is a
+    frozen dataclass and a pytree. It declares its hyperparameters as fields (`number`, `rate`, `count`, `static`) and
+    defines `init` and `apply`. If it sets `state_type`, `update` rejects states of other types; if it sets
+    `needs_params`, `update` rejects calls without `params`.
 
     The gradient of a complex parameter x + iy is ∂/∂x + i ∂/∂y, the direction in which a real loss rises fastest.
-    `jax.grad` gives its conjugate: hand over `jax.tree.map(jnp.conj, gradient)`, as with optax.
+    `jax.grad` returns its conjugate: pass `jax.tree.map(jnp.conj, gradient)`, as with optax.
     """
 
-    _stage: ClassVar[int | None] = None  # where it stands in a chain, if not anywhere
+    _stage: ClassVar[int | None] = None  # its place in a chain; None: anywhere
     state_type: ClassVar[type[Any]] = object
     needs_params: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, params: Params) -> State:
-        """The state before the first update.
+        """Return the state before the first update.
 
         Args:
             params: a pytree of floating or complex arrays, which may be abstract (`jax.ShapeDtypeStruct`).
 
         Raises:
-            TypeError, ValueError: at trace time, naming the leaf that does not fit.
+            TypeError, ValueError: if a leaf does not fit; it names the leaf and is raised at trace time.
         """
 
     def update(
         self, updates: Updates, state: State, params: Params | None = None, **extra: object
     ) -> tuple[Updates, State]:
-        """(updates, state) after one step; no argument is modified.
+        """Return (updates, state) after one step; no argument is modified.
 
         Args:
-            updates: the gradients, or what the transform before this one made of them.
-            state: what `init` or the last `update` returned.
-            params: the parameters, for the transforms that need them.
-            **extra: what the training loop knows (`epoch`, `statistics`); each takes what it needs.
+            updates: the gradients, or the updates from the previous transform in a chain.
+            state: the state that `init` or the last `update` returned.
+            params: the parameters, for transforms that need them.
+            **extra: values from the training loop, for example `epoch` and `statistics`; each transform takes those
+                that it needs.
 
         Raises:
-            TypeError, ValueError: at trace time, naming the leaf that does not fit.
+            TypeError, ValueError: if a leaf does not fit; it names the leaf and is raised at trace time.
         """
         if params is not None:
             check_same_tree("updates", updates, "params", params)
@@ -75,10 +77,10 @@ class Transformation(Pytree, ABC):
 
     @abstractmethod
     def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
-        """What `update` does once it has checked its arguments: parameters, if given, are a tree like the updates."""
+        """Return (updates, state). `update` calls it after checking that `params`, if given, matches `updates`."""
 
     def _update(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
-        """`update` as a chain or a wrapper calls it, which has checked the trees already."""
+        """`update` without the check of the trees, for chains and wrappers, which have checked them already."""
         if not isinstance(state, self.state_type):
             expected, got = self.state_type.__name__, type(state).__name__
             raise TypeError(f"{type(self).__name__}: expected a state of type {expected}, got {got}")
@@ -90,18 +92,18 @@ class Transformation(Pytree, ABC):
         return iter((self.init, self.update))
 
     def check_for(self, params: Params) -> None:
-        """Check every number as it is when used on these parameters: 1 - 1e-9 is 1 in float32."""
+        """Check every number in the dtype in which these parameters use it: 1 - 1e-9 is 1 in float32."""
         for dtype in {moment_dtype(jnp.result_type(p)) for p in jax.tree.leaves(params) if is_inexact(p)}:
             self.check_in(real_dtype(dtype))
 
     def _in_order(self) -> list[Transformation]:
-        """What is applied one after the other."""
+        """The members in the order in which they are applied."""
         return [self]
 
     def to_optax(self) -> Any:
-        """The same pair as an `optax.GradientTransformationExtraArgs`.
+        """Convert to an `optax.GradientTransformationExtraArgs`.
 
-        `optax.chain` takes our objects as they are, but hands extra keyword arguments only to its own type.
+        `optax.chain` also accepts this object itself, but then passes it no extra keyword arguments.
         """
         import optax
 
@@ -112,12 +114,15 @@ class Transformation(Pytree, ABC):
 
 
 def next_step(step: jax.Array) -> jax.Array:
-    """step + 1, staying at the largest int32 instead of wrapping."""
+    """step + 1, which saturates at the largest int32."""
     return jnp.minimum(step, jnp.iinfo(step.dtype).max - 1) + 1
 
 
 def at_step(name: str, value: Leaf, step: ArrayLike, extra: Extra) -> jax.Array:
-    """A number, or a schedule at `step`, in the default float dtype. Raises TypeError if that returns no number."""
+    """A number, or a schedule at `step`, in the default float dtype.
+
+    Raises TypeError if the schedule does not return a number.
+    """
     if not callable(value):
         return jnp.asarray(value, dtype=float)
     scheduled = value(step, **accepted(value, extra, positional=1))
@@ -130,7 +135,7 @@ def at_step(name: str, value: Leaf, step: ArrayLike, extra: Extra) -> jax.Array:
     return jnp.asarray(number, dtype=float)
 
 
-# --- pairs together ----------------------------------------------------------------------------------
+# --- combining pairs ---------------------------------------------------------------------------------
 
 
 class _Foreign(Transformation):
@@ -142,15 +147,15 @@ class _Foreign(Transformation):
         return self.pair.init(params)
 
     def apply(self, updates: Updates, state: State, params: Params | None, **extra: object) -> tuple[Updates, State]:
-        extra.pop("earlier", None)  # of our own chains; a line search of optax refuses what it does not know
+        extra.pop("earlier", None)  # only for our transforms; optax's line search rejects unknown arguments
         return self.pair.update(updates, state, params, **accepted(self.pair.update, extra, positional=3))
 
 
 def as_transformation(pair: object) -> Transformation:
-    """Return a `Transformation` unchanged; wrap another library's pair as one.
+    """Return a `Transformation` unchanged, or wrap a pair from another library as one.
 
     Raises:
-        TypeError: for anything else; the message says which function to call where a class was given.
+        TypeError: for any other object. If it is a class, the message names the function to call.
     """
     if isinstance(pair, Transformation):
         return pair
@@ -166,7 +171,7 @@ def as_transformation(pair: object) -> Transformation:
 
 
 class Wrapper(Transformation):
-    """Base of what goes round one `optimizer`, ours or another library's."""
+    """Base class of wrappers of one `optimizer`, from this package or another library."""
 
     optimizer: Transformation = converted(lambda _, pair: as_transformation(pair))
 
@@ -175,16 +180,18 @@ class Wrapper(Transformation):
 
 
 class chain(Transformation):
-    """`chain(a, b, ...)`: a, then b on the updates of a, and so on; the state is the tuple of their states.
+    """Apply transformations in sequence: `chain(a, b, ...)` applies a, then b to the updates of a, and so on.
+
+    The state is the tuple of the states of the members. Extra keyword arguments of `update` reach the members that
+    accept them. The extra argument `earlier` contains the new states of the preceding members.
 
     Args:
-        *args: transformations, ours or optax's; extra keyword arguments reach the members that take them, and as
-            `earlier` the new states of the members before.
-        members: a sequence of them instead, as `dataclasses.replace` gives it.
+        *args: transformations, from this package or from optax.
+        members: a sequence of transformations, instead of `args`; `dataclasses.replace` uses it.
 
     Raises:
-        TypeError: if a member is no transformation.
-        ValueError: if one stands where it would not do what it says: an average before the optimizer, say.
+        TypeError: if a member is not a transformation.
+        ValueError: if a member is in a place where it cannot work, for example an average before the optimizer.
 
     >>> import paysage_jax as pj
     >>> optimizer = pj.chain(pj.clip_by_global_norm(1.0), pj.sgd(0.5))
@@ -223,13 +230,13 @@ def _check_order(steps: list[Transformation]) -> None:
         if earlier._stage is not None and stage < earlier._stage:
             names = [type(getattr(step, "pair", step)).__name__ for step in (earlier, later)]
             wrong, place = (names[0], _PLACES[earlier._stage]) if earlier._stage in _PLACES else (names[1], "before it")
-            raise ValueError(f"chain: {names[1]} stands after {names[0]}; {wrong} belongs {place}")
+            raise ValueError(f"chain: {names[1]} comes after {names[0]}; {wrong} belongs {place}")
 
 
 def no_step(step: Callable[[State], tuple[Updates, State]], state: State) -> tuple[Updates, State]:
-    """Zeros in the place of the updates of `step(state)`, and the state as it was."""
+    """Zeros in the shapes of the updates of `step(state)`, and the unchanged state."""
     updates, after = jax.eval_shape(step, state)
-    # Another library's state may change its dtype at an update.
+    # An update of another library may change the dtype of its state.
     state = jax.tree.map(lambda new, x: x if x.dtype == new.dtype else x.astype(new.dtype), after, state)
     return jax.tree.map(lambda u: jnp.zeros(u.shape, u.dtype), updates), state
 
@@ -240,17 +247,25 @@ def find_states(state: State, kind: type) -> list[State]:
 
 
 def apply_updates(params: Params, updates: Updates) -> Params:
-    """params + updates, in the parameters' dtypes. A leaf whose update is of dtype float0 stays as it is.
+    """Add the updates to the parameters, in the dtypes of the parameters.
+
+        params + updates
+
+    A leaf whose update has dtype float0 stays unchanged.
+
+    Args:
+        params: a pytree of arrays.
+        updates: a pytree of the same structure and shapes.
 
     Raises:
-        ValueError: where a leaf is missing or has another shape.
-        TypeError: for a complex update of a real leaf, or a fractional one of an integer.
+        ValueError: if a leaf is missing or has another shape.
+        TypeError: for a complex update of a real leaf, or a floating update of an integer leaf.
     """
     check_same_tree("updates", updates, "params", params)
     check_addable("updates", updates, "params", params)
 
     def add(p: Leaf, u: Leaf) -> jax.Array:
-        if jnp.result_type(u) == jax.dtypes.float0:  # of an integer, from jax.grad(allow_int=True)
+        if jnp.result_type(u) == jax.dtypes.float0:  # the gradient of an integer, from jax.grad(allow_int=True)
             return p
         dtype = jnp.result_type(p)
         wide = moment_dtype(dtype)

@@ -1,4 +1,4 @@
-"""Round an optimizer: gradients that are skipped or accumulated, leaves that are frozen."""
+"""Wrappers of an optimizer: skip or accumulate gradients, freeze leaves."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .transformation import Wrapper, next_step, no_step
 
 
 class SkipNonfiniteState(NamedTuple):
-    """inner: the wrapped optimizer's state; skipped: the number of updates left out (int32)."""
+    """inner: the state of the wrapped optimizer; skipped: the number of skipped updates (int32)."""
 
     inner: State
     skipped: jax.Array
 
 
 class skip_nonfinite(Wrapper):
-    """Wraps an optimizer; skips and counts gradients containing NaN or inf.
+    """Wrap an optimizer to skip and count gradients that contain NaN or inf.
 
-    Then the update is zero and the optimizer's state stays as it was, however many such gradients follow. Under `fit`
-    an epoch in which every update was skipped ends the run as `NON_FINITE`.
+    The update is then zero and the state of the optimizer does not change. Any number of consecutive gradients may be
+    skipped, but `fit` ends a run as `NON_FINITE` after an epoch in which every update was skipped.
 
     Args:
         optimizer: an optimizer or transformation.
@@ -47,11 +47,14 @@ class skip_nonfinite(Wrapper):
 
 
 class freeze(Wrapper):
-    """Wraps an optimizer; the leaves that `where` selects get zeros as updates and have no moments.
+    """Wrap an optimizer to freeze leaves. Their updates are zeros, and they have no moments.
 
     Args:
         optimizer: an optimizer or transformation.
-        where: the leaves that are frozen.
+        where: a predicate that selects the frozen leaves by their path, written "weights/0/matrix".
+
+    Raises:
+        ValueError: if `where` selects no leaf.
     """
 
     where: Where = function()
@@ -72,8 +75,11 @@ class freeze(Wrapper):
 
 
 class AccumulateState(NamedTuple):
-    """inner: the wrapped optimizer's state; waiting: the number of gradients (int32) in total, the sum of nᵢ gᵢ; rows:
-    the sum of nᵢ (float32)."""
+    """State of `accumulate`.
+
+    inner: the state of the wrapped optimizer. waiting: the number of gradients in the sum (int32). total: the sum of
+    nᵢ gᵢ. rows: the sum of nᵢ (float32).
+    """
 
     inner: State
     waiting: jax.Array
@@ -82,21 +88,22 @@ class AccumulateState(NamedTuple):
 
 
 class accumulate(Wrapper):
-    """Wraps an optimizer; it makes one step on the mean of every `steps` gradients, in the dtype that they have.
+    """Wrap an optimizer to make one step on the mean of every k = `steps` gradients.
 
-        u = optimizer((n₁ g₁ + ... + nₖ gₖ) / (n₁ + ... + nₖ)) at every k-th call, zeros in between
+        u = optimizer((n₁ g₁ + ... + nₖ gₖ) / (n₁ + ... + nₖ)) at every k-th call, zeros at all other calls
 
-    nᵢ is the number of rows of batch i, which `fit` and `train_step` pass as the extra argument `rows`, so that the
-    step is that of one large batch also where batches differ in size. Without it all nᵢ are 1.
+    nᵢ is the number of rows in batch i, which `fit` and `train_step` pass as the extra argument `rows`. The step thus
+    equals the step on one large batch, even if batches differ in size. Without `rows`, all nᵢ are 1.
 
-    In between the optimizer's state stays as it is, so its schedules and its `step` count the steps made. The sum is
-    in at least float32 and goes on from one epoch to the next. The extra arguments that count are those of the k-th
-    call. A `track_convergence` is chained inside, accumulate(chain(adam(1e-3), track_convergence(1e-6)), 4), for
-    outside it sees the zeros (and leaves them out only under `fit` and `train_step`, which pass it the gradient).
+    Between steps the state of the optimizer does not change, so its schedules and its `step` count actual steps. The
+    sum is in at least float32 and carries over to the next epoch; the mean has the dtype of the gradients. The
+    optimizer receives the extra arguments of the k-th call. Chain a `track_convergence` inside:
+    accumulate(chain(adam(1e-3), track_convergence(1e-6)), 4). Outside, it would see the zeros, which it ignores only
+    under `fit` and `train_step`.
 
     Args:
         optimizer: an optimizer or transformation.
-        steps: a positive integer.
+        steps: the number k of gradients per step, a positive integer.
     """
 
     steps: Count = count()

@@ -1,7 +1,7 @@
-"""Gradients as trees: what paysage 0.2 has in `paysage.models.gradient_util`.
+"""Gradients as trees: the functions of `paysage.models.gradient_util` in paysage 0.2.
 
-Every function takes a `Gradient` or any other pytree of arrays. In a function whose name ends in "_" the arrays are
-changed in place, so they must be NumPy's.
+Every function takes a `Gradient` or any other pytree of arrays. A function whose name ends in "_" changes the arrays in
+place, so they must be NumPy arrays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from .._core.trees import moment_dtype, norm
 
 
 class Gradient(NamedTuple):
-    """The gradient of a Boltzmann machine: for every layer and every connection a list of named tuples of arrays."""
+    """The gradient of a Boltzmann machine.
+
+    layers: for every layer, a list of named tuples of arrays. weights: the same for every connection.
+    """
 
     layers: Any
     weights: Any
@@ -32,17 +35,17 @@ def null_grad(model: Any) -> Gradient:
 
 
 def zero_grad(model: Any) -> Gradient:
-    """The gradient of `model` filled with zeros, by its layers and weights (`zero_derivatives`)."""
+    """A gradient of `model` filled with zeros, from `zero_derivatives` of its layers and weights."""
     return Gradient([x.zero_derivatives() for x in model.layers], [x.zero_derivatives() for x in _weights(model)])
 
 
 def random_grad(model: Any) -> Gradient:
-    """The gradient of `model` filled with random numbers, by its layers and weights (`random_derivatives`)."""
+    """A gradient of `model` filled with random numbers, from `random_derivatives` of its layers and weights."""
     return Gradient([x.random_derivatives() for x in model.layers], [x.random_derivatives() for x in _weights(model)])
 
 
 def _weights(model: Any) -> list[Any]:
-    # paysage 0.1 has the weights in the model itself.
+    # In paysage 0.1 the weights are an attribute of the model.
     return [connection.weights for connection in model.connections] if hasattr(model, "connections") else model.weights
 
 
@@ -57,7 +60,11 @@ def grad_apply(func: Callable[[Any], Any], grad: Any) -> Any:
 
 
 def grad_apply_(func_: Callable[[Any], Any], grad: Any) -> None:
-    """Call func_(array), which changes the array in place, for every array of `grad`."""
+    """Call func_(array), which changes the array in place, for every array of `grad`.
+
+    Raises:
+        TypeError: if an array is not a NumPy array.
+    """
     _check_writable("grad_apply_", grad)
     for x in jax.tree.leaves(grad):
         func_(x)
@@ -67,7 +74,7 @@ def grad_mapzip(func: Callable[[Any, Any], Any], grad1: Any, grad2: Any) -> Any:
     """A tree like `grad1` with func(array of grad1, array of grad2) in place of every array.
 
     Raises:
-        ValueError: if the trees have not the same structure.
+        ValueError: if the trees have different structures.
     """
     _check_same_structure("grad_mapzip", grad1, grad2)
     return jax.tree.map(func, grad1, grad2)
@@ -77,7 +84,8 @@ def grad_mapzip_(func_: Callable[[Any, Any], Any], grad1: Any, grad2: Any) -> No
     """Call func_(array of grad1, array of grad2), which changes the first in place, for every array of `grad1`.
 
     Raises:
-        ValueError: if the trees have not the same structure.
+        ValueError: if the trees have different structures.
+        TypeError: if an array of `grad1` is not a NumPy array.
     """
     _check_same_structure("grad_mapzip_", grad1, grad2)
     _check_writable("grad_mapzip_", grad1)
@@ -103,12 +111,14 @@ def grad_normalize_(grad: Any) -> None:
 
 
 def grad_rms(grad: Any) -> float:
-    """√(sum over arrays of mean(x²) / n), with n the number of layers plus that of weights.
+    """The root mean square of a gradient, a float.
 
-    So a layer with two arrays counts once. In a tree of another kind n is the number of entries two levels down.
+        √(sum over arrays of mean(x²) / n),  n the number of layers plus the number of weights
+
+    A layer with two arrays counts once. In other trees than a `Gradient`, n is the number of entries two levels down.
 
     Raises:
-        ZeroDivisionError: if there are no layers and no weights.
+        ZeroDivisionError: if the gradient has neither layers nor weights.
     """
     groups = sum(len(_entries(group)) for group in _entries(grad))
     if groups == 0:
@@ -120,10 +130,10 @@ grad_magnitude = grad_rms  # its name in 0.1
 
 
 def grad_flatten(grad: Any) -> Any:
-    """All arrays of `grad` as one vector: a NumPy array unless one of them is of JAX.
+    """All arrays of `grad` as one vector: a JAX array if any of them is one, otherwise a NumPy array.
 
     Raises:
-        ValueError: if there are no arrays.
+        ValueError: if the gradient has no arrays.
     """
     leaves = jax.tree.leaves(grad)
     if not leaves:
@@ -169,6 +179,6 @@ def _check_writable(name: str, grad: Any) -> None:
     for path, x in tree_flatten_with_path(grad)[0]:
         if not isinstance(x, np.ndarray):
             raise TypeError(
-                f"{name}: grad{keystr(path)} is no NumPy array, so it cannot be changed in place; "
+                f"{name}: grad{keystr(path)} is not a NumPy array, so it cannot be changed in place; "
                 f"use {name.removesuffix('_')}"
             )

@@ -1,7 +1,7 @@
 """The optimizers of paysage 0.1 to 0.2.1.
 
-`update_lr()`, once an epoch, takes the next value of the stepsize schedule; `update(model, grad)` makes one step and
-hands it to `model.parameter_update(delta)`, which subtracts it. The equations are those of `paysage_jax.classic`.
+Call `update_lr()` once per epoch to take the next value of the stepsize schedule. `update(model, grad)` computes one
+step and passes it to `model.parameter_update(delta)`, which subtracts it. The equations are in `paysage_jax.classic`.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ from .gradient_util import _scale_, grad_rms
 
 
 class GradientMemory(_documented.GradientMemory):
-    """The running means of gradients and of their squares; a mean of weight 0 is not kept (None).
+    """Running means of gradients and of their squares.
 
         mean = w mean + (1 - w) grad
         mean_square = W mean_square + (1 - W) grad²
 
     Args:
-        mean_weight: the weight w.
-        mean_square_weight: the weight W.
+        mean_weight: the weight w. If it is 0, the mean stays None.
+        mean_square_weight: the weight W. If it is 0, the mean square stays None.
     """
 
     def reset(self) -> None:
-        """Forget both means."""
+        """Clear both means."""
         self.mean_gradient: Any = None
         self.mean_square_gradient: Any = None
 
     def normalize(self, grad: Any, unbiased: bool = False) -> Any:
-        """`grad` over the root of the mean square gradient; a copy of `grad` if there is none.
+        """Divide `grad` by the root of the mean square gradient. Without a mean square, return a copy of `grad`.
 
-            grad / √(eps + mean_square)                          (grad / (1 - w)) / √(eps + mean_square / (1 - W))
+            grad / √(eps + mean_square)                              if not unbiased
+            (grad / (1 - w)) / √(eps + mean_square / (1 - W))        if unbiased
 
         Args:
             grad: the gradient, or its mean.
-            unbiased: whether the second form is taken.
+            unbiased: whether to use the second form.
         """
         if self.mean_square_gradient is None:
             return as_given(grad, grad)
@@ -52,7 +53,7 @@ class GradientMemory(_documented.GradientMemory):
 
 
 class _LiveMemory(GradientMemory):
-    """The memory of an optimizer: its means are those in the optimizer's state, copied when they are asked for."""
+    """The memory of an optimizer. Its means are copies of the moments in the optimizer's state."""
 
     def __init__(self, rule: Leafwise) -> None:
         self.mean_weight: float = getattr(rule, "mean_weight", getattr(rule, "momentum", 0))
@@ -73,7 +74,7 @@ class _LiveMemory(GradientMemory):
         return self._moment("mean_square") if self.mean_square_weight else None
 
     def update(self, grad: Any) -> None:
-        raise TypeError("the memory of an optimizer is updated by its optimizer; make a GradientMemory of your own")
+        raise TypeError("only the optimizer can update its memory; create a separate GradientMemory")
 
     update_mean: Any = update
     update_mean_square: Any = update
@@ -82,7 +83,7 @@ class _LiveMemory(GradientMemory):
         state = self._stepper.moments_as_trees()
         if state is None:
             return None
-        # Copied, because the next step may write into the buffers of the state.
+        # A copy, because the next step may write into the buffers of the state.
         return as_given(self._delta, jax.tree.map(lambda x: x.copy(), getattr(state, name)))
 
     def _step(self, stepsize: float, grad: Any) -> Any:
@@ -96,13 +97,13 @@ _DEFAULT_STEPSIZE = schedules.Constant(initial=0.001)
 
 
 class Optimizer:
-    """Base of the optimizers.
+    """Base class of the optimizers.
 
-    `delta` is the last step (what the model subtracted), `lr_` multiplies an array by the step size in force, in
-    place; `lr_.args[0]` is that number. It is None before the first `update_lr()`.
+    The attribute `delta` is the last step, which the model subtracted. `lr_` is a function that multiplies an array in
+    place by the current step size, which is `lr_.args[0]`. Before the first `update_lr()`, `lr_` is None.
 
     Args:
-        stepsize: a schedule, or another iterator of numbers; it is advanced by `update_lr()`.
+        stepsize: a schedule, or another iterator of numbers; `update_lr()` advances it.
         tolerance: the root mean square of a step at which the run has converged.
         ascent: whether to step uphill (0.1 only).
     """
@@ -114,7 +115,7 @@ class Optimizer:
                 f"{type(self).__name__}: stepsize must be a schedule, such as {hint}, or another iterator, "
                 f"got {stepsize!r}"
             )
-        # The default is one object for the whole module: every optimizer needs its own.
+        # All optimizers share the default object, so each takes a copy.
         self.stepsize: Any = stepsize.copy() if stepsize is _DEFAULT_STEPSIZE else stepsize
         self.tolerance: float = tolerance
         self.delta: Any = {}
@@ -126,10 +127,10 @@ class Optimizer:
         return bool(jax.tree.leaves(self.delta)) and grad_rms(self.delta) <= self.tolerance
 
     def update_lr(self) -> None:
-        """Take the next step size of the schedule.
+        """Take the next step size from the schedule.
 
         Raises:
-            ValueError: if it is NaN or infinite.
+            ValueError: if the step size is NaN or infinite.
         """
         stepsize = np.float32(next(self.stepsize))
         if not np.isfinite(stepsize):
@@ -138,20 +139,20 @@ class Optimizer:
 
 
 class _ClassicOptimizer(Optimizer):
-    """An optimizer by one of the rules of `classic`."""
+    """An optimizer that applies a rule of `classic`."""
 
-    functional: ClassVar[str]  # what to use where an (init, update) pair is expected
+    functional: ClassVar[str]  # the function to use where an (init, update) pair is expected
 
     def __init__(self, rule: Leafwise, stepsize: Any, tolerance: float, ascent: bool) -> None:
         super().__init__(stepsize, tolerance, ascent)
         self.memory: _LiveMemory = _LiveMemory(rule)
 
     def reset(self) -> None:
-        """Forget the running means; the schedule and `delta` stay."""
+        """Clear the running means; the schedule and `delta` stay."""
         self.memory.reset()
 
     def update(self, model: Any, grad: Any) -> None:
-        """One step, handed to `model.parameter_update`.
+        """Compute one step and pass it to `model.parameter_update`.
 
         Args:
             model: the model.
@@ -159,11 +160,11 @@ class _ClassicOptimizer(Optimizer):
 
         Raises:
             RuntimeError: before the first `update_lr()`.
-            ValueError: naming the leaf, if the tree or the shapes are not those of the last update and `reset` was not
-                called in between.
+            ValueError: if the tree or a shape differs from the last update, unless `reset` was called in between; it
+                names the leaf.
         """
         if self.lr_ is None:
-            raise RuntimeError(f"{type(self).__name__}: call update_lr() before the first update, then once an epoch")
+            raise RuntimeError(f"{type(self).__name__}: call update_lr() before the first update, then once per epoch")
         self.delta: Any = self.memory._step(float(self.lr_.args[0]), grad)
         model.parameter_update(self.delta)
 

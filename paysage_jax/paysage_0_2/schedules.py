@@ -1,7 +1,7 @@
 """The schedules of paysage 0.2.
 
-`next(schedule)` gives the value in force and moves on to the one after it. Values are float32, as in paysage; the
-recursion runs in float64.
+`next(schedule)` returns the current value and advances the schedule. Values are float32, as in paysage; the recursion
+is computed in float64.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 
 
 def schedule_from_config(config: Any) -> Schedule:
-    """A schedule from what `get_config` returned.
+    """Create a schedule from the result of `get_config`.
 
     Args:
         config: [name of the class, arguments of its constructor].
 
     Raises:
-        ValueError: if there is no schedule of that name.
+        ValueError: if no schedule has that name.
     """
     name, arguments = config
     schedules = {cls.__name__: cls for cls in Schedule.__subclasses__()}
@@ -30,17 +30,17 @@ def schedule_from_config(config: Any) -> Schedule:
 
 
 class Schedule:
-    """Base of the schedules. Subclasses add `__next__`."""
+    """Base class of the schedules. Subclasses define `__next__`."""
 
     initial: float
     value: float
 
     def get_config(self) -> list[Any]:
-        """[name of the class, its attributes], for `schedule_from_config`. The value in force is among them."""
+        """[name of the class, its attributes], for `schedule_from_config`. The attributes include the current value."""
         return [type(self).__name__, dict(vars(self))]
 
     def copy(self) -> Any:
-        """A schedule that goes on where this one stands."""
+        """A copy that continues from the current value."""
         return copy.deepcopy(self)
 
     def reset(self) -> None:
@@ -48,7 +48,7 @@ class Schedule:
         self.value = self.initial
 
     def set_value(self, value: float) -> None:
-        """Put `value` in force and go on from it."""
+        """Set the current value; the schedule continues from it."""
         self.value = _number(self, "value", value)
 
     def _start(self, initial: float, value: float | None) -> None:
@@ -60,8 +60,8 @@ class Constant(Schedule):
     """x(t) = initial.
 
     Args:
-        initial: the value, and the one that `reset` goes back to.
-        value: the value in force until then; `initial` if not given.
+        initial: the value after `reset`.
+        value: the value before `reset`; `initial` if not given.
     """
 
     def __init__(self, initial: float = 1.0, value: float | None = None) -> None:
@@ -75,8 +75,8 @@ class Linear(Schedule):
     """x(0) = initial, x(t+1) = clip(x(t) - delta, minval, maxval). The first value is not clipped.
 
     Args:
-        initial: the first value, and the one that `reset` goes back to.
-        delta: what is subtracted at every step.
+        initial: the first value, also after `reset`.
+        delta: the amount subtracted at every step.
         value: the value to start at; `initial` if not given.
         minval: the smallest value.
         maxval: the largest value.
@@ -105,11 +105,11 @@ class Step(Schedule):
     """x(t) = initial for t < steps + 2, then final.
 
     Args:
-        initial: the value at first, and the one that `reset` goes back to.
-        final: the value at last.
-        steps: two less than the number of times that `initial` is given out.
-        value: the very first value; `initial` if not given.
-        t: how many values have been given out.
+        initial: the first value, also after `reset`.
+        final: the last value.
+        steps: the schedule returns `initial` steps + 2 times.
+        value: replaces the first value; `initial` if not given.
+        t: the number of values returned so far.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Step(Schedule):
         self.t: int = t
 
     def reset(self) -> None:
-        """Go back to the initial value and count anew."""
+        """Go back to the initial value and restart the count."""
         super().reset()
         self.t = 0
 
@@ -136,8 +136,8 @@ class ExponentialDecay(Schedule):
     """x(0) = initial, x(t+1) = coefficient x(t).
 
     Args:
-        initial: the first value, and the one that `reset` goes back to.
-        coefficient: the factor of every step.
+        initial: the first value, also after `reset`.
+        coefficient: the factor at every step.
         value: the value to start at; `initial` if not given.
     """
 
@@ -157,8 +157,8 @@ class PowerLawDecay(Schedule):
     `paysage_jax.power_law_decay(initial, initial * coefficient)` is the same.
 
     Args:
-        initial: the first value, and the one that `reset` goes back to.
-        coefficient: what every step adds to the reciprocal.
+        initial: the first value, also after `reset`.
+        coefficient: the amount that every step adds to the reciprocal.
         value: the value to start at; `initial` if not given.
     """
 

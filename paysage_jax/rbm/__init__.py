@@ -1,4 +1,4 @@
-"""Restricted Boltzmann machines, `RBM` of any two kinds of units; and the `PottsModel`, without hidden ones.
+"""Restricted Boltzmann machines (`RBM`) with any two kinds of units, and `PottsModel`, which has no hidden units.
 
 E(v, h) = e(v) + e(h) - t(v)·W t(h),   p(v) = exp(-F(v)) / Z,   F(v) = -log ∫ exp(-E(v, h)) dh
 """

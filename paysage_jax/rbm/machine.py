@@ -1,4 +1,4 @@
-"""A restricted Boltzmann machine of any two kinds of units: what follows from the equations of its units."""
+"""A restricted Boltzmann machine with any two kinds of units, derived from the equations of its units."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from .units import Binary, Layer, Unit
 
 States = Array | np.ndarray  # (rows, units)
 
-MOST_STATES = 2**20  # the exact partition function is a sum over so many states of a layer at most
-_BLOCK = 2**12  # of them at a time, so that memory does not grow with their number
+MOST_STATES = 2**20  # the largest number of states of a layer for the exact partition function
+_BLOCK = 2**12  # the number of states summed at a time, which bounds the memory
 
 VISIBLE, HIDDEN = 0, 1
 
 
 class RBM(Pytree):
-    """A restricted Boltzmann machine, as a model for estimators, metrics, annealing and tracking.
+    """A restricted Boltzmann machine, a model for estimators, metrics, annealing and tracking.
 
         E(v, h) = e(v) + e(h) - t(v)·W t(h),   p(v) = exp(-F(v)) / Z,   F(v) = e(v) - Σ log z(t(v) W)
 
-    with e, t and z of the kinds of units. The parameters are paysage's tree
-    {"layers": [visible, hidden], "weights": [{"matrix": W}]} with W of shape (visible, hidden).
+    The kinds of units define e, t and z. The parameters are a tree as in paysage,
+    {"layers": [visible, hidden], "weights": [{"matrix": W}]}, with W of shape (visible, hidden).
 
-    Where states or parameters are bfloat16 or float16, energies and probabilities are computed in float32. Energies
-    stay float32; states and means have the dtype of the states given.
+    If states or parameters are bfloat16 or float16, energies and probabilities are computed in float32. Energies are
+    returned in float32; states and means are returned in the dtype of the given states.
 
-    Two layers of real-valued units have no distribution where W is too large for e: its energy then falls without end.
+    If both layers are real-valued and W is too large, the energy is unbounded below and no distribution exists.
 
     Args:
-        visible, hidden: kinds of units, such as `Binary()` and `Gaussian()`.
+        visible, hidden: kinds of units, for example `Binary()` and `Gaussian()`.
 
     >>> import paysage_jax as pj
     >>> v, key = jnp.eye(4), jax.random.key(0)
@@ -53,34 +53,33 @@ class RBM(Pytree):
     >>> result = pj.fit(params, pj.sgd(0.1), estimator, v, epochs=2, batch_size=4, key=key)
     """
 
-    sample_hidden = None  # data are whole states
+    sample_hidden = None  # data are complete states
     visible: Unit = Binary()
     hidden: Unit = Binary()
 
     @property
     def integer_states(self) -> bool:
-        """Whether data stay as they are; otherwise integers and bools become floats."""
+        """Whether integer data stay integers; otherwise integers and bools are converted to floats."""
         return self.visible.integer_states
 
     def init(self, data: Batch, num_hidden: int, key: Array) -> Params:
-        """Independent visible units, distributed as the data as nearly as they can be, and weights of 0.01.
+        """Return initial parameters: visible units that match the data, and small random weights.
 
             W ~ 0.01 N(0, 1)
 
-        Where v are real numbers, W is in units of 1 / the standard deviations of t(v), and loc of the hidden units is
-        -Wᵀ mean t(v). So they see deviations from the mean, and in other units of measurement the machine is the same.
-        Training is not: its learning rate is in units of the parameters, and `standardize` makes them those of unit
-        variance.
+        If v are real numbers, W is divided by the standard deviations of t(v), and loc of the hidden units is
+        -Wᵀ mean t(v). The hidden units then see deviations from the mean, and the machine does not depend on the units
+        of measurement. Training does depend on them, because the learning rate has the units of the parameters;
+        `standardize` scales the data to unit variance.
 
         Args:
-            data: (rows, visible) as the visible units take them, or `Weighted`. The parameters have their dtype, if it
-                is floating.
-            num_hidden: the number of hidden units.
+            data: an array (rows, visible) of values of the visible units, or `Weighted`. If its dtype is floating, it
+                is also the dtype of the parameters.
+            num_hidden: the number of hidden units, a positive integer.
             key: a PRNG key.
 
         Raises:
-            TypeError, ValueError: for values that the visible units do not take, naming row and column, and data that
-                are no such array.
+            TypeError, ValueError: if the data are not such an array; for a wrong value it names row and column.
         """
         check_count("init: num_hidden", num_hidden)
         rows = self.visible.rows("init: data", data)
@@ -99,11 +98,23 @@ class RBM(Pytree):
     # --- the energy ----------------------------------------------------------------------------------
 
     def energy(self, params: Params, v: States) -> Array:
-        """The free energy F(v) of every row of v: hidden units are summed out."""
+        """The free energy F(v) of every row of v, with the hidden units summed out.
+
+        Args:
+            params: the parameters.
+            v: visible states (rows, visible).
+        """
         return self._free_energy("energy", VISIBLE, params, v)
 
     def hidden_free_energy(self, params: Params, h: States) -> Array:
-        """-log ∫ exp(-E(v, h)) dv of every row of h: visible units are summed out."""
+        """The free energy of every row of h, with the visible units summed out.
+
+            -log ∫ exp(-E(v, h)) dv
+
+        Args:
+            params: the parameters.
+            h: hidden states (rows, hidden).
+        """
         return self._free_energy("hidden_free_energy", HIDDEN, params, h)
 
     def _free_energy(self, name: str, side: int, params: Params, x: States) -> Array:
@@ -127,15 +138,15 @@ class RBM(Pytree):
         if set(layer) != set(unit.names):
             raise ValueError(
                 f"params['layers'][{side}]: {type(unit).__name__} units have {', '.join(unit.names)}, got "
-                f"{', '.join(layer)}: give RBM the kinds of units of these parameters"
+                f"{', '.join(layer)}; create the RBM with the kinds of units of these parameters"
             )
         return unit, layer
 
     def _wide_states(self, name: str, side: int, params: Params, x: States) -> tuple[Params, Array]:
-        """Parameters and states at least in float32; integers remain where they number the states of a unit."""
+        """Parameters and states in at least float32. Integers stay integers if they are indices of categories."""
         unit, layer = self._layer(side, params)
         loc, shape = jnp.shape(layer["loc"]), getattr(x, "shape", None)
-        if shape is None or len(shape) < 2 or shape[1:] not in (loc[:1], loc):  # which might broadcast
+        if shape is None or len(shape) < 2 or shape[1:] not in (loc[:1], loc):  # other shapes might broadcast
             got = f"a {type(x).__name__}" if shape is None else f"shape {shape}"
             raise ValueError(f"{name}: expected states (rows, {loc[0]}) as in params, got {got}")
         params = widen(params)
@@ -144,11 +155,11 @@ class RBM(Pytree):
     # --- sampling ------------------------------------------------------------------------------------
 
     def hidden_mean(self, params: Params, v: States) -> Array:
-        """The mean of h given v, of every row of v; of categories the probabilities (rows, hidden, states)."""
+        """The mean of h given v, for every row of v; for categories, the probabilities (rows, hidden, states)."""
         return self._mean("hidden_mean", VISIBLE, params, v)
 
     def visible_mean(self, params: Params, h: States) -> Array:
-        """The mean of v given h, of every row of h; of categories the probabilities (rows, visible, states)."""
+        """The mean of v given h, for every row of h; for categories, the probabilities (rows, visible, states)."""
         return self._mean("visible_mean", HIDDEN, params, h)
 
     def _mean(self, name: str, side: int, params: Params, x: States) -> Array:
@@ -158,11 +169,11 @@ class RBM(Pytree):
         return _in_float_dtype_of(x, mean)
 
     def hidden_sample(self, params: Params, v: States, key: Array) -> Array:
-        """A draw from p(h | v) for every row of v."""
+        """A sample from p(h | v) for every row of v."""
         return self._sample("hidden_sample", VISIBLE, params, v, key)
 
     def visible_sample(self, params: Params, h: States, key: Array) -> Array:
-        """A draw from p(v | h) for every row of h."""
+        """A sample from p(v | h) for every row of h."""
         return self._sample("visible_sample", HIDDEN, params, h, key)
 
     def _sample(self, name: str, side: int, params: Params, x: States, key: Array) -> Array:
@@ -172,16 +183,22 @@ class RBM(Pytree):
         return _in_float_dtype_of(x, self._draw(side, wide, states, noise))
 
     def _draw(self, side: int, params: Params, x: Array, noise: Array) -> Array:
-        """The other layer, given this one."""
+        """A sample of the other layer given this one."""
         unit, layer = self._layer(1 - side, params)
         return jax.vmap(lambda x, noise: unit.draw(layer, self._field(side, params, x), noise))(x, noise)
 
     def transition(self, params: Params, v: States, key: Array) -> Array:
-        """One step of block Gibbs sampling, v to h to v: a Markov kernel that leaves p(v) as it is."""
+        """One step of block Gibbs sampling, v to h to v. It leaves p(v) invariant.
+
+        Args:
+            params: the parameters.
+            v: visible states (rows, visible).
+            key: a PRNG key.
+        """
         wide, states = self._wide_states("transition", VISIBLE, params, v)
         (n, dtype), (m, _) = map(_size, wide["layers"])
         if self.visible.noise is self.hidden.noise:
-            # One draw for both layers: on a CPU a second one may cost as much as all arithmetic of a small machine.
+            # One call draws for both layers. On a CPU, a second call may cost as much as all arithmetic of a small RBM.
             for_h, for_v = jnp.split(noise_for(self.hidden, key, states, m + n, dtype), [m], axis=1)
         else:
             h_key, v_key = jax.random.split(key)
@@ -193,26 +210,27 @@ class RBM(Pytree):
         return self._as_given(v, self._draw(HIDDEN, wide, h, for_v))
 
     def _as_given(self, given: States, v: Array) -> Array:
-        """Visible states in the form and dtype of those given: one-hot or not, and of integers if they stay whole."""
+        """Visible states in the form (one-hot or not) and dtype of the given ones. Real values stay floating."""
         if v.ndim < given.ndim:
             v = v[..., None] == jnp.arange(given.shape[-1], dtype=v.dtype)[None, None]
         return v.astype(jnp.result_type(given)) if self.visible.values is not None else _in_float_dtype_of(given, v)
 
     def impute(self, params: Params, v: States, missing: States, key: Array, steps: int = 100) -> Array:
-        """A draw of the missing units of every row given the others, by Gibbs sampling with these clamped.
+        """Sample the missing units of every row given its known units, by Gibbs sampling with the known units clamped.
 
-        It starts from independent visible units. The mean of many draws is that of the missing units given the others.
+        Sampling starts from independent visible units. The mean of many samples estimates the conditional mean of the
+        missing units.
 
         Args:
-            params: of the machine.
-            v: (rows, visible); what stands in the place of missing units is ignored, and may be NaN.
-            missing: (rows, visible), bools: True where a unit is missing; for example `jnp.isnan(v)`.
+            params: the parameters.
+            v: visible states (rows, visible). Values of missing units are ignored, and may be NaN.
+            missing: bools (rows, visible), True where a unit is missing; for example `jnp.isnan(v)`.
             key: a PRNG key.
-            steps: of Gibbs sampling, a positive integer.
+            steps: the number of Gibbs steps, a positive integer.
 
         Raises:
-            TypeError, ValueError: for values that the visible units do not take, naming row and column, and a mask
-                that does not fit.
+            TypeError, ValueError: for a value that the visible units do not allow, naming row and column, and for a
+                mask of another shape or dtype.
         """
         check_count("impute: steps", steps)
         self._wide_states("impute", VISIBLE, params, v)
@@ -223,7 +241,14 @@ class RBM(Pytree):
         return _clamped_chain(self, params, self.visible.rows("impute: v", start).v, missing, key, steps)
 
     def activations(self, params: Params, gradient: Params) -> Params:
-        """The means of t(v) and t(h) in the place of loc, from the gradient of a mean energy: `center` takes them.
+        """The means of t(v) and t(h), computed from the gradient of a mean energy, for the argument of `center`.
+
+        Args:
+            params: the parameters.
+            gradient: the gradient of a mean energy, a tree like `params`.
+
+        Returns:
+            a tree {"layers": [{"loc": mean of t(v)}, {"loc": mean of t(h)}]}.
 
         >>> import paysage_jax as pj
         >>> machine = RBM(visible=pj.rbm.Gaussian())
@@ -233,20 +258,23 @@ class RBM(Pytree):
         return {"layers": [{"loc": unit.activations(*layer)} for unit, layer in zip(units, layers, strict=True)]}
 
     def zero_sum(self, params: Params) -> Params:
-        """The same distribution with parameters in the zero-sum gauge: over the states of a category they sum to 0.
+        """Return parameters of the same distribution in the zero-sum gauge: they sum to 0 over the states of a unit.
 
             W[i, a] -= mean W[i],   loc of the other layer += Σᵢ mean W[i],   loc[i, a] -= mean loc[i]
 
-        One of the states of every unit is taken, so that a number that is added to all of them changes no probability.
-        Of all parameters with the same p these have the smallest Σ W². Energies change by a constant. Units of other
-        kinds have no such freedom, and their machine remains as it is. (Ekeberg et al., 2013.)
+        A categorical unit takes exactly one of its states, so a constant added to the parameters of all its states does
+        not change any probability. Among all parameters with the same p, the zero-sum gauge has the smallest Σ W².
+        Energies change by a constant. Parameters of other kinds of units stay unchanged. (Ekeberg et al., 2013.)
+
+        Args:
+            params: the parameters.
 
         >>> import paysage_jax as pj
         >>> machine = RBM(visible=pj.rbm.Categorical(5))
         >>> optimizer = pj.chain(pj.adam(0.01), pj.project(machine.zero_sum))
         """
         layers, matrix = [dict(layer) for layer in params["layers"]], params["weights"][0]["matrix"]
-        axes = [jnp.ndim(layer["loc"]) for layer in layers]  # a unit and, of a category, its states
+        axes = [jnp.ndim(layer["loc"]) for layer in layers]  # 1 for units, 2 for categories with their states
         for side, units in ((VISIBLE, 0), (HIDDEN, axes[VISIBLE])):
             if axes[side] == 2:
                 mean = jnp.mean(matrix, axis=units + 1, keepdims=True)
@@ -262,15 +290,16 @@ class RBM(Pytree):
     def log_likelihood(self, params: Params, v: Batch, log_z: ArrayLike | None = None) -> Array:
         """The mean of log p(v) over the rows of v, in nats.
 
-        For grey values in [0, 1] of binary units it is a lower bound of its mean over zeros and ones with these means.
+        For binary units and gray values in [0, 1], the result is a lower bound on the mean of log p over binary rows
+        with these means.
 
         Args:
-            params: of the machine.
-            v: (rows, visible), or `Weighted`; then the mean is weighted.
-            log_z: log Z of the machine; None: the exact one, of `log_partition`.
+            params: the parameters.
+            v: visible states (rows, visible), or `Weighted` for a weighted mean.
+            log_z: log Z of the machine. None computes the exact value with `log_partition`.
 
         Raises:
-            TypeError, ValueError: for values that the visible units do not take, where values are known, and for a
+            TypeError, ValueError: for a value that the visible units do not allow, if values are known, and for a
                 machine that is too large for `log_partition`.
         """
         data = self.visible.rows("log_likelihood: v", v)
@@ -278,10 +307,13 @@ class RBM(Pytree):
         return -mean_over_rows(self.energy(params, data.v), data.weights) - jnp.asarray(log_z)
 
     def log_partition(self, params: Params) -> Array:
-        """log Z exactly, as a sum over all states of the layer that has fewer, at most 2**20.
+        """The exact log Z, as a sum over all states of the layer with fewer states, at most 2**20.
+
+        Args:
+            params: the parameters.
 
         Raises:
-            ValueError: if neither layer has so few.
+            ValueError: if both layers have more states.
         """
         sides = {side: _number_of_states(*self._layer(side, params)) for side in (HIDDEN, VISIBLE)}
         side = min(sides, key=lambda side: sides[side])
@@ -291,29 +323,30 @@ class RBM(Pytree):
                 for name, layer in zip(("visible", "hidden"), params["layers"], strict=True)
             )
             raise ValueError(
-                f"log_partition: {sizes} units are too many, or take real numbers; expected a layer of at most "
-                f"{MOST_STATES} states: use annealed_importance_sampling"
+                f"log_partition: expected a layer of at most {MOST_STATES} states, got {sizes} units, which are too "
+                "many or real-valued; use annealed_importance_sampling"
             )
         return _log_sum_over_layer(self, side, params)
 
     def annealing(self, params: Params, data: Batch | None, num_chains: int, key: Array) -> Annealing:
-        """The path from independent units, the visible ones distributed as the data, to the machine itself.
+        """Construct an annealing path from independent units, with visible units distributed as the data, to this RBM.
 
-            visible parameters (1 - β) those of the data + β its own,   W: β its own
+            visible(β) = (1 - β) visible(data) + β visible(params),   W(β) = β W
 
-        Hidden units that take finitely many values start with all of these equally likely; others have their own
-        parameters all the way. The start of the path is drawn exactly and has a known Z (Salakhutdinov & Murray, 2008).
+        Hidden units with finitely many values start with all values equally likely; other hidden units keep their
+        parameters along the path. The initial states are exact samples, and log Z at the start of the path is known
+        (Salakhutdinov & Murray, 2008).
 
         Args:
-            params: of the machine at the end of the path.
-            data: (rows, visible) or `Weighted`, as `init` takes them; None: from visible units with all values equally
-                likely instead (real numbers: with the machine's own parameters), a path that needs more steps, but
-                finds modes far from the data.
-            num_chains: the number of states to draw.
+            params: the parameters at the end of the path.
+            data: an array (rows, visible) or `Weighted`, as for `init`. With None, the visible units start with all
+                values equally likely, or with `params` if they are real-valued. That path needs more steps, but finds
+                modes far from the data.
+            num_chains: the number of initial states.
             key: a PRNG key.
 
         Raises:
-            TypeError, ValueError: for data that `init` refuses, or of another width.
+            TypeError, ValueError: for data that `init` rejects, or data of another width than the parameters.
         """
         visible, hidden = params["layers"]
         if data is None:
@@ -341,11 +374,11 @@ class RBM(Pytree):
         return jax.vmap(lambda noise: unit.draw(layer, jnp.zeros_like(layer["loc"]), noise))(noise)
 
 
-# --- what is said of one layer -----------------------------------------------------------------------
+# --- properties of one layer -------------------------------------------------------------------------
 
 
 def _neutral(unit: Unit, layer: Layer) -> Layer:
-    """With all values of a unit equally likely, if they are finitely many."""
+    """Parameters for which all values are equally likely; unchanged for real-valued units."""
     return dict(layer) if unit.values is None else jax.tree.map(jnp.zeros_like, dict(layer))
 
 
@@ -354,9 +387,9 @@ def _number_of_states(unit: Unit, layer: Layer) -> float:
 
 
 def _start_statistics(unit: Unit, layer: Layer) -> tuple[Array, Array]:
-    """What real numbers t(x) are measured from and in: their mean and deviation without a field, else 0 and 1.
+    """The mean and standard deviation of t(x) without a field; for units with finitely many values, 0 and 1.
 
-    These are the first two derivatives of log z.
+    The mean and the variance are the first two derivatives of log z.
     """
     zeros, ones = jnp.zeros_like(layer["loc"]), jnp.ones_like(layer["loc"])
     if unit.values is not None:
@@ -370,7 +403,7 @@ def _start_statistics(unit: Unit, layer: Layer) -> tuple[Array, Array]:
 
 
 def widen(tree: Tree) -> Tree:
-    """Half precision as float32."""
+    """Convert half precision to float32."""
 
     def widen(x: Array) -> Array:
         dtype = jnp.result_type(x)
@@ -389,7 +422,7 @@ def mask_for(name: str, mask: States, v: States) -> Array:
 
 
 def _in_float_dtype_of(given: States, x: Array) -> Array:
-    """Floats in the dtype of the states given, if it is floating."""
+    """x in the dtype of the given states, if both are floating."""
     floating = all(jnp.issubdtype(jnp.result_type(y), jnp.floating) for y in (given, x))
     return x.astype(jnp.result_type(given)) if floating else x
 
@@ -400,7 +433,7 @@ def _size(layer: Layer) -> tuple[int, DTypeLike]:
 
 
 def noise_for(unit: Unit, key: Array, states: States, units: int, dtype: DTypeLike) -> Array:
-    """Random numbers for a layer of every row, drawn where the rows lie on a mesh, not all on every device."""
+    """Random numbers for a layer of every row, sharded like the rows, so that no device draws all of them."""
     sharding = jax.typeof(states).sharding
     rows = None if sharding.mesh.empty else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
     return unit.noise(key, (len(states), units), dtype, out_sharding=rows)
@@ -422,7 +455,7 @@ def _log_sum_over_layer(machine: RBM, side: int, params: Params) -> Array:
 
 
 def log_sum_over_states(energy: Callable[[Array], Array], values: tuple[float, ...], units: int) -> Array:
-    """log Σ exp(-energy) over all states of so many units with these values, blocks of rows at a time."""
+    """log Σ exp(-energy) over all states of `units` units with these values, computed in blocks."""
     q = len(values)
     count = q**units
     block = min(count, _BLOCK)

@@ -1,4 +1,4 @@
-"""Columns of data brought to mean 0 and variance 1, and back."""
+"""Standardize the columns of data to mean 0 and variance 1, and invert this."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from .._ebm.domain import check_real, matrix, mean_and_deviation
 
 
 class Standardization(NamedTuple):
-    """The means and standard deviations of the columns of data: `apply` brings them to 0 and 1, `inverse` goes back.
+    """The means and standard deviations of the columns of data, of shape (visible,).
 
-    The log-likelihood of the original rows is that of the standardized ones less Σ log deviation.
+    `apply` standardizes rows, and `inverse` maps them back. The log-likelihood of the original rows is the
+    log-likelihood of the standardized rows minus Σ log deviation.
     """
 
     mean: Array
     deviation: Array
 
     def apply(self, v: Array | np.ndarray) -> Array:
-        """(v - mean) / deviation for rows v in the original units."""
+        """Return (v - mean) / deviation for rows v in the original units of measurement."""
         return (self._rows(v) - self.mean[None]) / self.deviation[None]
 
     def inverse(self, v: Array | np.ndarray) -> Array:
-        """mean + deviation v for rows v of standardized data, or samples of a machine that was trained on them."""
+        """Return mean + deviation v for standardized rows v, for example samples of a machine trained on such data."""
         return self.mean[None] + self.deviation[None] * self._rows(v)
 
     def _rows(self, v):
@@ -38,7 +39,7 @@ class Standardization(NamedTuple):
 
 
 def standardize(data: Batch) -> Standardization:
-    """What brings every column to mean 0 and variance 1.
+    """Compute the transformation of every column to mean 0 and variance 1.
 
         (v - m) / s,   with m and s the means and standard deviations of the data
 
@@ -48,10 +49,9 @@ def standardize(data: Batch) -> Standardization:
     [[-1.0, -1.0], [1.0, 1.0]]
 
     Args:
-        data: (rows, visible), finite and in no column constant, or `Weighted`: the data to train on.
+        data: the training data, an array (rows, visible) of finite numbers without constant columns, or `Weighted`.
 
     Raises:
-        TypeError, ValueError: for NaN and infinities, naming row and column, for a constant column, and data that are
-            no such array.
+        TypeError, ValueError: if the data are not such an array; for NaN and infinity it names row and column.
     """
     return Standardization(*mean_and_deviation("standardize", matrix("standardize: data", data, check_real)))

@@ -1,6 +1,6 @@
-"""The normal distribution on y >= 0, of density proportional to exp(z y - y²/2): its integral and its quantiles.
+"""Integral and quantiles of the truncated normal distribution, with density proportional to exp(z y - y²/2) on y >= 0.
 
-Both are accurate in the dtype of z, also where z is far below 0 and next to nothing is left of the normal distribution.
+Both are accurate in the dtype of z, even far below z = 0, where only the tail of the normal distribution remains.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
 _ROOT = np.sqrt(2 * np.pi)
-_TERMS = 32  # of the series for the tail, which leave a relative error of 1e-12
-_FAR = -4.0  # below it quantiles are those of nearly an exponential distribution
+_TERMS = 32  # terms of the series for the tail, for a relative error of 1e-12
+_FAR = -4.0  # below this z, the distribution is nearly exponential
 
 
 def _weideman(terms: int) -> tuple[float, np.ndarray]:
@@ -28,7 +28,7 @@ _SCALE, _COEFFICIENTS = _weideman(_TERMS)
 
 
 def _tail(z: jax.Array) -> jax.Array:
-    """∫ exp(-z y - y²/2) dy over y >= 0, for z >= 0: the ratio of Mills, √(π/2) erfcx(z / √2)."""
+    """∫ exp(-z y - y²/2) dy over y >= 0, for z >= 0: Mills' ratio, √(π/2) erfcx(z / √2)."""
     scale, y = jnp.asarray(_SCALE, z.dtype), z / jnp.asarray(np.sqrt(2), z.dtype)
     polynomial = jnp.polyval(jnp.asarray(_COEFFICIENTS, z.dtype), (scale - y) / (scale + y))
     return jnp.asarray(np.sqrt(np.pi / 2), z.dtype) * (
@@ -40,15 +40,15 @@ def log_integral(z: jax.Array) -> jax.Array:
     """log ∫ exp(z y - y²/2) dy over y >= 0. Its derivative is the mean of y."""
     below = z < 0
     tail = _tail(jnp.where(below, -z, z))
-    above = jnp.where(below, 0, z)  # both branches stay finite, for the gradient
+    above = jnp.where(below, 0, z)  # both branches stay finite, so that the gradient does
     rest = jnp.log(jnp.asarray(_ROOT, z.dtype) - jnp.where(below, 0, jnp.exp(-(above**2) / 2) * tail))
     return jnp.where(below, jnp.log(tail), above**2 / 2 + rest)
 
 
 def quantile(z: jax.Array, u: jax.Array) -> jax.Array:
-    """The y below which the part u of the distribution lies: the solution of log P(Y > y) = log(1 - u)."""
+    """The quantile y at probability u: the solution of log P(Y > y) = log(1 - u)."""
     half = jnp.finfo(z.dtype).eps / 2
-    remaining = jnp.clip(1 - u - half, half, 1 - half)  # in the middle of the step of a uniform number
+    remaining = jnp.clip(1 - u - half, half, 1 - half)  # the midpoint between two possible uniform numbers
     near = jnp.maximum(z, _FAR)
     near = near - ndtri(remaining * ndtr(near))
     far, log_remaining = jnp.minimum(z, _FAR), jnp.log(remaining)

@@ -1,10 +1,10 @@
-"""The kinds of units of a Boltzmann machine. A unit is its equations; everything else follows from them.
+"""The kinds of units of a Boltzmann machine, each defined by its equations.
 
-E(v, h) = e(v) + e(h) - t(v)·W t(h), so that given one layer the units of the other are independent:
+E(v, h) = e(v) + e(h) - t(v)·W t(h), so the units of one layer are independent given the other layer:
 
     p(x | field) = exp(-e(x) + t(x)·field) / z(field),   z(field) = ∫ exp(-e(x) + t(x)·field) dx
 
-The integral is a sum where a unit takes finitely many values.
+For units with finitely many values, the integral is a sum.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ Layer = dict[str, Array]  # the parameters of the units of one layer
 
 
 class Unit(Pytree, ABC):
-    """A kind of unit, as the equations of a layer of n of them. Derive from it for a kind of your own.
+    """Base class of the kinds of units. A subclass defines the equations of a layer of n units.
 
-    Every method is of one state x of the layer, (n,), and `RBM` maps it over rows. The parameters are a dict of
-    arrays (n,), the names of which are `names`. One is "loc", to which a constant field can be added:
+    Every method takes one state x of the layer, of shape (n,); `RBM` maps it over rows. The parameters are a dict of
+    arrays (n,) with the keys `names`. One of them is "loc", to which a constant field can be added:
 
         e(x; loc + field) = e(x; loc) - t(x)·field + a constant
 
     Attributes:
-        names: of the parameters.
-        values: the values that a unit takes; None if it takes real numbers.
-        noise: the random numbers that `draw` takes, one for each unit: a function of `jax.random` with the arguments
-            (key, shape, dtype, out_sharding=).
-        integer_states: whether states are integers that number the values, and not floats.
+        names: the names of the parameters.
+        values: the values of a unit; None if they are real numbers.
+        noise: a function of `jax.random` with the arguments (key, shape, dtype, out_sharding=), which draws the random
+            numbers for `draw`, one for each unit.
+        integer_states: whether states are integer indices of the values instead of floats.
 
     >>> class Ternary(Unit):
     ...     \"\"\"Units of -1, 0 and 1:  e(x) = -loc x + cost |x|.\"\"\"
@@ -86,10 +86,10 @@ class Unit(Pytree, ABC):
 
     @abstractmethod
     def energy(self, params: Layer, x: Array) -> Array:
-        """e(x), summed over the units."""
+        """e(x), summed over units."""
 
     def statistic(self, params: Layer, x: Array) -> Array:
-        """t(x), linear in x: x itself."""
+        """t(x), which must be linear in x; by default x itself."""
         return x
 
     @abstractmethod
@@ -97,27 +97,27 @@ class Unit(Pytree, ABC):
         """log z(field) of each unit."""
 
     def mean(self, params: Layer, field: Array) -> Array:
-        """The mean of x given the field; by default that of t(x), the derivative of log z."""
+        """The mean of x given the field; by default the mean of t(x), which is the derivative of log z."""
         return jax.grad(lambda f: jnp.sum(self.log_normalizer(params, f)))(field)
 
     def activations(self, params: Layer, gradient: Layer) -> Array:
-        """The mean of t(x), from the gradient of the mean of e(x); as e is above, minus the derivative by loc."""
+        """The mean of t(x), computed from the gradient of the mean of e(x): by default minus the derivative by loc."""
         return -gradient["loc"]
 
     @abstractmethod
     def draw(self, params: Layer, field: Array, noise: Array) -> Array:
-        """A draw of x given the field, as a function of independent random numbers (n,)."""
+        """A sample of x given the field, as a function of independent random numbers (n,)."""
 
     def zeros(self, n: int) -> Layer:
-        """The parameters of n units that are all 0, from which hidden units start."""
+        """Parameters of n units that are all 0, the initial parameters of hidden units."""
         return {name: jnp.zeros(n) for name in self.names}
 
     def rows(self, name: str, data: Batch) -> Weighted:
-        """Data (rows, n) as arrays; an error that names row and column for what the units do not take."""
+        """Convert data (rows, n) to arrays. Raises an error that names row and column for values not allowed."""
         return matrix(name, data, check_real)
 
     def start(self, name: str, data: Weighted) -> Layer:
-        """Parameters with which independent units are distributed as the data, as nearly as they can be."""
+        """Parameters for which independent units match the distribution of each column as closely as possible."""
         return self.zeros(data.v.shape[1])
 
 
@@ -126,15 +126,15 @@ def _means(data: Weighted) -> Array:
     return mean_over_rows(x.astype(moment_dtype(x.dtype)), data.weights)
 
 
-_SMALLEST = 2.0**-23  # a probability at the start
+_SMALLEST = 2.0**-23  # the smallest initial probability
 
 
 class Binary(Unit):
-    """Zeros and ones.
+    """Binary units with the values 0 and 1.
 
         e(x) = -loc x,   t(x) = x
 
-    As data also means in [0, 1], which count as the log-likelihood of a lower bound: see `RBM.log_likelihood`.
+    Data may also be means in [0, 1]. Their log-likelihood is then a lower bound: see `RBM.log_likelihood`.
     """
 
     @property
@@ -169,7 +169,7 @@ def _check_spins(name: str, tree: Tree) -> None:
 
 
 class Spin(Unit):
-    """Spins of -1 and 1, as in an Ising model.
+    """Spins with the values -1 and 1, as in an Ising model.
 
     e(x) = -loc x,   t(x) = x
     """
@@ -207,15 +207,16 @@ def _advise_states(x: np.ndarray) -> str:
 
 
 class Categorical(Unit):
-    """One of q states, as the letters of a sequence: a Potts model.
+    """Categorical units with q states, for example the letters of a sequence: a Potts model.
 
         e(x) = -loc[x],   t(x) = the one-hot vector of x
 
-    `loc` is (n, q), and W has an axis of states behind that of the units: (n, q, hidden) for visible units. States are
-    integers from 0 to q - 1, (rows, n), or one-hot, (rows, n, q): chains and samples have the form of the data.
+    `loc` has the shape (n, q), and W has an axis of states after the axis of units: (n, q, hidden) for visible units.
+    States are integers from 0 to q - 1 of shape (rows, n), or one-hot vectors of shape (rows, n, q). Chains and samples
+    have the same form as the data.
 
     Args:
-        states: q, a positive integer.
+        states: the number q of states, a positive integer.
     """
 
     states: int = count(static=True)
@@ -268,7 +269,7 @@ class Categorical(Unit):
 
 
 class Gaussian(Unit):
-    """Real numbers, of a variance s² = exp(log_var) that is learned.
+    """Gaussian units, real numbers with a learned variance s² = exp(log_var).
 
     e(x) = (x - loc)² / (2 s²),   t(x) = x / s²
     """
@@ -309,7 +310,7 @@ def _check_nonnegative(name: str, tree: Tree) -> None:
 
 
 class ReLU(Unit):
-    """Nonnegative numbers: rectified Gaussian units, whose mean is a smooth version of max(0, s² (loc + field)).
+    """Rectified Gaussian units, nonnegative numbers whose mean is a smooth version of max(0, s² (loc + field)).
 
     e(x) = x² / (2 s²) - loc x for x >= 0,   t(x) = x,   s² = exp(log_var)
     """
@@ -331,7 +332,7 @@ class ReLU(Unit):
         return matrix(name, data, _check_nonnegative)
 
     def start(self, name: str, data: Weighted) -> Layer:
-        """The truncated normal distributions of largest likelihood: those with the means and variances of the data."""
+        """The maximum-likelihood truncated normal distributions, which match the means and variances of the data."""
         mean, deviation = mean_and_deviation(name, data)
         unit_mean = jax.grad(lambda z: jnp.sum(log_integral(z)))
 
@@ -348,15 +349,15 @@ class ReLU(Unit):
 
 
 class DReLU(Unit):
-    """Real numbers with a slope and a threshold on either side of 0: double rectified linear units.
+    """Double rectified linear units, real numbers with a slope and a threshold on either side of 0.
 
         e(x) = x² / (2 s²) - loc x + threshold |x|,   t(x) = x
 
         s² = exp(log_var_positive) where x > 0,  exp(log_var_negative) where x < 0
 
-    The most likely x is 0 while |loc + field| < threshold, and grows with the slope s² beyond. With equal slopes and
-    without threshold it is a Gaussian unit; with a negative threshold it has two modes. In the notation of Tubiana,
-    Cocco & Monasson (eLife 8, 2019), θ₊ = threshold - loc, θ₋ = -threshold - loc, and γ₊, γ₋ = 1 / s².
+    The most likely x is 0 for |loc + field| < threshold, and grows with slope s² beyond the threshold. Equal slopes
+    without a threshold give a Gaussian unit; a negative threshold gives two modes. In the notation of Tubiana, Cocco &
+    Monasson (eLife 8, 2019), θ₊ = threshold - loc, θ₋ = -threshold - loc, and γ₊, γ₋ = 1 / s².
     """
 
     names: ClassVar[tuple[str, ...]] = ("loc", "threshold", "log_var_positive", "log_var_negative")
@@ -373,20 +374,20 @@ class DReLU(Unit):
         log_odds = jnp.log(s) + log_integral(z) - jnp.log(s_negative) - log_integral(z_negative)
         share = sigmoid(log_odds)
         positive = noise < share
-        # What is left of the random number, which is uniform again.
+        # Given the side, the rest of the random number is uniform again.
         noise = jnp.where(positive, noise, noise - share) / jnp.where(positive, share, 1 - share)
         side = jnp.where(positive, s, s_negative)
         return jnp.where(positive, side, -side) * quantile(jnp.where(positive, z, z_negative), noise)
 
     @staticmethod
     def _sides(params: Layer, field: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        """For x > 0 and for x < 0 the s and z with which |x| / s has the density exp(z y - y²/2)."""
+        """For x > 0 and for x < 0, the s and z for which |x| / s has the density exp(z y - y²/2)."""
         a = params["loc"] + field
         s, s_negative = (jnp.exp(params[f"log_var_{side}"] / 2) for side in ("positive", "negative"))
         return (s, s * (a - params["threshold"])), (s_negative, s_negative * (-a - params["threshold"]))
 
     def start(self, name: str, data: Weighted) -> Layer:
-        """The Gaussian units with the means and variances of the data."""
+        """Gaussian units with the means and variances of the data."""
         mean, deviation = mean_and_deviation(name, data)
         log_var = 2 * jnp.log(deviation)
         zeros = jnp.zeros_like(mean)
