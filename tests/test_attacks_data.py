@@ -337,7 +337,7 @@ def test_weights_that_are_no_real_numbers_or_all_zero_are_named():
                 read(data)
     with pytest.raises(ValueError, match=r"log_likelihood: v.weights: expected some positive weight, all are 0"):
         BINARY_MACHINE.log_likelihood(BINARY, Weighted(BITS, np.zeros(40)), 0.0)  # was NaN
-    with pytest.raises(TypeError, match="v_data: got Weighted: give the rows, and weights="):
+    with pytest.raises(TypeError, match="v_data: expected rows, got Weighted; pass the rows and weights="):
         phase_gradient(energy)(ZERO, Weighted(BITS, np.ones(40)), BITS)
 
 
@@ -348,7 +348,7 @@ def test_weights_inside_the_data_are_named(inside):
         fit(inside(Weighted(BITS, np.ones(40))))
     notes = [note for note in caught.value.__notes__ if "JAX" not in note]
     assert notes == [
-        "Weighted is inside the data: give one Weighted(v, weights), with v the array, tuple or dict of rows."
+        "Weighted is inside the data; pass one Weighted(v, weights), with v the array, tuple or dict of rows."
     ]
 
 

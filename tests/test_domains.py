@@ -86,7 +86,7 @@ def test_a_column_that_varies_little_is_not_constant():
 
 def test_a_variance_that_float32_does_not_hold_is_named():
     for scale in (1e-25, 1e25):
-        with pytest.raises(ValueError, match=r"data\[:, 0\] has no variance in float32: rescale it"):
+        with pytest.raises(ValueError, match=r"data\[:, 0\] has no variance in float32; rescale it"):
             REAL_MODEL.init(np.float32(scale) * REAL, 2, KEY)
 
 
@@ -153,7 +153,7 @@ def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
     [
         (16 * BITS + np.eye(40, 6), "17.0 in row 0, column 0|16.0 in row", r"scale the values to \[0, 1\]"),
         ((255 * BITS).astype(np.uint8), "255 in row", "v > 127.5"),
-        (2 * BITS.astype(int) - 1, "-1 in row", r"spins become zeros and ones by \(v \+ 1\) / 2"),
+        (2 * BITS.astype(int) - 1, "-1 in row", r"convert spins to zeros and ones with \(v \+ 1\) / 2"),
         (with_(-0.25), "-0.25 in row 3, column 2", "real numbers need Gaussian units"),
         (with_(1.5), "1.5 in row 3, column 2", r"scale the values to \[0, 1\]"),
     ],
@@ -175,7 +175,7 @@ def test_grey_values_pass_where_means_are_wanted_and_not_where_units_are_flipped
     grey = with_(0.25)
     MODEL.init(grey, 2, KEY)
     MODEL.annealing(MACHINE, grey, 5, KEY)
-    with pytest.raises(ValueError, match=r"expected zeros and ones, got 0.25 in row 3, column 2: compare grey values"):
+    with pytest.raises(ValueError, match=r"expected zeros and ones, got 0.25 in row 3, column 2; compare grey values"):
         pj.pseudo_log_likelihood(MODEL, grey)
 
 

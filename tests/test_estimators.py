@@ -244,7 +244,7 @@ def test_wrong_numbers_are_named(make, error, message):
     ("make", "message"),
     [
         (lambda: contrastive_divergence(None), "model must be a model, with energy, transition.*got None"),
-        (lambda: contrastive_divergence(MODEL.energy), r"model must be a model.*: give Model\(energy, transition\)"),
+        (lambda: contrastive_divergence(MODEL.energy), r"model must be a model.*; use Model\(energy, transition\)"),
         (lambda: contrastive_divergence(rbm.RBM), "model must be a model, got the class RBM: call it"),
         (lambda: Model(MODEL.energy, None), "Model: transition must be a function, got None"),
         (lambda: Model(rbm.RBM, shift), "Model: energy must be a function, got <class"),

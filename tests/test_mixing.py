@@ -270,7 +270,7 @@ def test_reports_are_read_at_a_glance():
 
     found = pj.compare_starts(COUNTER, {"s": np.float32(1)}, (STATES, STATES), KEY)
     assert str(found).startswith("The two starts agree after 2 steps: mean energies ")
-    assert str(found._replace(agreed=np.array(False))).startswith("The two starts have NOT come to agree after 2 steps")
+    assert str(found._replace(agreed=np.array(False))).startswith("The two starts do NOT agree after 2 steps")
 
 
 CASES = {
@@ -282,7 +282,7 @@ CASES = {
     "weights": (
         lambda: pj.mixing(MACHINE, HEALTHY, pj.Weighted(ONE, np.ones(100)), KEY),
         TypeError,
-        "chains: expected states without weights, got Weighted: draw rows",
+        "chains: expected states without weights, got Weighted; draw rows",
     ),
     "one start": (lambda: pj.compare_starts(MACHINE, HEALTHY, ONE, KEY), TypeError, "starts must be a pair of states"),
     "a start of one": (

@@ -183,14 +183,14 @@ def spoiled(value, index=(7, 2), data=FLOATS):
 
 
 HOLES = {
-    "numpy": (spoiled(np.nan), r"fit: data: expected finite numbers, got nan in row 7, column 2: fill in"),
+    "numpy": (spoiled(np.nan), r"fit: data: expected finite numbers, got nan in row 7, column 2; fill in"),
     "jax": (jnp.array(spoiled(np.nan)), r"fit: data: expected finite numbers, got nan in row 7, column 2"),
     "float64": (spoiled(-np.inf).astype(np.float64), "got -inf in row 7, column 2"),
     "half": (spoiled(np.inf).astype(jnp.bfloat16), "got inf in row 7, column 2"),
     "tree": ({"x": FLOATS, "y": spoiled(np.nan)}, r"fit: data\['y'\]: .*got nan in row 7, column 2"),
     "weighted": (Weighted(spoiled(np.nan), np.ones(12)), r"fit: data.v: .*got nan in row 7, column 2"),
     "images": (spoiled(np.nan, (7, 1, 0), FLOATS.reshape(12, 2, 2)), r"got nan in row 7, column \(1, 0\)"),
-    "one number a row": (spoiled(np.nan, 3, FLOATS[:, 0]), "got nan in row 3: fill in"),
+    "one number a row": (spoiled(np.nan, 3, FLOATS[:, 0]), "got nan in row 3; fill in"),
     "loader": ([FLOATS, spoiled(np.nan)], "fit: batch 1 of epoch 0: .*got nan in row 7, column 2"),
     "loader on the device": ([jnp.array(FLOATS), jnp.array(spoiled(np.nan))], "fit: batch 1 .*got nan in row 7, col"),
     "loader of trees": (
@@ -267,15 +267,15 @@ def test_by_hand_the_first_batch_is_looked_at():
 RBM = rbm_tree(UNITS, 3)
 IMAGES = FLOATS.reshape(12, 2, 2)
 HINTS = {
-    "images": (IMAGES, r"A row has the shape \(2, 2\): if a state is a vector, give data.reshape\(len\(data\), -1\)"),
+    "images": (IMAGES, r"A row has the shape \(2, 2\); if a state is a vector, pass data.reshape\(len\(data\), -1\)"),
     "batches of images": ([IMAGES], r"A row has the shape \(2, 2\)"),
-    "one array in a list": ([[FLOATS]], "The data are a list of one array: give the array alone"),
-    "one array in a tuple": ((FLOATS,), "The data are a tuple of one array: give the array alone"),
+    "one array in a list": ([[FLOATS]], "The data are a list of one array; pass the array itself"),
+    "one array in a tuple": ((FLOATS,), "The data are a tuple of one array; pass the array itself"),
     "rows and labels": (
         (FLOATS, BITS[:, 0]),
-        r"a tuple of arrays of shapes \[\(\d+, 4\), .*: of rows and labels give the",
+        r"a tuple of arrays of shapes \[\(\d+, 4\), .*; of rows and labels, pass only",
     ),
-    "batches of both": ([(FLOATS, BITS[:, 0])], "of rows and labels give the rows alone"),
+    "batches of both": ([(FLOATS, BITS[:, 0])], "of rows and labels, pass only the rows"),
 }
 
 

@@ -165,9 +165,9 @@ def test_the_machine_is_a_model_without_leaves(machine, params):
 
 def test_parameters_of_other_units_are_refused():
     v = np.zeros((3, VISIBLE), np.float32)
-    with pytest.raises(ValueError, match=r"params\['layers'\]\[0\]: Binary units have loc, got loc, log_var: give RBM"):
+    with pytest.raises(ValueError, match=r"params\['layers'\]\[0\]: Binary units have loc, got loc, log_var; create"):
         BINARY.energy(gaussian(VISIBLE), v)
-    with pytest.raises(ValueError, match=r"params\['layers'\]\[1\]: ReLU units have loc, log_var, got loc: give RBM"):
+    with pytest.raises(ValueError, match=r"params\['layers'\]\[1\]: ReLU units have loc, log_var, got loc; create"):
         rbm.RBM(hidden=rbm.ReLU()).energy(bernoulli(), v)
 
 

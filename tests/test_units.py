@@ -115,13 +115,13 @@ def test_the_start_is_the_same_machine_in_other_units_of_measurement(kind):
 @pytest.mark.parametrize(
     ("kind", "value", "message"),
     [
-        ("binary", 2, r"expected numbers in \[0, 1\], got 2.* in row 3, column 2: scale"),
-        ("spin", 0, r"expected spins, -1 or 1, got 0.* in row 3, column 2: compare them"),
+        ("binary", 2, r"expected numbers in \[0, 1\], got 2.* in row 3, column 2; scale"),
+        ("spin", 0, r"expected spins, -1 or 1, got 0.* in row 3, column 2; compare values"),
         ("spin", np.nan, "got nan in row 3, column 2; fill in missing"),
         ("categorical", STATES, "expected integers from 0 to 2, got 3 in row 3, column 2"),
         ("categorical", -1, "expected integers from 0 to 2, got -1 in row 3, column 2"),
         ("gaussian", np.inf, "got inf in row 3, column 2; fill in missing"),
-        ("relu", -0.5, "expected nonnegative numbers, got -0.5 in row 3, column 2: other numbers need Gaussian"),
+        ("relu", -0.5, "expected nonnegative numbers, got -0.5 in row 3, column 2; use Gaussian"),
         ("drelu", np.nan, "got nan in row 3, column 2; fill in missing"),
     ],
 )
@@ -140,9 +140,9 @@ def test_units_refuse_values_that_they_do_not_take_and_name_row_and_column(kind,
 
 
 def test_units_say_what_to_do_about_data_of_a_neighbouring_kind():
-    with pytest.raises(ValueError, match="zeros and ones become spins by 2 v - 1"):
+    with pytest.raises(ValueError, match="convert zeros and ones with 2 v - 1"):
         rbm.RBM(rbm.Spin()).init(DATA["binary"], 2, KEY)
-    with pytest.raises(ValueError, match="count the states from 0: v - 1"):
+    with pytest.raises(ValueError, match="count the states from 0 with v - 1"):
         rbm.RBM(rbm.Categorical(3)).init(DATA["categorical"] + 1, 2, KEY)
     with pytest.raises(ValueError, match=r"or one-hot states \(rows, visible, 3\), got shapes \[\(5, 4, 7\)\]"):
         rbm.RBM(rbm.Categorical(3)).init(np.zeros((5, 4, 7)), 2, KEY)

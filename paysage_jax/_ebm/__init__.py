@@ -1,1 +1,1 @@
-"""Energy-based models: gradients of two phases, sampling, likelihood."""
+"""Energy-based models: two-phase gradients, sampling, likelihood."""

@@ -1,11 +1,11 @@
 """The partition function Z by annealing.
 
 p(v) = exp(-E(v)) / Z. `energy(params, v) -> (rows,)` has the hidden units summed out; `transition(params, v, key) -> v`
-is a Markov kernel that leaves p as it is. Chains v carry log weights w; when the parameters move from p to q,
+is a Markov kernel that leaves p invariant. Chains v have log weights w. When the parameters change from p to q,
 
     w += E_p(v) - E_q(v),   v ~ the transition of q
 
-and the mean of exp(w) is an unbiased estimate of Z_q / Z_p, of however many moves (Neal, 2001).
+After any number of changes, the mean of exp(w) is an unbiased estimate of Z_q / Z_p (Neal, 2001).
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def log_mean(log_weights: jax.Array) -> jax.Array:
 
 
 def effective_sample_size(log_weights: jax.Array) -> jax.Array:
-    """(Σ weights)² / Σ weights²: so many chains of equal weight would be as good."""
+    """(Σ weights)² / Σ weights², the number of equally weighted chains that would be as accurate."""
     return jnp.exp(2 * logsumexp(log_weights) - logsumexp(2 * log_weights))
 
 
 def resample(v: Batch, log_weights: jax.Array, key: jax.Array) -> Batch:
-    """Systematic resampling: chain i is taken as often as its share of the weights says, rounded up or down."""
+    """Systematic resampling: chain i is copied n wᵢ / Σ w times, rounded up or down."""
     n = len(log_weights)
     upper = jnp.cumsum(whole(jax.nn.softmax(log_weights)))
     points = (jnp.arange(n, dtype=upper.dtype) + jax.random.uniform(key, (), upper.dtype)) / n
@@ -56,12 +56,15 @@ def resample(v: Batch, log_weights: jax.Array, key: jax.Array) -> Batch:
 
 
 class linear_path(Pytree):
-    """The straight line between two parameter trees, a path for annealing.
+    """A straight line between two parameter trees, a path for annealing.
 
         path(β) = (1 - β) start + β end
 
     Args:
-        start, end: parameters of the same shapes.
+        start, end: parameter trees of the same structure and shapes.
+
+    Raises:
+        ValueError: if structures or shapes differ.
     """
 
     start: Params
@@ -81,7 +84,7 @@ class linear_path(Pytree):
 
 
 class _backwards(Pytree):
-    """The same path from its end."""
+    """A path in reverse direction."""
 
     path: Path
 
@@ -92,7 +95,7 @@ class _backwards(Pytree):
 def anneal(
     model: EnergyModel, path: Path, v: Batch, key: jax.Array, steps: ArrayLike, name: str = "chains"
 ) -> tuple[Batch, jax.Array]:
-    """The states at the end of the path, and what has come to the log weight of each chain. `name`: of v, in errors."""
+    """The states at the end of the path, and the log weight of each chain. `name` describes v in errors."""
     v = as_states(model.transition, path(jnp.zeros(())), v, key, f"These states are {name}.")
 
     def step(k: jax.Array, carry: Tree) -> Tree:
@@ -110,12 +113,12 @@ _jitted_chains = jax.jit(run_chains, static_argnums=1)
 
 
 class Annealing(NamedTuple):
-    """A path for annealing to `path(1)`, with states and log Z of the model where it starts.
+    """An annealing path to `path(1)`, with states and log Z of the model at its start.
 
-    path: path(beta) -> params, beta from 0 to 1. If it is a pytree, such as `linear_path(start, end)` or
-    `jax.tree_util.Partial(function, params)`, other parameters do not recompile.
-    start: samples of the model path(0), one for each chain.
-    log_z_start: log Z of the model path(0).
+    path: a function path(beta) -> params, for beta from 0 to 1. If it is a pytree, for example `linear_path(start,
+    end)` or `jax.tree_util.Partial(function, params)`, new parameters do not recompile.
+    start: samples of the model with the parameters path(0), one for each chain.
+    log_z_start: log Z of this model, in nats.
     """
 
     path: Path
@@ -124,13 +127,15 @@ class Annealing(NamedTuple):
 
 
 class AnnealedEstimate(NamedTuple):
-    """log Z of a model and samples of it, by annealing. Where both are known exactly, the rest may be left out.
+    """An estimate of log Z by annealing, with samples. If both are known exactly, only `log_z` and `chains` are needed.
 
-    log_z, error: scalars in nats; the error is too small while few chains carry most of the weight.
-    chains: states where the annealing ended (in reverse: at the start of the path), drawn by their weights: samples of
-    that model, as good as `effective_sample_size` says.
+    log_z, error: the estimate and its standard error, in nats. The error is too small if a few chains dominate the
+    weights.
+    chains: states at the end of the annealing (in reverse: at the start of the path), resampled by their weights. They
+    are as good as `effective_sample_size` independent samples of that model.
     effective_sample_size: (Σ weights)² / Σ weights², from 1 to the number of chains.
-    bound: a scalar in nats: log_z with the mean of w for log mean exp(w); on average below log Z, in reverse above it.
+    bound: `log_z` with the mean of w in place of log mean exp(w), in nats. Its expected value is at most log Z (in
+    reverse: at least log Z).
     """
 
     log_z: ArrayLike
@@ -143,22 +148,22 @@ class AnnealedEstimate(NamedTuple):
 def annealed_importance_sampling(
     model: EnergyModel, annealing: Annealing, key: jax.Array, steps: int = 1000
 ) -> AnnealedEstimate:
-    """log Z at the end of a path, by annealed importance sampling (AIS; Neal, 2001; Salakhutdinov & Murray, 2008).
+    """Estimate log Z by annealed importance sampling (AIS; Neal, 2001; Salakhutdinov & Murray, 2008).
 
         log Z(1) = log Z(0) + log mean exp(w),   w = Σₖ E(βₖ₋₁, v) - E(βₖ, v),   βₖ = k / steps
 
-    The mean of the weights is unbiased; its logarithm tends to be too small. A small effective sample size may warn of
-    it, but need not. `reverse_annealed_importance_sampling` tends to be too large; if its samples are the model's, log
-    Z is between the two up to their errors.
+    The mean of the weights is unbiased, so its logarithm tends to be too small. A small effective sample size is a sign
+    of this, but it does not always show. `reverse_annealed_importance_sampling` tends to be too large. If its samples
+    follow the model, log Z is between the two estimates, up to their errors.
 
-    With many steps they are off by noise more than by bias, and log Z may be on one side of both. It is between the
-    field `bound` of the two (bidirectional Monte Carlo; Grosse, Ghahramani & Adams, 2015): the mean of w is off by
-    about half its variance σ², against a noise of σ / √chains. That holds for bounds at least 36 / chains nats apart;
-    closer ones are noise, too, and the estimates with their errors say all there is.
+    With many steps the noise of both estimates exceeds their bias, and log Z may be on one side of both. Their `bound`
+    fields still bracket log Z (bidirectional Monte Carlo; Grosse, Ghahramani & Adams, 2015), because the mean of w has
+    a bias of about half its variance σ² and a noise of only σ / √chains. This holds if the bounds are at least 36 /
+    chains nats apart. Closer bounds are dominated by noise; then use the estimates with their errors.
 
     Args:
         model: a `Model`, or `rbm.RBM()`.
-        annealing: the path, and states and log Z at its start, one state for each chain.
+        annealing: the path, with log Z and one state for each chain at its start.
         key: a PRNG key.
         steps: the number of temperatures, a positive integer.
 
@@ -171,7 +176,7 @@ def annealed_importance_sampling(
 
 
 def finite_states(name: str, v: Batch, params: Params, integer_states: bool) -> Batch:
-    """States as arrays; integers and bools as floats of the dtype of the parameters, unless they are to stay."""
+    """States as arrays. Integers and bools get the float dtype of the parameters unless `integer_states` is true."""
     v = as_arrays(name, v, np.asarray)
     rows(name, v)
     check_finite(name, v)
@@ -200,17 +205,17 @@ def _estimate(
 def reverse_annealed_importance_sampling(
     model: EnergyModel, annealing: Annealing, samples: Batch, key: jax.Array, steps: int = 1000
 ) -> AnnealedEstimate:
-    """log Z at the end of a path, from samples of the model there that are annealed back to its start.
+    """Estimate log Z by annealing samples of the model back to the start of the path.
 
         log Z(1) = log Z(0) - log mean exp(w)
 
-    It tends to be too large. If the samples miss parts of the model, estimate and bound may both be too small, like all
-    that is learned from them (Burda, Grosse & Salakhutdinov, 2015, on annealing in reverse).
+    The estimate tends to be too large. If the samples miss modes of the model, the estimate and the bound may both be
+    too small (Burda, Grosse & Salakhutdinov, 2015, on reverse annealing).
 
     Args:
-        model, annealing, key, steps: as in `annealed_importance_sampling`; the states at the start are not used.
-        samples: independent samples of the model at the end of the path, one for each chain, for example persistent
-            chains after many more transitions.
+        model, annealing, key, steps: as in `annealed_importance_sampling`; `annealing.start` is not used.
+        samples: independent samples of the model with the parameters path(1), one for each chain, for example
+            persistent chains after many more transitions.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps below 1.
@@ -225,20 +230,21 @@ def reverse_annealed_importance_sampling(
 def reverse_ais_log_prob(
     model: EnergyModel, annealing: Annealing, v: Batch, key: jax.Array, steps: int = 1000, num_chains: int = 1
 ) -> jax.Array:
-    """An estimate of log p(v) for each row of v, cautious for samples of the model; (rows,).
+    """Estimate log p(v) for each row of v by reverse annealing (RAISE; Burda, Grosse & Salakhutdinov, 2015); (rows,).
 
         log p(v) ≈ -E(1, v) - log Z(0) + log mean exp(w)
 
-    w are the weights of chains that start at v, make a transition at the end of the path, and are annealed back. The
-    expected value is at most log p′(v), where p′ is the distribution that annealing forward from path(0) draws from; p′
-    comes to p as the steps grow. Averaged over samples of the model this is below log p. Over data it may be above,
-    where they are more likely under p′. (RAISE; Burda, Grosse & Salakhutdinov, 2015.)
+    w are the weights of chains that start at v, make one transition at the end of the path, and are annealed back. The
+    expected value is at most log p′(v), where p′ is the distribution of the end states of forward annealing. p′
+    approaches p as the number of steps grows. Averaged over samples of the model, the estimate is below log p. Averaged
+    over data, it may be above log p if the data are more likely under p′.
 
     Args:
-        model: a `Model` whose transition is reversible (detailed balance holds), as that of `rbm.RBM()` is.
-        annealing, key, steps: as in `annealed_importance_sampling`; the states at the start are not used.
-        v: the data, states of the model; the weights of `Weighted` data change no row.
-        num_chains: chains for each row. With more the estimate rises on average; all are annealed at once.
+        model: a `Model` whose transition is reversible (satisfies detailed balance), for example `rbm.RBM()`.
+        annealing, key, steps: as in `annealed_importance_sampling`; `annealing.start` is not used.
+        v: the data, states of the model; weights of `Weighted` data are ignored.
+        num_chains: the number of chains per row, a positive integer. More chains raise the estimate on average and need
+            more memory, because all are annealed at once.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, or steps or num_chains below 1.

@@ -13,13 +13,13 @@ from .._core.trees import by_path, moment_dtype, zeros_like_moments
 from .._core.types import Params, State, Statistics, Tree, Updates
 from .._optim.transformation import BEFORE, Transformation, next_step
 
-_HINT = "pass `connections=` to say which layers each weight connects"
+_HINT = "pass `connections=` to list the layers that each weight connects"
 
 
 class Connection(NamedTuple):
-    """A weight matrix (n, m) and the biases of the two layers it joins, (n,) and (m,), as leaf paths.
+    """The paths of a weight matrix (n, m) and of the biases (n,) and (m,) of the two layers that it connects.
 
-    The biases may have more axes, as those of categories have; the matrix then has the axes of both, (n, q, m).
+    The biases may have more axes, for example (n, q) for categories. The matrix then has the axes of both, (n, q, m).
     """
 
     weight: str
@@ -28,7 +28,7 @@ class Connection(NamedTuple):
 
 
 class CenterState(NamedTuple):
-    """step: updates done; offsets: the running mean activation of each layer, under its bias's path."""
+    """step: the number of updates so far (int32); offsets: the running mean activation of each layer, by bias path."""
 
     step: jax.Array
     offsets: dict[str, jax.Array]
@@ -39,34 +39,34 @@ def _as_connections(_: str, connections: Iterable[Iterable[str]] | None) -> tupl
 
 
 class center(Transformation):
-    """The centred gradient (Melchior, Fischer & Wiskott, JMLR 17(99), 2016), first in a chain.
+    """Center the gradient of a Boltzmann machine (Melchior, Fischer & Wiskott, JMLR 17(99), 2016). Chain it first.
 
-    Two layers with biases b and c and offsets μ and λ, joined by W (n, m):
+    For two layers with biases b and c and offsets μ and λ, connected by W (n, m):
 
         dW_c = dW - μ dcᵀ - db λᵀ
         db_c = db - dW_c λ
-        dc_c = dc - dW_cᵀ μ                       (a layer joined on both sides subtracts both terms)
+        dc_c = dc - dW_cᵀ μ                       (a layer with two connections subtracts both terms)
         μ = decay μ + (1 - decay) a               (a itself at the first step)
 
     The activations a are the means of the statistics that W couples. By default they are minus the derivative of the
-    mean energy with respect to the bias, valid if the energy contains -b·t(v) and b nowhere else; `rbm.RBM.activations`
-    is valid for every kind of unit. The derivatives come with the extra argument `statistics` of a two-phase estimator
+    mean energy with respect to the bias, which is valid if b appears in the energy only as -b·t(v). For every kind of
+    unit, use `rbm.RBM.activations`. The derivatives come from the extra argument `statistics` of a two-phase estimator
     (`PhaseStatistics`).
 
-    It is meant for `sgd` and `momentum`: `adam` rescales the centred gradient element by element, and some runs end far
-    below the others.
+    Use it with `sgd` or `momentum`. `adam` rescales the centred gradient element by element, and some runs then reach
+    a much lower likelihood.
 
     Args:
-        decay: of the offsets, in [0, 1).
-        enhanced: activations averaged over data and model (Cho, Raiko & Ilin, 2013, take that with decay = 0);
-            otherwise those of the data.
-        connections: (weight, left bias, right bias) paths; by default weights/i/matrix joins layers/i/loc and
+        decay: the decay of the offsets, in [0, 1).
+        enhanced: whether to average the activations over data and model (as Cho, Raiko & Ilin, 2013, with decay = 0);
+            otherwise they are means over the data.
+        connections: (weight, left bias, right bias) paths. By default weights/i/matrix connects layers/i/loc and
             layers/i+1/loc.
-        activations: activations(params, gradient) -> a tree with the means of t(v) in the place of the biases, given
-            the gradient of a mean energy.
+        activations: a function (params, gradient of a mean energy) -> tree with the means of t(v) in place of the
+            biases.
 
     Raises:
-        ValueError: where a path or a shape does not fit, or `statistics` are missing.
+        ValueError: if a path or a shape does not fit, or if `statistics` are missing.
     """
 
     _stage = BEFORE
@@ -87,7 +87,7 @@ class center(Transformation):
     ) -> tuple[Updates, State]:
         if not hasattr(statistics, "data_gradient"):
             kind = type(statistics).__name__
-            raise ValueError(f"center: needs update(..., statistics=...) of a two-phase estimator, got {kind}")
+            raise ValueError(f"center: needs update(..., statistics=...) from a two-phase estimator, got {kind}")
         given = by_path(updates)
         connections = self._connections(given)
         joined = {path for connection in connections for path in connection}
@@ -118,7 +118,7 @@ class center(Transformation):
         return {bias: running_mean(bias, offset) for bias, offset in state.offsets.items()}
 
     def _activations(self, params, gradient):
-        """By path, those of all leaves; they mean something for biases."""
+        """Activations by path, of which only those of biases are meaningful."""
         if self.activations is None:
             return by_path(jax.tree.map(jnp.negative, gradient))
         if params is None:

@@ -1,4 +1,4 @@
-"""Data that are read as a whole: which values they may have, and means over their rows, weighted or not."""
+"""Data sets: checks of their values, and weighted means over their rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .phases import rows
 
 
 def check_real(name: str, tree: Tree) -> None:
-    """Raise TypeError for complex numbers, and ValueError for those that are not finite, where the values are known."""
+    """Raise TypeError for complex numbers, and ValueError for nonfinite numbers if the values are known."""
     for path, x in tree_flatten_with_path(tree)[0]:
         if jnp.issubdtype(x.dtype, np.complexfloating):
             raise TypeError(f"{name}{keystr(path)}: expected real numbers, got dtype {x.dtype}")
@@ -25,7 +25,7 @@ def check_real(name: str, tree: Tree) -> None:
 
 
 def check_unit_interval(name: str, tree: Tree) -> None:
-    """Raise ValueError for a number outside [0, 1], naming leaf, row and column, where the values are known."""
+    """Raise ValueError for a number outside [0, 1] if the values are known; it names leaf, row and column."""
 
     def fine(x: Leaf) -> Leaf:
         return x.dtype == bool or (x.min() >= 0) & (x.max() <= 1)  # False for NaN
@@ -37,7 +37,7 @@ def check_unit_interval(name: str, tree: Tree) -> None:
 
 
 def check_binary(name: str, tree: Tree) -> None:
-    """Raise ValueError for a number other than 0 and 1, naming leaf, row and column, where the values are known."""
+    """Raise ValueError for a number other than 0 and 1 if the values are known; it names leaf, row and column."""
     check_each(name, tree, lambda x: (x == 0) | (x == 1), "zeros and ones", _advice)
 
 
@@ -49,9 +49,9 @@ def check_each(
     advice: Callable[[np.ndarray], str],
     fine: Callable[[Leaf], Leaf] | None = None,
 ) -> None:
-    """Raise ValueError for a number for which `each` is False, naming leaf, row and column, where values are known.
+    """Raise ValueError for a number for which `each` is False, if the values are known; it names leaf, row and column.
 
-    fine: whether all are True, where that is faster than each(x).all(). advice: what to do, given all numbers.
+    fine: whether all are True, if that is faster than each(x).all(). advice: what to do, a function of all numbers.
     """
 
     def all_of(x: Leaf) -> Leaf:
@@ -64,41 +64,41 @@ def check_each(
         if isinstance(x, Tracer) or x.size == 0 or not getattr(x, "is_fully_addressable", True):
             continue
         if is_remote(x):
-            with jax.ensure_compile_time_eval():  # also of a constant in a program that is traced
+            with jax.ensure_compile_time_eval():  # a constant in a traced program also has known values
                 if fine(x):
                     continue
         x = np.asarray(x)
         if found := first_wrong(x, fine, each):
             index, value = found
-            raise ValueError(f"{name}{keystr(path)}: expected {expected}, got {value} in {place(index)}: {advice(x)}")
+            raise ValueError(f"{name}{keystr(path)}: expected {expected}, got {value} in {place(index)}; {advice(x)}")
 
 
 def fill_in(x: np.ndarray) -> str:
-    """What to do about numbers that are not finite, an empty string if all are."""
-    return "" if np.isfinite(x.astype(np.float32)).all() else "fill in missing values, or leave these rows out"
+    """What to do about nonfinite numbers; an empty string if all numbers are finite."""
+    return "" if np.isfinite(x.astype(np.float32)).all() else "fill in missing values, or drop these rows"
 
 
 def _advice(x: np.ndarray) -> str:
     if missing := fill_in(x):
         return missing
     if ((x == -1) | (x == 1)).all():
-        return "spins become zeros and ones by (v + 1) / 2"
+        return "convert spins to zeros and ones with (v + 1) / 2"
     if x.min() < 0:
-        return "binary units take zeros and ones; real numbers need Gaussian units"
+        return "use Gaussian units for real numbers"
     if x.max() > 1:
         return f"scale the values to [0, 1] or compare them with a threshold, for example v > {x.max() / 2:g}"
     return "compare grey values with a threshold, for example v > 0.5, or draw zeros and ones with these means"
 
 
 def measured(name: str, data: Batch, check: Callable[[str, Tree], None] = check_finite) -> Weighted:
-    """Rows as arrays, and their weights, None without any.
+    """Rows as arrays, and their weights, or None without weights.
 
     Raises:
-        TypeError, ValueError: for what is no array, for no rows, for weights that do not fit or are all 0, and for
-            values that `check` refuses.
+        TypeError, ValueError: if the data are not arrays or have no rows, if the weights do not fit or are all 0, and
+            for values that `check` rejects.
     """
     v, weights = data if isinstance(data, Weighted) else (data, None)
-    v = as_arrays(name, v, np.asarray)  # checked before JAX makes it narrower
+    v = as_arrays(name, v, np.asarray)  # checked before JAX narrows the dtype
     size = rows(name, v)
     check(name, v)
     if weights is not None:
@@ -108,7 +108,7 @@ def measured(name: str, data: Batch, check: Callable[[str, Tree], None] = check_
 
 
 def matrix(name: str, data: Batch, check: Callable[[str, Tree], None]) -> Weighted:
-    """`measured` rows of one array (rows, visible)."""
+    """`measured`, for one array (rows, visible)."""
 
     def check_matrix(name: str, v: Batch) -> None:
         shapes = [x.shape for x in jax.tree.leaves(v)]
@@ -121,7 +121,7 @@ def matrix(name: str, data: Batch, check: Callable[[str, Tree], None]) -> Weight
 
 
 def mean_over_rows(x: jax.Array, weights: Leaf) -> jax.Array:
-    """Σ wᵢ xᵢ / Σ wᵢ over the rows xᵢ, at least in float32; the mean if there are no weights."""
+    """Σ wᵢ xᵢ / Σ wᵢ over the rows xᵢ, in at least float32; without weights, the mean."""
     x = x.astype(moment_dtype(x.dtype))
     if weights is None:
         return jnp.mean(x, axis=0)
@@ -131,9 +131,10 @@ def mean_over_rows(x: jax.Array, weights: Leaf) -> jax.Array:
 
 
 def mean_and_deviation(name: str, data: Weighted) -> tuple[jax.Array, jax.Array]:
-    """Of the columns of rows (rows, n), at least in float32, accurate also where values are far from 0, tiny or huge.
+    """The mean and standard deviation of each column of (rows, n), in at least float32.
 
-    Raises ValueError for a column that is constant up to rounding, or whose variance is no number of that dtype.
+    Both are accurate even if values are far from 0, tiny or huge. Raises ValueError for a column that is constant up to
+    rounding, or whose variance overflows or underflows.
     """
     x = as_floats(data.v, float)
     x = x.astype(moment_dtype(x.dtype))
@@ -154,8 +155,8 @@ def _check_varies(name: str, mean: np.ndarray, deviation: np.ndarray, largest: n
     limits = np.finfo(deviation.dtype)
     variance = np.square(deviation.astype(np.float64))
     for wrong, what in (
-        (deviation <= 4 * limits.eps * largest, "is constant up to rounding: leave this column out"),
-        (~((limits.tiny <= variance) & (variance <= limits.max)), f"has no variance in {deviation.dtype}: rescale it"),
+        (deviation <= 4 * limits.eps * largest, "is constant up to rounding; drop this column"),
+        (~((limits.tiny <= variance) & (variance <= limits.max)), f"has no variance in {deviation.dtype}; rescale it"),
     ):
         if wrong.any():
             column = int(np.argmax(wrong))

@@ -1,4 +1,4 @@
-"""Ready metrics of energy-based models."""
+"""Metrics of energy-based models, for `fit`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class pseudo_log_likelihood(Pytree):
 
         p(vᵢ | the other units) = exp(-F(v)) / Σ exp(-F(v with vᵢ = x)) over the values x of a unit
 
-    Its mean over the draws is the mean of Σᵢ log p(vᵢ | the other units).
+    The expected value over i is the mean of Σᵢ log p(vᵢ | the other units).
 
     Args:
-        model: an `rbm.RBM` whose visible units take finitely many values, or any model of zeros and ones.
-        v: (rows, n), in these values, or `Weighted`; then the mean is weighted.
+        model: an `rbm.RBM` whose visible units take finitely many values, or any model of binary states.
+        v: states (rows, n), or `Weighted` for a weighted mean.
 
     Raises:
-        TypeError, ValueError: for states of other values, naming row and column.
+        TypeError, ValueError: for a value that the units do not take; it names row and column.
     """
 
     model: EnergyModel = converted(as_model)
@@ -45,7 +45,7 @@ class pseudo_log_likelihood(Pytree):
 
     @property
     def _values(self) -> Sequence[float] | None:
-        """Those that a unit takes; None for real numbers."""
+        """The values of a visible unit; None for real numbers."""
         visible = getattr(self.model, "visible", None)
         return (0.0, 1.0) if visible is None else visible.values
 
@@ -75,13 +75,11 @@ def _check_values(name: str, v: Batch, values: Sequence[float]) -> None:
     if binary:
         check_binary(name, v)
     else:
-        check_each(
-            name, v, lambda x: np.isin(x, values), f"values {list(values)}", lambda x: "these are those of a unit"
-        )
+        check_each(name, v, lambda x: np.isin(x, values), f"values {list(values)}", lambda x: "a unit takes only these")
 
 
 class reconstruction_error(Pytree):
-    """Mean squared difference between states and what one transition makes of them.
+    """Mean squared difference between states and the states after one transition.
 
         mean of (v - model.transition(params, v, key))² over rows and units
 
@@ -89,10 +87,10 @@ class reconstruction_error(Pytree):
 
     Args:
         model: a `Model`, or `rbm.RBM()`.
-        v: a pytree of finite arrays (rows, ...), or `Weighted`; then the mean over rows is weighted.
+        v: a pytree of finite arrays (rows, ...), or `Weighted` for a weighted mean.
 
     Raises:
-        TypeError, ValueError: for NaN and infinities, naming row and column, and weights that do not fit.
+        TypeError, ValueError: for NaN and infinity, naming row and column, and for weights that do not fit.
     """
 
     model: EnergyModel = converted(as_model)
@@ -120,14 +118,16 @@ class reconstruction_error(Pytree):
 
 
 class free_energy_gap(Pytree):
-    """Mean free energy of validation data minus that of training data: it grows when a model overfits (Hinton, 2010).
+    """Difference of the mean free energies of validation and training data, which grows under overfitting.
+
+        mean F(validation) - mean F(train)   (Hinton, 2010)
 
     Args:
         model: a `Model`, or `rbm.RBM()`.
-        train, validation: pytrees of finite arrays (rows, ...), or `Weighted`; then the mean is weighted.
+        train, validation: pytrees of finite arrays (rows, ...), or `Weighted` for weighted means.
 
     Raises:
-        TypeError, ValueError: for NaN and infinities, naming row and column, and weights that do not fit.
+        TypeError, ValueError: for NaN and infinity, naming row and column, and for weights that do not fit.
     """
 
     model: EnergyModel = converted(as_model)

@@ -1,4 +1,4 @@
-"""Do the chains mix? Autocorrelation times, split R-hat and effective sample sizes."""
+"""How well chains mix: autocorrelation times, split R-hat and effective sample sizes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .model import EnergyModel, as_model
 from .phases import energies_of, hints, rows
 
 _WINDOW = 5  # in autocorrelation times
-_ROUNDS = 5  # of power iteration
-_R_HAT = 1.05  # that of chains whose autocorrelation time is about a twentieth of the steps
+_ROUNDS = 5  # rounds of power iteration
+_R_HAT = 1.05  # reached when the autocorrelation time is about a twentieth of the steps
 
 
 # --- one statistic -----------------------------------------------------------------------------------
@@ -30,11 +30,11 @@ _R_HAT = 1.05  # that of chains whose autocorrelation time is about a twentieth 
 class MixingStatistic(NamedTuple):
     """How well the chains sample one statistic, or each element of an array.
 
-    autocorrelation_time: integrated, in steps; 1 for independent states.
-    r_hat: 1 where the chains agree, larger where they do not. At 1.05, the time is about a twentieth of the steps.
-    effective_sample_size: so many independent states would give as good a mean.
+    autocorrelation_time: the integrated autocorrelation time in steps; 1 for independent states.
+    r_hat: 1 if the chains agree, larger if they do not. At 1.05, the time is about a twentieth of the steps.
+    effective_sample_size: the number of independent states whose mean would be equally accurate.
 
-    All are NaN for an energy that never changes.
+    All are NaN if the energy never changes.
     """
 
     autocorrelation_time: jax.Array
@@ -45,9 +45,9 @@ class MixingStatistic(NamedTuple):
 def integrated_autocorrelation_time(series: jax.Array) -> jax.Array:
     """τ = 1 + 2 Σₖ ρ(k), k = 1 ... M, with the smallest M ≥ 5 τ(M), of series (steps, chains)."""
     steps, chains = series.shape
-    # Deviations from the mean of all chains: chains that do not move from their place give a long time.
+    # Deviations from the mean of all chains, so that chains that do not move give a long time.
     deviations = (series - jnp.mean(series)).T
-    # In blocks of chains, whose last is filled with zeros, so that the transforms take little memory.
+    # In blocks of chains, the last one padded with zeros, to save memory in the transforms.
     block = min(chains, 128)
     blocks = jnp.pad(deviations, ((0, -chains % block), (0, 0))).reshape(-1, block, steps)
 
@@ -62,11 +62,11 @@ def integrated_autocorrelation_time(series: jax.Array) -> jax.Array:
 
 
 def split_r_hat(means: jax.Array, variances: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """R-hat, and the effective sample size by the spread of the means, of half chains (2, chains, ...).
+    """R-hat and the effective sample size from the means and variances of half chains (2, chains, ...).
 
         R² = V / W,   ESS = 2 chains V / B,   V = (1 - 1 / length) W + B
 
-    W is the mean variance inside the half chains, B the variance of their means.
+    W is the mean variance within the half chains, and B the variance of their means.
     """
     between = jnp.var(means, axis=(0, 1), ddof=1)
     within = jnp.mean(variances, axis=(0, 1))
@@ -75,16 +75,16 @@ def split_r_hat(means: jax.Array, variances: jax.Array, length: int) -> tuple[ja
 
 
 def _of_series(series: jax.Array) -> MixingStatistic:
-    """Of a scalar, from its values in both halves (2, steps, chains)."""
+    """`MixingStatistic` of a scalar, from its values in both halves (2, steps, chains)."""
     _, length, chains = series.shape
-    series = series - series[0, 0, 0]  # so that rounding errors of the mean are no motion
+    series = series - series[0, 0, 0]  # so that a constant series has mean 0 without rounding error
     time = integrated_autocorrelation_time(series.reshape(2 * length, chains))
     r_hat, _ = split_r_hat(jnp.mean(series, axis=1), jnp.var(series, axis=1, ddof=1), length)
     return MixingStatistic(time, r_hat, 2 * length * chains / time)
 
 
 def _of_moments(means: jax.Array, variances: jax.Array, length: int) -> MixingStatistic:
-    """Of each unit, from the means and variances of both halves; a unit that never changes is taken as mixed."""
+    """`MixingStatistic` of each unit, from the means and variances of both halves. A constant unit counts as mixed."""
     size = 2 * length * means.shape[1]
     r_hat, effective = split_r_hat(means, variances, length)
     still = (jnp.max(means, axis=(0, 1)) == jnp.min(means, axis=(0, 1))) & jnp.all(variances == 0, axis=(0, 1))
@@ -96,11 +96,11 @@ def _of_moments(means: jax.Array, variances: jax.Array, length: int) -> MixingSt
 
 
 class Mixing(NamedTuple):
-    """What `mixing` returns; `print` shows it as a table.
+    """Result of `mixing`; `print` shows it as a table.
 
-    energy: of the states. slow_direction: of the derivative of the energy along the direction of the parameters in
-    which the chains move slowest. units: with an array like one state, or a tree of them, in each field.
-    num_chains, steps: int32.
+    energy: the statistic of the energy. slow_direction: the statistic of the derivative of the energy along the slowest
+    direction of the parameters. units: the statistics of the units; each field is an array like one state, or a tree of
+    arrays. num_chains, steps: int32.
     """
 
     energy: MixingStatistic
@@ -111,7 +111,7 @@ class Mixing(NamedTuple):
 
     @property
     def worst(self) -> MixingStatistic:
-        """The longest time, the largest R-hat and the smallest effective sample size of all."""
+        """The longest time, the largest R-hat and the smallest effective sample size of all statistics."""
         every = [self.energy, self.slow_direction, _worst_of(self.units)]
         return _worst_of(MixingStatistic(*(jnp.stack(values) for values in zip(*every, strict=True))))
 
@@ -121,7 +121,7 @@ class Mixing(NamedTuple):
         named = {"energy": self.energy, "slow direction": self.slow_direction, "worst unit": _worst_of(self.units)}
         lines = [f"{'':16}{'autocorrelation':>16}{'R-hat':>10}{'effective size':>16}"]
         lines += [f"{name:16}{float(s[0]):16.1f}{float(s[1]):10.3f}{float(s[2]):16.0f}" for name, s in named.items()]
-        mixed = self.worst.r_hat < _R_HAT  # not if it is NaN
+        mixed = self.worst.r_hat < _R_HAT  # False for NaN
         verdict = "no sign of slow mixing" if mixed else f"the chains have not mixed (R-hat should be below {_R_HAT})"
         return "\n".join([*lines, f"{int(self.num_chains)} chains, {int(self.steps)} steps: {verdict}"])
 
@@ -135,24 +135,24 @@ def _worst_of(statistic: MixingStatistic) -> MixingStatistic:
 
 
 def mixing(model: EnergyModel, params: Params, chains: Batch, key: jax.Array, steps: int = 1000) -> Mixing:
-    """How well chains mix: integrated autocorrelation times, split R-hat, and effective sample sizes.
+    """Measure how well chains mix: integrated autocorrelation times, split R-hat, and effective sample sizes.
 
         τ = 1 + 2 Σₖ ρ(k), k = 1 ... M with M ≥ 5 τ,   R² = V / W,   ESS = chains steps / τ
 
     ρ is the autocorrelation around the mean of all chains, with the window of Sokal (1997), as in emcee. R is split
-    R-hat (Gelman et al., 2013; Vehtari et al., 2021): W is the mean variance inside the halves of the chains, B the
-    variance of their means, and V = W (1 - 2 / steps) + B. These are reported for
+    R-hat (Gelman et al., 2013; Vehtari et al., 2021): W is the mean variance within the halves of the chains, B the
+    variance of their means, and V = W (1 - 2 / steps) + B. These statistics are reported for
 
     - the energy;
-    - the derivative of the energy along one direction d of the parameters, d·∂E/∂params, which is what learning
-      averages. Power iteration finds d during steps // 4 transitions before the measured ones: the direction in which
-      later and earlier states of a chain have the largest covariance;
-    - each unit of the states. Its ESS is 2 chains V / B (Vats & Knudson, 2021), which is off by a share of about
+    - the derivative of the energy along one direction d of the parameters, d·∂E/∂params, which the gradient averages.
+      d is the direction with the largest covariance between earlier and later states of a chain. Power iteration finds
+      it during steps // 4 transitions before the measured ones;
+    - each unit of the states. Its ESS is 2 chains V / B (Vats & Knudson, 2021), with a relative error of about
       1 / √chains, and its τ is chains steps / ESS.
 
-    Of the history only the energy and d·∂E/∂params are kept, 2 numbers for each chain and step; beside it about 8
-    numbers for each unit of each chain. A mode that no chain visits leaves no trace; `compare_starts` may find it. It
-    runs under `jit`, under `vmap`, and as a metric in `fit`:
+    Memory: 2 numbers per chain and step (the energy and d·∂E/∂params), and about 8 numbers per unit and chain. A mode
+    that no chain visits goes unnoticed; `compare_starts` may find it. `mixing` runs under `jit`, under `vmap`, and as a
+    metric in `fit`:
 
         def r_hat(state, key):
             return pj.mixing(model, state.params, state.estimator_state, key, steps=20).worst.r_hat
@@ -160,9 +160,10 @@ def mixing(model: EnergyModel, params: Params, chains: Batch, key: jax.Array, st
     Args:
         model: a `Model`, or `rbm.RBM()`.
         params: its parameters.
-        chains: states of the model, at least 2, with one leading axis; those of a run are `result.estimator_state`.
+        chains: states of the model, at least 2, with a common leading axis, for example `result.estimator_state`.
         key: a PRNG key.
-        steps: measured transitions, an integer from 4; an odd one is rounded up. Another number recompiles.
+        steps: the number of measured transitions, an integer of at least 4; odd numbers are rounded up. Changing it
+            recompiles.
 
     Raises:
         TypeError, ValueError: for energies or states that do not fit, fewer than 2 chains, or fewer than 4 steps.
@@ -211,24 +212,24 @@ def _mixing(model: EnergyModel, params: Params, v: Batch, key: jax.Array, length
 
 
 def as_samples(name: str, v: Batch, params: Params, model: EnergyModel) -> Batch:
-    """Chains as arrays, at least two. Raises TypeError or ValueError otherwise."""
+    """Chains as arrays, at least two. Raises TypeError or ValueError for other input."""
     if isinstance(v, Weighted):
-        raise TypeError(f"{name}: expected states without weights, got Weighted: draw rows by their weights")
+        raise TypeError(f"{name}: expected states without weights, got Weighted; draw rows by their weights")
     v = finite_states(name, v, params, model.integer_states)
     if (size := rows(name, v)) < 2:
-        raise ValueError(f"{name}: expected at least 2 states, which are compared, got {size}")
+        raise ValueError(f"{name}: expected at least 2 states, got {size}")
     return v
 
 
 def as_numbers(v: Batch) -> Batch:
-    """Floats, at least float32."""
+    """Convert to floats of at least float32."""
     return jax.tree.map(lambda x: x.astype(moment_dtype(x.dtype)), as_floats(v, float))
 
 
 def _energies_of_moving(
     model: EnergyModel, params: Params
 ) -> tuple[Callable[[list[Leaf], Batch], jax.Array], list[Leaf]]:
-    """The energies as a function of the parameters that are no integers, and these; both at least float32."""
+    """The energies as a function of the noninteger parameters, and these parameters; both in at least float32."""
     leaves, structure = jax.tree.flatten(params)
     moves = [is_inexact(x) for x in leaves]
 
@@ -243,7 +244,7 @@ def _energies_of_moving(
 
 
 def _slow_direction(model: EnergyModel, params: Params, v: Batch, key: jax.Array, length: int) -> tuple[Tree, Batch]:
-    """d ← Σₜ Cov[∂E(t), Σ d·∂E(s) over s < t], normalized, in some rounds; and the states after them."""
+    """Iterate d ← Σₜ Cov[∂E(t), Σ d·∂E(s) over s < t], normalized; return d and the states afterwards."""
     energies, moving = _energies_of_moving(model, params)
     start_key, key = jax.random.split(key)
 
@@ -253,7 +254,7 @@ def _slow_direction(model: EnergyModel, params: Params, v: Batch, key: jax.Array
         v = model.transition(params, v, jax.random.fold_in(key, i))
         _, pull = jax.vjp(lambda p: energies(p, v), moving)
         deviations = earlier - jnp.mean(earlier)
-        largest = divisor(jnp.max(jnp.abs(deviations)))  # so that a derivative in half precision does not overflow
+        largest = divisor(jnp.max(jnp.abs(deviations)))  # so that derivatives in half precision do not overflow
         (product,) = pull(deviations / largest / len(earlier))
         return v, direction, earlier, jax.tree.map(lambda c, x: c + jnp.conj(x), covariance, product)
 
@@ -264,7 +265,7 @@ def _slow_direction(model: EnergyModel, params: Params, v: Batch, key: jax.Array
         v, _, earlier, covariance = jax.lax.fori_loop(i * length, (i + 1) * length, step, start)
         return v, covariance, jnp.zeros_like(earlier)
 
-    # The first round has no direction yet, but a random number for each chain.
+    # The first round has no direction yet and starts from a random number for each chain.
     zeros = jnp.zeros_like(energies(moving, v))
     random = zeros + jax.random.normal(start_key, zeros.shape, zeros.dtype)
     v, direction, _ = jax.lax.fori_loop(0, _ROUNDS, improve, (v, jax.tree.map(jnp.zeros_like, moving), random))

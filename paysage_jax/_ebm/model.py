@@ -15,7 +15,7 @@ Transition = Callable[[Params, Batch, jax.Array], Batch]
 
 
 class EnergyModel(Protocol):
-    """What estimators, metrics, annealing and tracking use of a model: `Model`, `rbm.RBM`, or an object of yours."""
+    """The interface of models for estimators, metrics, annealing and tracking: `Model`, `rbm.RBM`, or your object."""
 
     @property
     def energy(self) -> Energy: ...
@@ -28,7 +28,7 @@ class EnergyModel(Protocol):
 
 
 class HasParams(Protocol):
-    """What a metric is given, `TrainState` for example."""
+    """The first argument of a metric, for example `TrainState`."""
 
     @property
     def params(self) -> Params: ...
@@ -47,20 +47,22 @@ def _as_function_or_none(where: str, function: object) -> Callable[..., Tree] | 
 
 
 class Model(Pytree):
-    """An energy-based model, p(v) = exp(-energy(params, v)) / Z.
+    """An energy-based model.
+
+        p(v) = exp(-energy(params, v)) / Z
 
     Args:
-        energy: energy(params, v) -> (rows,), with hidden units summed out where that has a closed form. Low energy
-            means likely. v is a pytree of arrays with one leading axis.
-        transition: transition(params, v, key) -> v, a step of a Markov chain that leaves p invariant: block Gibbs
+        energy: energy(params, v) -> (rows,), with hidden units summed out if that has a closed form. Low energy means
+            high probability. v is a pytree of arrays with a common leading axis.
+        transition: transition(params, v, key) -> v, one step of a Markov chain that leaves p invariant: block Gibbs
             sampling, a Metropolis step, Langevin dynamics.
-        sample_hidden: sample_hidden(params, v, key) -> states, where data are only a part of a state. Chains start from
-            these states.
-        integer_states: whether states are counts or categories, of an integer or bool dtype, and data stay as they are.
-            Otherwise integers and bools become floats, of the dtype of the parameters.
+        sample_hidden: sample_hidden(params, v, key) -> states, for data that are only a part of a state. It returns
+            complete states, from which chains start.
+        integer_states: whether states are counts or categories with an integer or bool dtype. Otherwise integer and
+            bool data are converted to the floating dtype of the parameters.
 
     Raises:
-        TypeError: for what is no function.
+        TypeError: if an argument is not a function.
 
     >>> import jax.numpy as jnp
     >>> def energy(params, v):
@@ -79,10 +81,10 @@ class Model(Pytree):
 
 
 def as_model(where: str, model: EnergyModel) -> EnergyModel:
-    """The model, if it has all that is used of one. Raises TypeError otherwise."""
+    """Return the model. Raises TypeError if it lacks an attribute of `EnergyModel`."""
     if isinstance(model, type):
         raise TypeError(f"{where} must be a model, got the class {model.__name__}: call it")
     if missing := [name for name in vars(Model)["__annotations__"] if not hasattr(model, name)]:
-        hint = ": give Model(energy, transition)" if callable(model) else ""
+        hint = "; use Model(energy, transition)" if callable(model) else ""
         raise TypeError(f"{where} must be a model, with {', '.join(missing)}, got {model!r}{hint}")
     return model

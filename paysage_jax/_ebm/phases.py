@@ -1,8 +1,8 @@
-"""The gradient of an energy-based model in two phases: a data term minus a model term.
+"""The two-phase gradient of an energy-based model: a data term minus a model term.
 
-One sign convention: a gradient is that of a loss to be lowered, the mean energy of the data minus the mean energy of
-the model's samples, so low energy means likely. `energy(params, v) -> (batch,)` is a free energy or the energy of
-complete states; v is a pytree of arrays with one leading batch axis.
+The loss to minimize is the mean energy of the data minus the mean energy of samples of the model, so low energy means
+high probability. `energy(params, v) -> (batch,)` is a free energy or the energy of complete states; v is a pytree of
+arrays with a common leading batch axis.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from .model import Energy
 
 
 class PhaseStatistics(NamedTuple):
-    """Each phase's mean energy and its gradient with respect to the parameters; the penalty of energies, if any."""
+    """Statistics of both phases.
+
+    data_energy, model_energy: mean energies. data_gradient, model_gradient: their gradients with respect to the
+    parameters. energy_penalty: the penalty on energies; None without a penalty.
+    """
 
     data_energy: jax.Array
     model_energy: jax.Array
@@ -35,7 +39,7 @@ class PhaseStatistics(NamedTuple):
 
 @contextmanager
 def hints(v: Batch, integer_states: bool, whole: bool = True) -> Iterator[None]:
-    """Adds to an error what to do about states that energy or transition do not take, if v or the error shows it."""
+    """Add a note to an error about states that the energy or the transition rejects, if v or the error shows why."""
     try:
         yield
     except Exception as error:
@@ -47,18 +51,18 @@ def hints(v: Batch, integer_states: bool, whole: bool = True) -> Iterator[None]:
 def _hints(error: str, v: Batch, integer_states: bool, whole: bool) -> Iterator[str]:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(v)]
     if not integer_states and re.search(r"integer|accept dtype float|loses its values", error):
-        yield "Integers and bools of data become floats; for counts or categories set integer_states=True."
+        yield "Integer and bool data are converted to floats; for counts or categories, set integer_states=True."
     inner = jax.tree.leaves(v, is_leaf=lambda x: isinstance(x, Weighted))
     if any(isinstance(x, Weighted) for x in inner):
-        yield "Weighted is inside the data: give one Weighted(v, weights), with v the array, tuple or dict of rows."
+        yield "Weighted is inside the data; pass one Weighted(v, weights), with v the array, tuple or dict of rows."
     elif isinstance(v, list | tuple) and len(v) == 1:
-        yield f"The data are a {type(v).__name__} of one array: give the array alone."
+        yield f"The data are a {type(v).__name__} of one array; pass the array itself."
     elif isinstance(v, list | tuple):
-        yield f"The data are a {type(v).__name__} of arrays of shapes {shapes}: of rows and labels give the rows alone."
+        yield f"The data are a {type(v).__name__} of arrays of shapes {shapes}; of rows and labels, pass only the rows."
     elif jax.tree_util.all_leaves([v]) and len(shapes[0]) > 2:
-        yield f"A row has the shape {shapes[0][1:]}: if a state is a vector, give data.reshape(len(data), -1)."
+        yield f"A row has the shape {shapes[0][1:]}; if a state is a vector, pass data.reshape(len(data), -1)."
     elif not whole and _OTHER_STATES.search(error):
-        yield "If the data leave units of the transition's states hidden, give the model sample_hidden=."
+        yield "If the data do not contain the hidden units of the states, set sample_hidden= of the model."
 
 
 _OTHER_STATES = re.compile(
@@ -67,9 +71,10 @@ _OTHER_STATES = re.compile(
 
 
 def value_and_gradient(function: Callable[[Params], jax.Array], params: Params) -> tuple[jax.Array, Params]:
-    """A real function's value, and its gradient as a `Transformation` takes it: of complex parameters ∂/∂x + i ∂/∂y.
+    """The value of a real function, and its gradient in the convention of `Transformation`.
 
-    That of integers is 0: `freeze` keeps them out of the optimizer.
+    For complex parameters the gradient is ∂/∂x + i ∂/∂y; for integers it is 0, and `freeze` excludes them from the
+    optimizer.
     """
     value, gradient = jax.value_and_grad(function, allow_int=True)(params)
 
@@ -88,9 +93,9 @@ def rows(name: str, v: Batch) -> int:
 
 
 def weighted(batch: Batch) -> Weighted:
-    """The batch and its weights, None if it has none.
+    """The batch and its weights, or None without weights.
 
-    Raises ValueError for weights of another shape, and while their values are known for those that cannot be weights.
+    Raises ValueError for weights of another shape and, if their values are known, for negative or nonfinite weights.
     """
     batch = as_arrays("batch", batch, np.asarray)
     if not isinstance(batch, Weighted):
@@ -101,7 +106,7 @@ def weighted(batch: Batch) -> Weighted:
 
 
 def energies_of(energy: Energy, params: Params, name: str, v: Batch) -> jax.Array:
-    """The energy of each state of v. Raises ValueError or TypeError if these are no energies."""
+    """The energy of each state of v. Raises ValueError or TypeError for energies of another shape or dtype."""
     size = rows(name, v)
     energies = energy(params, v)
     if jnp.shape(energies) != (size,):
@@ -112,7 +117,7 @@ def energies_of(energy: Energy, params: Params, name: str, v: Batch) -> jax.Arra
 
 
 def _mean(x: jax.Array, weights: Leaf) -> jax.Array:
-    """1/n Σ wᵢ xᵢ, for weights relative to their mean over the data; one weight may stand for all."""
+    """1/n Σ wᵢ xᵢ, for weights with mean 1 over the data; a scalar weight applies to all rows."""
     if weights is None:
         return jnp.mean(x)
     wide = moment_dtype(x.dtype)
@@ -122,10 +127,10 @@ def _mean(x: jax.Array, weights: Leaf) -> jax.Array:
 def two_phases(
     energy: Energy, params: Params, data: Weighted, model: Weighted, penalty: ArrayLike | None = None
 ) -> tuple[Params, PhaseStatistics]:
-    """The gradient, with each phase's mean weighted by its weights, and what it is made of.
+    """The gradient, from the weighted mean energy of each phase, and its statistics.
 
-    Samples without weights, chains for example, have the mean weight of the data: so a batch of zero weight is no step,
-    and what is added to all energies has no gradient.
+    Samples without weights, for example chains, get the mean weight of the data. Then a batch of zero weight has a zero
+    gradient, and a constant added to all energies does not change the gradient.
     """
     if data.weights is not None and model.weights is None:
         model = model._replace(weights=jnp.mean(jnp.asarray(data.weights, float)))
@@ -154,24 +159,26 @@ def two_phases(
 
 
 def phase_gradient(energy: Energy, integer_states: bool = False) -> Callable[..., Params]:
-    """A function that computes the gradient from data and samples; the samples are not differentiated.
+    """Return a function that computes the two-phase gradient from data and samples.
 
         gradient(params, v_data, v_model, weights=None) = ∂/∂params (mean energy(v_data) - mean energy(v_model))
 
+    The samples v_model are treated as constants. With `weights` of shape (n_data,), the mean over the data is weighted,
+    Σ wᵢ E(vᵢ) / Σ wᵢ.
+
     Args:
-        energy: energy(params, v) -> (batch,). `weights` (n_data,) make the mean over the data a weighted one,
-            Σ wᵢ E(vᵢ) / Σ wᵢ.
-        integer_states: whether states are counts or categories, and stay as they are; otherwise integers and bools
-            become floats, of the dtype of the parameters.
+        energy: energy(params, v) -> (batch,).
+        integer_states: whether states are counts or categories. Otherwise integers and bools are converted to the
+            floating dtype of the parameters.
 
     Raises:
-        TypeError, ValueError: for energies of another shape or dtype, for no states, for weights below 0, and where
-            values are known for NaN and infinities.
+        TypeError, ValueError: from `gradient`, for energies of another shape or dtype, for no states, for negative
+            weights, and, if values are known, for NaN and infinity.
     """
 
     def gradient(params: Params, v_data: Batch, v_model: Batch, weights: Leaf = None) -> Params:
         if isinstance(v_data, Weighted):
-            raise TypeError("v_data: got Weighted: give the rows, and weights=")
+            raise TypeError("v_data: expected rows, got Weighted; pass the rows and weights=")
         dtype = None if integer_states else floating_dtype(params)
         v_data, v_model = (
             as_floats(as_arrays(name, v, np.asarray), dtype) for name, v in (("v_data", v_data), ("v_model", v_model))

@@ -1,4 +1,4 @@
-"""Chains from two starts, compared until they agree: a check that may find modes that all chains of a run have lost."""
+"""Compare chains from two starts until they agree. This may find modes that all chains of a run have lost."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .mixing import as_numbers, as_samples
 from .model import EnergyModel, as_model
 from .phases import energies_of, hints
 
-_LEVEL = 0.01  # of all differences together
+_LEVEL = 0.01  # the significance level of all differences together
 
 
 class StartComparison(NamedTuple):
-    """What `compare_starts` returns; `print` shows it as a sentence.
+    """Result of `compare_starts`; `print` shows it as a sentence.
 
-    agreed: whether the two starts have come to the same energies and means of units. steps: transitions until then, or
-    all that were allowed (int32). energies: the mean energy of each, (2,), in the last window. energy_difference: in
-    standard errors. unit_differences: likewise, an array like one state, or a tree of them. bound: of all these
-    differences, where the starts agree.
+    agreed: whether the two starts have reached the same energies and means of units. steps: the number of transitions
+    until then, or the maximum (int32). energies: the mean energies from both starts in the last window, (2,).
+    energy_difference: their difference in standard errors. unit_differences: the same for the mean of every unit, an
+    array like one state or a tree of arrays. bound: the starts agree if all differences are below it.
     """
 
     agreed: jax.Array
@@ -39,7 +39,7 @@ class StartComparison(NamedTuple):
     def __str__(self) -> str:
         if jnp.ndim(self.agreed):
             return repr(self)
-        outcome = "agree" if self.agreed else "have NOT come to agree"
+        outcome = "agree" if self.agreed else "do NOT agree"
         first, second = map(float, self.energies)
         worst = max(float(jnp.max(x)) for x in jax.tree.leaves(self.unit_differences))
         return (
@@ -57,25 +57,25 @@ def compare_starts(
         |mean₁ - mean₂| / √(s₁² / chains₁ + s₂² / chains₂)  below a bound, for the energy and for every unit
 
     The means are over the chains and over the second half of all transitions so far; s² is the variance between the
-    time averages of the chains (Welch, 1947). Equal distributions exceed the bound in any of the statistics with a
-    probability of at most 1 % (Bonferroni). The starts are compared after 1, 2, 4, 8, ... transitions, and agree when
-    all differences have been below the bound twice in succession: energies that are on their way may cross once.
+    time averages of the chains (Welch, 1947). If the distributions are equal, the probability that any statistic
+    exceeds the bound is at most 1 % (Bonferroni). The starts are compared after 1, 2, 4, 8, ... transitions. They agree
+    when all differences are below the bound in two consecutive comparisons, because drifting energies may cross once.
 
-    If they do not come to agree, one start has modes that the other does not reach, or both are still on their way.
-    Agreement is no proof: a mode that neither start reaches leaves no trace, and a difference of the means below the
-    bound is not seen: give a few hundred chains. Memory: about 3 numbers for each unit of each chain.
+    If the starts do not agree, either one start has modes that the other does not reach, or the chains have not
+    equilibrated. Agreement does not prove that chains mix: a mode that neither start reaches goes unnoticed, and so
+    does a difference below the bound. Use a few hundred chains. Memory: about 3 numbers per unit and chain.
 
     Args:
         model: a `Model`, or `rbm.RBM()`.
         params: its parameters.
-        starts: two sets of states, at least 2 in each, not necessarily as many: rows of the data or the chains of
-            training, and independent states, for example `machine.annealing(params, None, num_chains, key).start`.
-            Where data leave units hidden, `model.sample_hidden(params, rows, key)` draws them.
+        starts: two sets of states, each of at least 2; their sizes may differ. For example, rows of the data or the
+            chains of training, and independent states from `machine.annealing(params, None, num_chains, key).start`.
+            If the data do not contain hidden units, `model.sample_hidden(params, rows, key)` adds them.
         key: a PRNG key.
-        steps: transitions at most, a positive integer. Another number does not recompile.
+        steps: the maximum number of transitions, a positive integer. Changing it does not recompile.
 
     Raises:
-        TypeError, ValueError: for energies or states that do not fit, and what is not two sets of states.
+        TypeError, ValueError: for energies or states that do not fit, and for other than two sets of states.
     """
     check_count("compare_starts: steps", steps)
     model = as_model("compare_starts: model", model)
@@ -97,7 +97,7 @@ def _compare_starts(
         return energies.astype(moment_dtype(energies.dtype)), as_numbers(v)
 
     def window(v: Batch, key: jax.Array, start: jax.Array, length: jax.Array) -> tuple[Batch, Tree]:
-        """The states after so many transitions, and the time averages of each chain."""
+        """The states after `length` transitions, and the time averages of each chain."""
 
         def step(i: jax.Array, carry: Tree) -> Tree:
             v, means = carry

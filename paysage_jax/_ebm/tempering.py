@@ -1,4 +1,4 @@
-"""Persistent chains that exchange states with hotter ones, for models of several modes."""
+"""Persistent chains that exchange states with hotter chains, for models with several modes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from .phases import energies_of, rows, two_phases
 
 
 class TemperedStatistics(NamedTuple):
-    """Those of both phases; the mean acceptance of each pair of neighbours (temperatures - 1,), and the lowest."""
+    """Statistics of both phases and of the exchanges.
+
+    data_energy ... energy_penalty: as in `PhaseStatistics`. swap_rates: the mean acceptance of each pair of neighbouring
+    temperatures, (temperatures - 1,). lowest_swap_rate: the smallest of them.
+    """
 
     data_energy: jax.Array
     model_energy: jax.Array
@@ -40,24 +44,24 @@ def _as_betas(where: str, betas: Iterable[float]) -> tuple[float, ...]:
 
 
 class parallel_tempering(persistent_contrastive_divergence):
-    """PCD with parallel tempering (Desjardins et al., 2010; Swendsen & Wang, 1986). Statistics: TemperedStatistics.
+    """PCD with parallel tempering (Desjardins et al., 2010; Swendsen & Wang, 1986). Statistics: `TemperedStatistics`.
 
-    Each chain is a ladder of states v₁ ... vₙ, of which vᵢ samples the model at the inverse temperature βᵢ, that is
-    with the parameters βᵢ θ (where the energy is linear in θ, its density is exp(-βᵢ E)). After each transition every
-    second pair of neighbours i, j exchanges its states with the probability of Metropolis
+    Each chain is a ladder of states v₁ ... vₙ. State vᵢ samples the model with the parameters βᵢ θ at the inverse
+    temperature βᵢ. (If the energy is linear in θ, the density is exp(-βᵢ E).) After each transition, every second pair
+    of neighbours i, j exchanges its states with the Metropolis probability
 
         min(1, exp(Eᵢ(vᵢ) + Eⱼ(vⱼ) - Eᵢ(vⱼ) - Eⱼ(vᵢ))),  Eᵢ(v) = energy(βᵢ θ, v)
 
-    The model's samples are the states at β = 1. A pair that is seldom exchanged (below 0.1, say) separates the ladder:
-    put a temperature between. The estimator's state has leaves (chains, temperatures, ...). Integers among the
+    The samples of the model are the states at β = 1. If a pair has a low swap rate (for example, below 0.1), add a
+    temperature between the two. The state of the estimator has leaves of shape (chains, temperatures, ...). Integer
     parameters are the same at all temperatures.
 
     Args:
         model, num_chains, steps, chains, energy_penalty: as in `persistent_contrastive_divergence`.
-        betas: inverse temperatures, increasing from 0 on, the last of them 1.
+        betas: inverse temperatures, increasing nonnegative numbers, of which the last is 1.
 
     Raises:
-        TypeError, ValueError: for what does not fit, naming it.
+        TypeError, ValueError: for an argument that does not fit; the message names it.
 
     >>> from paysage_jax import rbm
     >>> v, key = jnp.eye(4), jax.random.key(0)
@@ -100,7 +104,7 @@ class parallel_tempering(persistent_contrastive_divergence):
 
 
 def _swap(energy: Energy, tempered: Params, ladders: Batch, key: jax.Array) -> tuple[Batch, jax.Array]:
-    """The ladders after exchanges, and each pair's probability of one, averaged over the ladders."""
+    """The ladders after exchanges, and the exchange probability of each pair, averaged over the ladders."""
     energies = jax.vmap(lambda params, v: energies_of(energy, params, "v", v), in_axes=(0, 1), out_axes=1)
     hotter, colder = slice(None, -1), slice(1, None)
 

@@ -1,4 +1,4 @@
-"""The likelihood that a run knows: log Z by annealing along the way that the parameters take, and the metric of it."""
+"""Track log Z and the likelihood during training, by annealing along the path of the parameters."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ _RESAMPLING = 2**32 - 1  # folded into a key; transitions are numbered from 0
 
 
 class LogPartitionState(NamedTuple):
-    """What `track_log_partition` carries.
+    """State of `track_log_partition`.
 
-    chains, log_weights: their weights are those since the last resampling. log_z, variance: log Z then, its variance.
-    params: the parameters whose log Z it is. start: those at the start, if the run reanneals.
-    step: updates so far; resamplings: since the start or the last reannealing (both int32).
+    chains, log_weights: the chains and their log weights since the last resampling. log_z, variance: log Z and its
+    variance at the last resampling. params: the parameters whose log Z is tracked. start: the initial parameters, if
+    the run reanneals. step: the number of updates so far. resamplings: their number since the start or the last
+    reannealing (both int32).
     """
 
     chains: Batch
@@ -46,14 +47,14 @@ class LogPartitionState(NamedTuple):
 
 
 class TrackedEstimate(NamedTuple):
-    """What `tracked_log_partition` says of a run.
+    """Result of `tracked_log_partition`.
 
-    From an error of about 0.5 on few chains have carried the weight, and log_z may be off by far more. If the chains
-    have lost a mode, nothing here shows it.
+    Above an error of about 0.5, a few chains dominate the weights, and log_z may be wrong by much more. If the chains
+    have lost a mode, no field shows it.
 
-    log_z, error: in nats, with the standard error since the start or the last reannealing, if the chains mix.
-    effective_sample_size: of the chains, from 1 to their number.
-    resamplings: since the start or the last reannealing (int32).
+    log_z, error: log Z and its standard error since the start or the last reannealing, in nats, if the chains mix.
+    effective_sample_size: from 1 to the number of chains.
+    resamplings: their number since the start or the last reannealing (int32).
     """
 
     log_z: jax.Array
@@ -69,7 +70,7 @@ def _as_key(where: str, key: object) -> jax.Array | np.ndarray:
 
 
 def _as_start(where: str, estimate: AnnealedEstimate) -> AnnealedEstimate:
-    """Of an estimate what a run starts from."""
+    """The fields of an estimate that a run starts from."""
     if not (hasattr(estimate, "log_z") and hasattr(estimate, "chains")):
         raise TypeError(f"{where} must be an AnnealedEstimate(log_z, chains), got {type(estimate).__name__}")
     log_z = as_number(f"{where}.log_z", estimate.log_z, "(-inf, inf)")
@@ -77,36 +78,37 @@ def _as_start(where: str, estimate: AnnealedEstimate) -> AnnealedEstimate:
 
 
 class track_log_partition(Transformation):
-    """Last in a chain: follows log Z of the model while it is trained, by annealing along the run itself.
+    """Track log Z of the model during training, by annealing along the path of the parameters. Chain it last.
 
-        w += E_p(v) - E_q(v),   v ~ the transition of q,   p: the parameters of the last time, q = params + updates
+        w += E_p(v) - E_q(v),   v ~ the transition of q,   p: the previous parameters, q = params + updates
         log Z = log Z at the last resampling + log mean exp(w)
 
-    The updates pass unchanged. The chains v are not those of the estimator, on which the gradient depends. When their
-    effective sample size falls below the share `resample_below`, they are drawn anew by their weights, and the mean
-    weight goes into log Z. Errors add up, mostly to too small a log Z, and `error` does not see modes that the chains
-    have lost: where a run is fast or its model has many modes, anneal anew from time to time. Then the chains start
-    again from those of `estimate`, and come to the present along the straight line from the first parameters.
+    The updates pass unchanged. The chains v are separate from the chains of the estimator, on which the gradient
+    depends. When their effective sample size falls below the fraction `resample_below`, the chains are resampled by
+    their weights, and the mean weight is added to log Z. Errors accumulate, and mostly make log Z too small. `error`
+    does not reveal modes that the chains have lost. If parameters change fast or the model has many modes, reanneal
+    from time to time: the chains then restart from `estimate` and are annealed along the straight line from the initial
+    to the current parameters.
 
-    After an `average_parameters` in the same chain it follows the average. Read it by `tracked_log_partition(state)`;
-    `tracked_log_likelihood` is the metric for `fit`, of the parameters whose log Z is tracked. Chain it outside
-    `freeze` and `partition`, which hide parameters from their members, and outside `shard_state`: its chains lie whole
-    on every device.
+    After `average_parameters` in the same chain, the log Z of the average is tracked. `tracked_log_partition(state)`
+    reads the result, and `tracked_log_likelihood` is a metric for `fit`. Chain it outside `freeze` and `partition`,
+    which hide parameters from their members, and outside `shard_state`, because its chains are replicated on every
+    device.
 
     Args:
         model: a `Model`, or `rbm.RBM()`.
-        estimate: log Z of the parameters that the run starts from and samples of that model, as
-            `annealed_importance_sampling` returns them; AnnealedEstimate(log_z, chains) where both are known.
+        estimate: log Z and samples for the initial parameters, from `annealed_importance_sampling`, or
+            AnnealedEstimate(log_z, chains) if both are known.
         key: a PRNG key.
-        steps_per_update: annealing steps from p to q, each with a transition, a positive integer.
-        every: updates from p to q, a positive integer. More are cheaper and follow less closely.
-        resample_below: a share of the number of chains, in [0, 1].
-        reanneal_every: updates, a positive integer; the updates of an epoch, or a multiple, so that what is
-            measured then is fresh. None: never.
-        reanneal_steps: annealing steps from the first parameters to the present, a positive integer.
+        steps_per_update: the number of annealing steps from p to q, each with one transition; a positive integer.
+        every: the number of updates from p to q, a positive integer. Larger values are cheaper and less accurate.
+        resample_below: a fraction of the number of chains, in [0, 1].
+        reanneal_every: the number of updates between reannealings, a positive integer; None for never. Choose a
+            multiple of the updates per epoch, so that metrics are computed directly after a reannealing.
+        reanneal_steps: the number of annealing steps of a reannealing, a positive integer.
 
     Raises:
-        TypeError, ValueError: for energies or states that do not fit, when traced.
+        TypeError, ValueError: at trace time, for energies or states that do not fit.
     """
 
     _stage = LAST
@@ -122,7 +124,7 @@ class track_log_partition(Transformation):
     reanneal_steps: Count = count(default=1000)
 
     def init(self, params: Params) -> State:
-        # Copies: a step gives the memory of the state away.
+        # Copies, because a step donates the state.
         start = None if self.reanneal_every is None else jax.tree.map(jnp.array, params)
         return self._at_start(jax.tree.map(jnp.array, params), start, jnp.zeros((), jnp.int32))
 
@@ -140,7 +142,7 @@ class track_log_partition(Transformation):
         new = watched_parameters(apply_updates(params, updates), earlier)
         new = jax.tree.map(lambda p, like: p.astype(like.dtype), new, state.params)
         state = state._replace(step=next_step(state.step))
-        # Chosen, and not a branch: under vmap all branches would run at every update.
+        # A selection instead of a branch: under vmap, all branches would run at every update.
         due = self._due(state.step, self.every)
         steps = jnp.where(due, jnp.asarray(self.steps_per_update), 0)
         if self.reanneal_every is not None:
@@ -165,7 +167,7 @@ def _choose(first: jax.Array, a: Tree, b: Tree) -> Tree:
 
 
 def _log_ratio(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The logarithm of the mean weight, and its variance."""
+    """The logarithm of the mean weight, and the variance of this logarithm."""
     return log_mean(log_weights), 1 / effective_sample_size(log_weights) - 1 / len(log_weights)
 
 
@@ -181,10 +183,13 @@ def _resampled(state: LogPartitionState, key: jax.Array) -> LogPartitionState:
 
 
 def tracked_log_partition(state: State) -> TrackedEstimate:
-    """log Z as `track_log_partition` has it anywhere in `state`, and how far it can be trusted.
+    """Return the log Z tracked by `track_log_partition`, with its error.
+
+    Args:
+        state: the state of an optimizer, or an object that contains one, for example a `FitResult` or `TrainState`.
 
     Raises:
-        ValueError: unless there is exactly one, of one run.
+        ValueError: unless the state contains exactly one `track_log_partition`, of one run.
     """
     return _estimate(_tracked(state))
 
@@ -197,7 +202,9 @@ def _tracked(state: State) -> LogPartitionState:
             "chain it last: chain(optimizer, track_log_partition(...))"
         )
     if jnp.ndim(found[0].log_weights) != 1:
-        raise ValueError("tracked_log_partition: the state of many runs; use jax.vmap(tracked_log_partition)")
+        raise ValueError(
+            "tracked_log_partition: expected the state of one run, got many; use jax.vmap(tracked_log_partition)"
+        )
     return found[0]
 
 
@@ -208,27 +215,28 @@ def _estimate(state: LogPartitionState) -> TrackedEstimate:
 
 
 class tracked_log_likelihood(Pytree):
-    """A metric for `fit`: the mean of log p(v) over rows, in nats, by the log Z that the run tracks.
+    """A metric for `fit`: the mean of log p(v) over rows, in nats, with the tracked log Z.
 
         mean of -E(v) - max(log Z, guard),   guard = max(log Σ exp(-E(v)) over the distinct rows, at_least)
 
-    The probabilities of distinct states add up to at most 1, whatever the chains say. Rows of the same energy count
-    once, as they may be the same. A density has no such sum, for it may be larger than 1, and rows that are not of
-    whole numbers are taken for one. Where the model has a mode that neither data nor chains visit, only another way
-    there finds it: annealing from elsewhere as `at_least`. `guard(params, key)` is the bound; log Z below it by more
-    than the noise of `at_least` means that the chains are lost.
+    The probabilities of distinct states sum to at most 1, which bounds log Z from below even if the chains have lost
+    modes. Rows of equal energy count once, because they may be equal. This bound does not hold for densities, so it is
+    not used if the rows contain numbers that are not integers. If the model has a mode that neither the data nor the
+    chains visit, only annealing along a different path can find it; pass such an estimate as `at_least`.
+    `guard(params, key)` returns the bound. If the tracked log Z is below it by more than the noise of `at_least`, the
+    chains have lost modes.
 
     Args:
         model: a `Model`, or `rbm.RBM()`.
-        v: a pytree of finite arrays (rows, ...), or `Weighted`; then the mean is weighted.
-        at_least: at_least(params, key) -> what log Z is not below, such as an estimate by forward annealing along
-            another path, less 3: log Z + t is below such an estimate with a probability of at most exp(-t). None: no
-            such bound.
-        discrete: whether exp(-E) / Z is a probability; False where it is a density, as for Gaussian units.
+        v: a pytree of finite arrays (rows, ...), or `Weighted` for a weighted mean.
+        at_least: a function (params, key) -> lower bound on log Z; None for no bound. For example, an estimate by
+            forward annealing along another path, minus 3: such an estimate exceeds log Z + t with probability at most
+                exp(-t).
+        discrete: whether exp(-E) / Z is a probability; False if it is a density, for example for Gaussian units.
 
     Raises:
-        TypeError, ValueError: for NaN and infinities, for weights that do not fit, and if no `track_log_partition` is
-            in the optimizer.
+        TypeError, ValueError: for NaN and infinity, for weights that do not fit, and, when called, if the optimizer has
+            no `track_log_partition`.
     """
 
     model: EnergyModel = converted(as_model)
@@ -246,7 +254,12 @@ class tracked_log_likelihood(Pytree):
         return energies_of(self.model.energy, params, "v", v)
 
     def guard(self, params: Params, key: jax.Array) -> jax.Array:
-        """A number that log Z is not below; -inf where there is none."""
+        """A lower bound on log Z; -inf if there is none.
+
+        Args:
+            params: the parameters.
+            key: a PRNG key, for `at_least`.
+        """
         bound = self._sum_over_rows(params) if self.discrete else jnp.array(-jnp.inf)
         if self.at_least is None:
             return bound
@@ -254,9 +267,9 @@ class tracked_log_likelihood(Pytree):
         return jnp.maximum(bound, at_least)
 
     def _sum_over_rows(self, params: Params) -> jax.Array:
-        """log Σ exp(-E) of the distinct rows."""
+        """log Σ exp(-E) over the distinct rows."""
         energies = jnp.sort(self._energies(params))
-        # Equal rows may differ in the last digits, by where they stand in a matrix product.
+        # The energies of equal rows may differ by rounding, depending on their place in a matrix product.
         rounding = 16 * jnp.finfo(energies.dtype).eps * jnp.max(jnp.abs(energies))
         distinct = jnp.diff(energies, prepend=-jnp.inf) > rounding
         whole = jnp.all(jnp.stack([jnp.all(x == jnp.round(x)) for x in jax.tree.leaves(as_floats(self.v.v, float))]))

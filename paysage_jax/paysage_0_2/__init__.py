@@ -8,7 +8,7 @@ The script may keep paysage's models and `fit`. Gradients are trees of NumPy or 
 array types. The arrays that a model returns are never modified. The equations are in `paysage_jax.classic`. (The
 classes of early 2017, before the first release, are in `paysage_jax.optimizers`.)
 
-Behavior that is the same as in paysage, but may be surprising:
+Behaviour that is the same as in paysage, but may be surprising:
 
 * `update_lr()` must be called before the first `update`, and then once per epoch; `fit` does so.
 * An optimizer advances the given schedule, not a copy. Two optimizers that share a schedule both advance it.

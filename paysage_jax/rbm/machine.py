@@ -290,7 +290,7 @@ class RBM(Pytree):
     def log_likelihood(self, params: Params, v: Batch, log_z: ArrayLike | None = None) -> Array:
         """The mean of log p(v) over the rows of v, in nats.
 
-        For binary units and gray values in [0, 1], the result is a lower bound on the mean of log p over binary rows
+        For binary units and grey values in [0, 1], the result is a lower bound on the mean of log p over binary rows
         with these means.
 
         Args:

@@ -163,7 +163,7 @@ class Binary(Unit):
 def _check_spins(name: str, tree: Tree) -> None:
     def advise(x: np.ndarray) -> str:
         binary = ((x == 0) | (x == 1)).all()
-        return fill_in(x) or ("zeros and ones become spins by 2 v - 1" if binary else "compare them with a threshold")
+        return fill_in(x) or ("convert zeros and ones with 2 v - 1" if binary else "compare values with a threshold")
 
     check_each(name, tree, lambda x: abs(x) == 1, "spins, -1 or 1", advise)
 
@@ -203,7 +203,7 @@ def _is_one_hot(x: Leaf) -> Leaf:
 
 
 def _advise_states(x: np.ndarray) -> str:
-    return fill_in(x) or ("count the states from 0: v - 1" if x.min() == 1 else "number the states from 0")
+    return fill_in(x) or ("count the states from 0 with v - 1" if x.min() == 1 else "number the states from 0")
 
 
 class Categorical(Unit):
@@ -255,7 +255,7 @@ class Categorical(Unit):
             expected = f"integers from 0 to {self.states - 1}"
             check_each(name, v, lambda x: (x >= 0) & (x < self.states) & (x % 1 == 0), expected, _advise_states)
         elif len(shapes) == 1 and shapes[0][2:] == (self.states,):
-            check_each(name, v, _is_one_hot, "one-hot states", lambda x: fill_in(x) or "one of each row is 1")
+            check_each(name, v, _is_one_hot, "one-hot states", lambda x: fill_in(x) or "exactly one number is 1")
         else:
             expected = f"integers (rows, visible) or one-hot states (rows, visible, {self.states})"
             raise ValueError(f"{name}: expected {expected}, got shapes {shapes}")
@@ -305,7 +305,7 @@ class Gaussian(Unit):
 def _check_nonnegative(name: str, tree: Tree) -> None:
     check_real(name, tree)
     check_each(
-        name, tree, lambda x: x >= 0, "nonnegative numbers", lambda x: "other numbers need Gaussian or DReLU units"
+        name, tree, lambda x: x >= 0, "nonnegative numbers", lambda x: "use Gaussian or DReLU units for other numbers"
     )
 
 
