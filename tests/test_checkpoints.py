@@ -125,7 +125,7 @@ def test_a_disk_that_fails_loses_nothing_in_memory(tmp_path, monkeypatch):
     with pytest.raises(Broken) as caught:
         regress(in_memory, checkpoints=Checkpoints(tmp_path, every=5), callback=raising(Broken()))
     assert int(caught.value.result.epochs_done) == 3
-    assert "no checkpoint of them could be written: no space left" in caught.value.__notes__[1]
+    assert "the result so far could not be written as a checkpoint: no space left" in caught.value.__notes__[1]
     with pytest.raises(OSError, match="no space left") as caught:
         regress(in_memory, checkpoints=tmp_path)
     assert int(caught.value.result.epochs_done) == 1
@@ -266,10 +266,10 @@ MORE = PARAMS | {"c": jnp.ones(1)}
     ("change", "message"),
     [
         (dict(params=MORE), r"has no leaf .params\['c'\], which this run has"),
-        (dict(params={"w": PARAMS["w"]}), r"has a leaf .params\['b'\], which this run has not"),
-        (dict(params=PARAMS | {"w": jnp.zeros(4)}), r".params\['w'\] has shape \[3\], in this run \[4\]"),
+        (dict(params={"w": PARAMS["w"]}), r"has a leaf .params\['b'\], which this run does not have"),
+        (dict(params=PARAMS | {"w": jnp.zeros(4)}), r".params\['w'\] has shape \[3\], but in this run \[4\]"),
         (dict(params=PARAMS | {"w": jnp.zeros(3, jnp.float16)}), r".params\['w'\] has dtype float32, .* float16"),
-        (dict(optimizer=sgd(0.1)), r"has a leaf .optimizer_state.mean\['b'\], which this run has not"),
+        (dict(optimizer=sgd(0.1)), r"has a leaf .optimizer_state.mean\['b'\], which this run does not have"),
         (dict(optimizer=classic.adam(0.1)), r"the states \['FitResult', 'AdamState'\].* 'ClassicAdamState'\]"),
         (dict(key=jax.random.key(1)), r"was written with key=key<fry> \[0 0\], not key<fry> \[0 1\]"),
         (dict(key=jax.random.key(0, impl="rbg")), r"was written with key=key<fry> .*, not key<rbg>"),
@@ -289,7 +289,10 @@ def test_what_does_not_fit_is_named(change, message, written):
 
 
 def test_another_precision_is_named(written):
-    with jax.enable_x64(True), pytest.raises(ValueError, match=r"learning_rate has dtype float32, in this run float64"):
+    with (
+        jax.enable_x64(True),
+        pytest.raises(ValueError, match=r"learning_rate has dtype float32, but in this run float64"),
+    ):
         fit(PARAMS, adam(0.1), constant, DATA, checkpoints=written, **RUN)
 
 
@@ -309,7 +312,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path, written, monkeypatch):
     with orbax.checkpoint.CheckpointManager(tmp_path / "other") as manager:
         manager.save(3, args=orbax.checkpoint.args.StandardSave({"a": np.ones(3)}))
     for read in (read_checkpoint, lambda folder: run(checkpoints=folder)):
-        with pytest.raises(ValueError, match=r"other/3 is no checkpoint of paysage_jax"):
+        with pytest.raises(ValueError, match=r"other/3 is not a checkpoint of paysage_jax"):
             read(tmp_path / "other")
     for folder in (tmp_path / "missing", tmp_path / "file"):
         with pytest.raises(FileNotFoundError, match=f"read_checkpoint: no directory {folder}"):

@@ -261,8 +261,13 @@ def test_a_table_of_pandas():
 
 ROWS_OF_LISTS = np.zeros((500, 50)).tolist()
 REFUSED = {
-    "iterator": (map(dict, batches_of(DATA)), {}, ValueError, "data is an iterator, to be read once"),
-    "generator": ((batch for batch in batches_of(DATA)), {}, ValueError, "data is an iterator, to be read once"),
+    "iterator": (map(dict, batches_of(DATA)), {}, ValueError, "data is an iterator, which can be read only once"),
+    "generator": (
+        (batch for batch in batches_of(DATA)),
+        {},
+        ValueError,
+        "data is an iterator, which can be read only once",
+    ),
     "number": (3, {}, TypeError, "data must be arrays with a leading axis or an iterable of batches, got int"),
     "none": (None, {"batch_size": 5}, TypeError, "data must be arrays .* got NoneType"),
     "class": (Batches, {}, TypeError, "data must be arrays"),
@@ -271,7 +276,7 @@ REFUSED = {
     "nested list": (ROWS_OF_LISTS, {}, TypeError, r"got a list; rows in a list become .* by numpy.array\(data\)"),
     "nested list, size": (ROWS_OF_LISTS, {"batch_size": 5}, ValueError, r"numpy.array\(data\), with batch_size"),
     "numbers": ([1.0, 2.0], {}, TypeError, "expected batches of arrays, got a float"),
-    "rows": (list(X), {"batch_size": 5}, ValueError, r"batch_size does not go with an iterable.*numpy.array\(data\)"),
+    "rows": (list(X), {"batch_size": 5}, ValueError, r"batch_size must be None for an iterable.*numpy.array\(data\)"),
     "lists in a dict": (DATA | {"x": ROWS_OF_LISTS}, {"batch_size": 5}, TypeError, r"data\['x'\].* got float"),
     "masked": (
         np.ma.masked_array(X, X > 0),
@@ -309,7 +314,7 @@ REFUSED = {
     ),
     "a dict from a function": (lambda: DATA, {}, TypeError, r"data\(\) must return an iterable of batches, got a dict"),
     "nothing from a function": (lambda: None, {}, TypeError, r"data\(\) must return an iterable .* got a NoneType"),
-    "batches and a size": (batches_of(DATA), {"batch_size": 5}, ValueError, "batch_size does not go with an iterable"),
+    "batches and a size": (batches_of(DATA), {"batch_size": 5}, ValueError, "batch_size must be None for an iterable"),
 }
 
 

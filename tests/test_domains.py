@@ -154,7 +154,7 @@ def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
         (16 * BITS + np.eye(40, 6), "17.0 in row 0, column 0|16.0 in row", r"scale the values to \[0, 1\]"),
         ((255 * BITS).astype(np.uint8), "255 in row", "v > 127.5"),
         (2 * BITS.astype(int) - 1, "-1 in row", r"convert spins to zeros and ones with \(v \+ 1\) / 2"),
-        (with_(-0.25), "-0.25 in row 3, column 2", "real numbers need Gaussian units"),
+        (with_(-0.25), "-0.25 in row 3, column 2", "use Gaussian units for real numbers"),
         (with_(1.5), "1.5 in row 3, column 2", r"scale the values to \[0, 1\]"),
     ],
     ids=["digits", "bytes", "spins", "negative", "above"],

@@ -177,7 +177,7 @@ def test_schedules_metrics_and_labels_may_close_over_a_traced_number():
 
 
 def test_what_is_for_the_host_is_refused_wherever_the_traced_value_hides():
-    with pytest.raises(ValueError, match="fit: callback is for the host: not under"):
+    with pytest.raises(ValueError, match="fit: callback: not available under"):
         jax.vmap(lambda ridge: ridge_run(ridge, callback=print).params)(RIDGES)
 
 

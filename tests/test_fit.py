@@ -425,7 +425,7 @@ def test_everything_that_is_a_number_may_be_mapped():
 )
 def test_what_is_for_the_host_is_refused_under_vmap(kind, options, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=f"fit: {name} is for the host"):
+    with pytest.raises(ValueError, match=f"fit: {name}: not available under"):
         jax.vmap(lambda rate: regress(kind, rate=rate, **options))(jnp.ones(2))
 
 

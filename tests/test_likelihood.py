@@ -484,7 +484,7 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="expected one track_log_partition in the state, found 0"):
         pj.tracked_log_partition(pj.sgd(0.1).init(machine(0)))
     many = jax.tree.map(lambda x: np.stack([x, x]), at_start(track, machine(0)))
-    with pytest.raises(ValueError, match="the state of many runs"):
+    with pytest.raises(ValueError, match="the state of one run, got many"):
         pj.tracked_log_partition(many)
     assert jax.vmap(log_partition)(many).log_z.shape == (2,)
     with pytest.raises(TypeError, match=r"track_log_partition: estimate.chains\[0\]: expected an array, got float"):

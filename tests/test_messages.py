@@ -54,7 +54,7 @@ def squares(params, batch):
     [
         (None, "got None$"),
         (5, "got 5$"),
-        (squares, r"got <function squares .*; loss_gradient\(loss\) makes one of a loss"),
+        (squares, r"got <function squares .*; use loss_gradient\(loss\) for a loss"),
         (loss_gradient, "got <class .*loss_gradient'>: call it$"),
     ],
     ids=["None", "number", "loss", "class"],
@@ -77,7 +77,7 @@ def test_what_is_no_estimator_is_named(wrong, message):
         (np.array("x"), r"params: expected an array of numbers, got array\('x'"),
         (
             {"rng": jax.random.key(0)},
-            r"params\['rng'\]: a PRNG key \(key<fry>\) cannot be trained: keep it out.*nnx.Param",
+            r"params\['rng'\]: expected an array of numbers, got a PRNG key \(key<fry>\); exclude it.*nnx.Param",
         ),
     ],
     ids=["None", "text", "objects", "text array", "key"],

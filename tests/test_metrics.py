@@ -316,7 +316,7 @@ def test_a_metric_holds_its_data():
         ({"a": lambda state, *, key: 1.0}, TypeError, r"metrics\['a'\].*too many positional arguments"),
         ({"a": max}, TypeError, r"metrics\['a'\].*no signature"),
         ({"a": lambda state, key: "text"}, TypeError, r"\['a'\] must return arrays of numbers, got 'text'"),
-        ({"epoch": a_draw}, ValueError, "no metric may be called epoch"),
+        ({"epoch": a_draw}, ValueError, "the name 'epoch' is reserved"),
     ],
 )
 def test_wrong_metrics_are_named(metrics, error, message):

@@ -44,7 +44,7 @@ def assert_same_numbers(path, expected):
             assert np.linalg.norm(run[f"params {i}"] - x) <= 1e-5 * np.linalg.norm(x)
 
 
-UNEQUAL = "ValueError fit: data: every process must have as many batches, of the same shapes; rows of batch"
+UNEQUAL = "ValueError fit: data: every process must have equally many batches, of the same shapes; rows of batch"
 SAID = {  # by process 0 and by process 1
     "in memory": ["EPOCHS_EXHAUSTED 8"] * 2,
     "loader": ["EPOCHS_EXHAUSTED 8"] * 2,
@@ -55,7 +55,10 @@ SAID = {  # by process 0 and by process 1
     "other parameters": ["ValueError fit: params must be the same in all 2 processes"] * 2,
     "other shards": ["ValueError fit: shards must be the same in all 2 processes"] * 2,
     "other steps": ["ValueError fit: estimator_or_optimizer must be the same in all 2 processes"] * 2,
-    "an argument wrong on one": ["RuntimeError fit: process 1 raised at its arguments", "ValueError fit: batch_size"],
+    "an argument wrong on one": [
+        "RuntimeError fit: process 1 raised an exception while checking its arguments",
+        "ValueError fit: batch_size",
+    ],
     "checkpoints on one": ["ValueError fit: checkpoints must be the same in all 2 processes"] * 2,
     "a loader whose rows lie on both": ["ValueError fit: sharding: 2 processes with 8 rows each make 8 rows"] * 2,
     "fewer batches": [f"{UNEQUAL} 7 in processes 0 to 1: 8, none"] * 2,

@@ -210,4 +210,4 @@ def test_help_shows_signature_equation_and_arguments(optimizer):
     name = "stepsize" if kind.__module__ == classic.__name__ else "learning_rate"
     assert re.search(rf"{kind.__name__}\([\s|]*{name}: 'Number \| Schedule'", text)  # Python 3.13 breaks the line
     assert "u = -" in text
-    assert f"{name}: a number from 0 on, or a schedule." in text
+    assert f"{name}: a nonnegative number, or a schedule." in text

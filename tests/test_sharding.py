@@ -313,11 +313,11 @@ def test_mistakes_are_named():
     for spec in (P(), P(None), P(None, "data")):
         with pytest.raises(ValueError, match="sharding must shard the leading axis and no other axis"):
             run(sharding=NamedSharding(over(8).mesh, spec), batch_size=BATCH)
-    with pytest.raises(ValueError, match="shards must be a multiple of the 8 pieces of sharding, got 4"):
+    with pytest.raises(ValueError, match="shards must be a multiple of the 8 shards of sharding, got 4"):
         run(sharding=over(8), shards=4, batch_size=BATCH)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 8 shards, got 20"):
         run(sharding=over(8), batch_size=20)
-    with pytest.raises(ValueError, match="batches must divide over the 8 devices, got one of 12 rows"):
+    with pytest.raises(ValueError, match="the rows of a batch must divide over the 8 devices, got 12 rows"):
         pj.fit(PARAMS, pj.adam(0.1), PCD, [IMAGES[:12]], epochs=1, key=KEY, sharding=over(8))
     with pytest.raises(TypeError, match="shard_state: sharding must be NamedSharding"):
         pj.shard_state(pj.adam(0.1), P("data"))
@@ -326,7 +326,7 @@ def test_mistakes_are_named():
 def test_rows_in_pieces_without_sharding_are_refused():
     images = jax.device_put(IMAGES, over(8))
     for data, options in ((images, {"batch_size": BATCH}), ([images], {})):
-        with pytest.raises(ValueError, match=r"fit: data.* lies over 8 devices, .*: give sharding= as well"):
+        with pytest.raises(ValueError, match=r"fit: data.* is sharded over 8 devices, .*; pass sharding= as well"):
             pj.fit(PARAMS, pj.adam(0.1), PCD, data, epochs=1, key=KEY, **options)
     assert_same_run(train(over(8), OPTIMIZERS["adam"], images=images), on_one_device("adam", False))
 
@@ -334,7 +334,7 @@ def test_rows_in_pieces_without_sharding_are_refused():
 def test_parameters_on_another_mesh_are_refused():
     other = over(8, model=2).mesh
     params = PARAMS | {"weights": [jax.device_put(PARAMS["weights"][0], NamedSharding(other, P(None, "model")))]}
-    with pytest.raises(ValueError, match=r"params\['weights'\]\[0\]\['matrix'\] lies on Mesh.*take one mesh"):
+    with pytest.raises(ValueError, match=r"params\['weights'\]\[0\]\['matrix'\] is on Mesh.*use one mesh"):
         pj.fit(params, pj.adam(0.1), PCD, IMAGES, epochs=1, key=KEY, batch_size=BATCH, sharding=over(8))
 
 
@@ -373,11 +373,13 @@ def test_another_optimizers_state_is_refused():
 
 def test_pieces_on_another_mesh_or_without_one_are_refused():
     run = partial(pj.fit, PARAMS, estimator=PCD, data=IMAGES, epochs=1, key=KEY, batch_size=BATCH)
-    with pytest.raises(ValueError, match=r"the optimizer's state\.mean.* lies on Mesh.*take one mesh"):
+    with pytest.raises(ValueError, match=r"the optimizer's state\.mean.* is on Mesh.*use one mesh"):
         run(pj.shard_state(pj.adam(0.1), over(4)), sharding=over(8))
-    with pytest.raises(ValueError, match=r"the optimizer's state\.mean.* lies over 8 devices, .*: give sharding="):
+    with pytest.raises(
+        ValueError, match=r"the optimizer's state\.mean.* is sharded over 8 devices, .*; pass sharding="
+    ):
         run(pj.shard_state(pj.adam(0.1), over(8)))
-    with pytest.raises(ValueError, match="fit: sharding is for the host"):
+    with pytest.raises(ValueError, match="fit: sharding: not available under"):
         jax.jit(lambda key: run(pj.adam(0.1), key=key, sharding=over(8)))(KEY)
 
 

@@ -1,8 +1,7 @@
-"""Where gradients come from: contrastive divergence, persistent chains, an ordinary loss.
+"""Gradient estimators: contrastive divergence, persistent chains, an ordinary loss.
 
-The model's `transition(params, v, key) -> v` is a Markov kernel that leaves its distribution unchanged. If the energy
-is that of complete states and the data leave units of them hidden, `sample_hidden(params, v, key) -> states` draws
-these.
+The `transition(params, v, key) -> v` of a model is a Markov kernel that leaves its distribution invariant. If the data
+do not contain all units of a state, `sample_hidden(params, v, key) -> states` draws the hidden ones.
 """
 
 from __future__ import annotations
@@ -30,35 +29,49 @@ _HIDDEN = 2**32 - 1  # folded into a key; transitions are numbered from 0
 
 
 class Estimator(Pytree, ABC):
-    """A pure pair that estimates a gradient from a batch; `init, estimate = estimator` unpacks it."""
+    """A pair of pure functions that estimates a gradient from a batch; `init, estimate = estimator` unpacks it."""
 
     @abstractmethod
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
-        """What is carried from batch to batch, the Markov chains say, given a first batch."""
+        """Return the state that is carried from batch to batch, for example Markov chains.
+
+        Args:
+            params: the parameters.
+            batch: a first batch.
+            key: a PRNG key.
+        """
 
     @abstractmethod
     def estimate(
         self, params: Params, batch: Batch, estimator_state: EstimatorState, key: jax.Array
     ) -> tuple[Params, EstimatorState, Statistics]:
-        """(gradient, estimator_state, statistics): statistics, a NamedTuple, are reported and not carried."""
+        """Return (gradient, estimator_state, statistics). The statistics, a NamedTuple, are reported in the history.
+
+        Args:
+            params: the parameters.
+            batch: a batch.
+            estimator_state: the state that `init` or the last `estimate` returned.
+            key: a PRNG key.
+        """
 
     def __iter__(self) -> Iterator[Callable[..., Tree]]:
         return iter((self.init, self.estimate))
 
 
 def check_estimator(name: str, estimator: object) -> None:
-    """Raise TypeError for what is no estimator."""
+    """Raise TypeError if the object is not an estimator."""
     if isinstance(estimator, type) or not (hasattr(estimator, "init") and hasattr(estimator, "estimate")):
         is_class = isinstance(estimator, type) and issubclass(estimator, Estimator)
-        hint = ": call it" if is_class else "; loss_gradient(loss) makes one of a loss" if callable(estimator) else ""
+        hint = ": call it" if is_class else "; use loss_gradient(loss) for a loss" if callable(estimator) else ""
         raise TypeError(f"{name} must be an estimator, with init and estimate, got {estimator!r}{hint}")
 
 
 def entry_of(estimator: object, params: Params) -> Entry:
-    """How data enter: for two phases integers and bools as floats, unless states are integers; others as they are.
+    """The conversions and checks of data that an estimator asks for.
 
-    An ordinary loss may use integers as labels and NaN as a mask. In two phases NaN is allowed where `sample_hidden`
-    fills it in.
+    Two-phase estimators convert integers and bools to floats, unless states are integers. They allow NaN only if
+    `sample_hidden` fills it in. Other estimators get data unchanged, because an ordinary loss may use integers as
+    labels and NaN as a mask.
     """
     if not isinstance(estimator, contrastive_divergence | persistent_contrastive_divergence):
         return Entry()
@@ -69,7 +82,7 @@ def entry_of(estimator: object, params: Params) -> Entry:
 def states_of(
     estimator: contrastive_divergence | persistent_contrastive_divergence, params: Params, batch: Batch, key: jax.Array
 ) -> Weighted:
-    """The states of the data, which are not differentiated, and their weights."""
+    """The states of the data and their weights. The states are treated as constants."""
     data, entry = weighted(batch), entry_of(estimator, params)
     check_finite("batch", data.v, entry.missing)
     data = data._replace(v=as_arrays("batch", as_floats(data.v, entry.dtype)))
@@ -86,10 +99,10 @@ def run_chains(transition: Transition, steps: int, params: Params, v: Batch, key
 
 
 def as_states(transition: Transition, params: Params, v: Batch, key: jax.Array, note: str = "") -> Batch:
-    """v in the dtypes that the transition returns, as a loop needs it: data may be integers where states are floats.
+    """Convert v to the dtypes that the transition returns, which a loop requires.
 
-    What the transition raises gets the note. Raises TypeError for data that are no such states: floats where states are
-    integers.
+    Data may be integers if states are floats. The reverse raises TypeError. `note` is added to errors of the
+    transition.
     """
     try:
         states = jax.eval_shape(transition, params, v, key)
@@ -105,13 +118,13 @@ def _cast(path: KeyPath, x: Leaf, like: Tree) -> jax.Array:
     dtype = jnp.result_type(x)
     if dtype != like.dtype and not np.can_cast(dtype, like.dtype, "same_kind"):
         raise TypeError(
-            f"v{keystr(path)}: {dtype} loses its values as {like.dtype}, which transition(params, v, key) returns"
+            f"v{keystr(path)}: {dtype} cannot be cast safely to {like.dtype}, which transition(params, v, key) returns"
         )
     return jnp.asarray(x, like.dtype)
 
 
 def as_chains(where: str, v: Batch) -> Batch:
-    """States to start from, as arrays. A copy: these may be the chains of a state that a step donates."""
+    """Initial states as arrays. They are copied, because they may be the chains of a state that a step donates."""
     v = as_arrays(where, v, np.asarray)
     rows(where, v)
     check_finite(where, v)
@@ -127,19 +140,22 @@ def hints_for(model: EnergyModel, v: Batch) -> AbstractContextManager[None]:
 
 
 class contrastive_divergence(Estimator):
-    """CD-k (Hinton, 2002): the model's samples are the batch after `steps` transitions. Statistics: PhaseStatistics.
+    """Contrastive divergence, CD-k (Hinton, 2002). Statistics: `PhaseStatistics`.
+
+    The gradient of
 
         mean E(data) - mean E(samples) + energy_penalty (mean E(data)² + mean E(samples)²)
 
-    The means of a `Weighted` batch are weighted; a sample has the weight of the row it started from.
+    where the samples are the batch after `steps` transitions. For a `Weighted` batch, both means are weighted, and a
+    sample has the weight of its initial row.
 
     Args:
         model: a `Model`, or `rbm.RBM()`.
-        steps: transitions, a positive integer.
-        energy_penalty: a nonnegative number, which keeps the energies small (Du & Mordatch, 2019).
+        steps: the number k of transitions, a positive integer.
+        energy_penalty: a nonnegative number, which keeps energies small (Du & Mordatch, 2019); None for no penalty.
 
     Raises:
-        TypeError, ValueError: for energies, states or weights that do not fit, when traced.
+        TypeError, ValueError: at trace time, for energies, states or weights that do not fit.
 
     >>> from paysage_jax import rbm
     >>> v, key = jnp.eye(4), jax.random.key(0)
@@ -170,23 +186,25 @@ class contrastive_divergence(Estimator):
 
 
 class persistent_contrastive_divergence(Estimator):
-    """PCD-k (Tieleman, 2008): Markov chains that persist across updates, advanced `steps` transitions each time.
+    """Persistent contrastive divergence, PCD-k (Tieleman, 2008). Statistics: `PhaseStatistics`.
+
+    The gradient of
 
         mean E(data) - mean E(chains) + energy_penalty (mean E(data)² + mean E(chains)²)
 
-    They start from the first `num_chains` states of the first batch, repeated if there are fewer; or from `chains`. The
-    estimator's state is the chains. In a `Weighted` batch each chain has the mean weight of the batch. Statistics:
-    PhaseStatistics.
+    where the chains persist across updates and make `steps` transitions per update. They start from the first
+    `num_chains` states of the first batch, which are repeated if there are fewer, or from `chains`. The state of the
+    estimator is the chains. For a `Weighted` batch, each chain has the mean weight of the batch.
 
     Args:
         model: a `Model`, or `rbm.RBM()`.
-        num_chains: None takes as many as the batch has rows.
-        steps: transitions for each update, a positive integer.
-        chains: the states to start from, in the place of data and `num_chains`.
-        energy_penalty: a nonnegative number, which keeps the energies small (Du & Mordatch, 2019).
+        num_chains: the number of chains, a positive integer; None for the number of rows in the batch.
+        steps: the number k of transitions per update, a positive integer.
+        chains: initial states, in place of data and `num_chains`.
+        energy_penalty: a nonnegative number, which keeps energies small (Du & Mordatch, 2019); None for no penalty.
 
     Raises:
-        TypeError, ValueError: for energies, states or weights that do not fit, when traced.
+        TypeError, ValueError: at trace time, for energies, states or weights that do not fit.
 
     >>> from paysage_jax import rbm
     >>> v, key = jnp.eye(4), jax.random.key(0)
@@ -208,7 +226,7 @@ class persistent_contrastive_divergence(Estimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.chains is not None and self.num_chains is not None:
-            raise ValueError("persistent_contrastive_divergence: give num_chains, or chains, the states to start from")
+            raise ValueError("persistent_contrastive_divergence: expected num_chains or chains, got both")
 
     def init(self, params: Params, batch: Batch, key: jax.Array) -> EstimatorState:
         v = states_of(self, params, batch, key).v
@@ -220,9 +238,9 @@ class persistent_contrastive_divergence(Estimator):
         num_chains = rows("chains", self.chains)
         chains = as_floats(self.chains, entry_of(self, params).dtype)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_chains, *jnp.shape(x)[1:]), jnp.float32), v)
-        hint = "" if self.model.sample_hidden else " (if these leave units hidden, give the model sample_hidden=)"
+        hint = "" if self.model.sample_hidden else " (if these lack hidden units, set sample_hidden= of the model)"
         check_same_tree("chains", self.chains, f"the data{hint}", like)
-        # A copy: a step donates the chains.
+        # A copy, because a step donates the chains.
         return as_states(self.model.transition, params, jax.tree.map(jnp.array, chains), key)
 
     def estimate(
@@ -241,19 +259,19 @@ class persistent_contrastive_divergence(Estimator):
 
 
 class LossStatistics(NamedTuple):
-    """loss: its value on the batch (a scalar)."""
+    """loss: the value of the loss on the batch, a scalar."""
 
     loss: jax.Array
 
 
 class loss_gradient(Estimator):
-    """The gradient of an ordinary loss: no model term. Statistics: LossStatistics.
+    """The gradient of an ordinary loss, without a model term. Statistics: `LossStatistics`.
 
-    The loss gets the batch as it is: integers may be labels or indices, NaN may be masked. Of a `Weighted` batch the
-    mean of weight times loss, jnp.mean(batch.weights * losses), is unbiased for every batch size.
+    The loss gets the batch unchanged: integers may be labels or indices, and NaN may be masked. For a `Weighted` batch,
+    the mean of weight times loss, jnp.mean(batch.weights * losses), is unbiased for every batch size.
 
     Args:
-        loss: loss(params, batch) -> scalar, or loss(params, batch, key=key).
+        loss: a function (params, batch) -> scalar, or (params, batch, key=key) -> scalar.
 
     >>> estimator = loss_gradient(lambda w, batch: jnp.sum((w - batch) ** 2))
     >>> gradient, _, statistics = estimator.estimate(jnp.zeros(2), jnp.ones(2), (), jax.random.key(0))
@@ -273,7 +291,7 @@ class loss_gradient(Estimator):
         return gradient, estimator_state, LossStatistics(loss)
 
     def value(self, params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-        """The loss, which the line searches of optax take at other parameters too."""
+        """The loss at any parameters; line searches of optax call it."""
         loss = self.loss(params, batch, **accepted(self.loss, {"key": key}, positional=2))
         is_number = isinstance(loss, float | np.generic | jax.Array) and jnp.issubdtype(
             jnp.result_type(loss), np.floating

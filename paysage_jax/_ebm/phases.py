@@ -50,7 +50,7 @@ def hints(v: Batch, integer_states: bool, whole: bool = True) -> Iterator[None]:
 
 def _hints(error: str, v: Batch, integer_states: bool, whole: bool) -> Iterator[str]:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(v)]
-    if not integer_states and re.search(r"integer|accept dtype float|loses its values", error):
+    if not integer_states and re.search(r"integer|accept dtype float|cannot be cast safely", error):
         yield "Integer and bool data are converted to floats; for counts or categories, set integer_states=True."
     inner = jax.tree.leaves(v, is_leaf=lambda x: isinstance(x, Weighted))
     if any(isinstance(x, Weighted) for x in inner):

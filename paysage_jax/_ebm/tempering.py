@@ -23,8 +23,8 @@ from .phases import energies_of, rows, two_phases
 class TemperedStatistics(NamedTuple):
     """Statistics of both phases and of the exchanges.
 
-    data_energy ... energy_penalty: as in `PhaseStatistics`. swap_rates: the mean acceptance of each pair of neighbouring
-    temperatures, (temperatures - 1,). lowest_swap_rate: the smallest of them.
+    data_energy to energy_penalty: as in `PhaseStatistics`. swap_rates: the mean acceptance probability of each pair of
+    neighbouring temperatures, (temperatures - 1,). lowest_swap_rate: the smallest of them.
     """
 
     data_energy: jax.Array

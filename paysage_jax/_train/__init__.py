@@ -1,1 +1,1 @@
-"""Runs: the step, epochs, sources of data, and what happens on the host."""
+"""Training runs: the step, epochs, sources of data, and the work on the host."""

@@ -1,7 +1,7 @@
-"""Runs on disk: save, find the last whole checkpoint, restore. The files are orbax's, written atomically.
+"""Checkpoints of runs: save, find the latest complete one, restore. Orbax writes the files atomically.
 
-A checkpoint holds the leaves of a tree in one flat dictionary, and as JSON their paths, shapes and dtypes, and what
-the run was called with. So it can be looked at without the code of the model, and what does not fit is named.
+A checkpoint contains the leaves of a tree in a flat dictionary, and, as JSON, their paths, shapes and dtypes and the
+settings of the run. It can therefore be read without the code of the model, and errors can name leaves and settings.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ VERSION = 1
 
 Directory = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-Settings = dict[str, object]  # what a run was called with, as JSON takes it
-Description = dict[str, Any]  # what the leaves of a checkpoint are, as JSON has it
+Settings = dict[str, object]  # the settings of a run, as for JSON
+Description = dict[str, Any]  # the description of the leaves of a checkpoint, as from JSON
 
 
 def _orbax() -> Any:
@@ -42,26 +42,26 @@ def _orbax() -> Any:
 
 
 def _local(name: str, folder: Directory) -> Path:
-    """The absolute path of a local directory. Raises TypeError or ValueError for what is no path, or a URL."""
+    """The absolute path of a local directory. Raises TypeError or ValueError for a URL, or if it is not a path."""
     try:
         path = os.path.expanduser(os.fsdecode(folder))
     except TypeError:
         raise TypeError(f"{name} must be the path of a directory, got {folder!r}") from None
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", path):  # also as pathlib writes it, with one slash
         raise ValueError(
-            f"{name} must be a local directory, got the URL {path!r}: mount it, or copy the directory there"
+            f"{name} must be a local directory, got the URL {path!r}; mount it, or copy the directory there later"
         )
     return Path(path).absolute()
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """Checkpoints of a run of `fit`.
+    """Where and how often `fit` writes checkpoints.
 
     Args:
-        directory: a local directory; it is made if it does not exist.
-        every: epochs between checkpoints, a positive integer.
-        keep: how many of the latest are kept, a positive integer.
+        directory: a local directory, which is created if it does not exist.
+        every: the number of epochs between checkpoints, a positive integer.
+        keep: the number of latest checkpoints to keep, a positive integer.
 
     Raises:
         TypeError, ValueError: for other values, and for a URL.
@@ -78,7 +78,7 @@ class Checkpoints:
 
     @classmethod
     def of(cls, checkpoints: Checkpoints | Directory) -> Checkpoints:
-        """Options as they are; a directory with the defaults."""
+        """Return `Checkpoints` unchanged; a directory becomes `Checkpoints` with the defaults."""
         return checkpoints if isinstance(checkpoints, Checkpoints) else cls(checkpoints)
 
 
@@ -86,8 +86,8 @@ class CheckpointManager:
     """The checkpoints of one run in a directory, numbered by epochs.
 
     Args:
-        options: where, how often and how many.
-        settings: what the run was called with, as JSON takes it; another run is refused by it.
+        options: the directory, the interval and the number of checkpoints.
+        settings: the settings of the run, as for JSON; checkpoints with other settings are rejected.
     """
 
     def __init__(self, options: Checkpoints, settings: Settings) -> None:
@@ -102,11 +102,11 @@ class CheckpointManager:
 
     @property
     def epoch(self) -> int | None:
-        """That of the last whole checkpoint, or None."""
+        """The epoch of the latest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, epoch: int, tree: Tree) -> None:
-        """Begin to write, unless this epoch has been written; what was begun before is finished first."""
+        """Start writing a checkpoint, unless this epoch has been written. An earlier write is completed first."""
         if epoch in self._manager.all_steps():
             return
         args = _orbax().args
@@ -118,12 +118,12 @@ class CheckpointManager:
         self._manager.save(epoch, args=content, force=True)
 
     def latest(self, like: Tree) -> Tree:
-        """The last whole checkpoint as a tree like this one, or None.
+        """The latest complete checkpoint as a tree like `like`, or None.
 
-        Its history may have any number of rows. Metrics and early stopping may be new, or missing in this run.
+        Its history may have any number of rows. Metrics and early stopping may have been added or removed.
 
         Raises:
-            ValueError: if it does not fit or cannot be read; the message names the leaf or the argument.
+            ValueError: if the checkpoint does not fit or cannot be read; the message names the leaf or the setting.
         """
         epoch = self.epoch
         if epoch is None:
@@ -138,7 +138,7 @@ class CheckpointManager:
             found = f"Older checkpoints that can be read: {older or 'none'}"
             raise ValueError(f"fit: {error} {found}. To {resumes}, delete {delete}.") from None
         where = f"fit: the checkpoint {self._folder / str(epoch)}"
-        written = {"shards": 1} | about["settings"]  # a checkpoint of 0.2's first version has no shards
+        written = {"shards": 1} | about["settings"]  # early checkpoints of version 0.2 have no shards
         for name, value in self._settings.items():
             if written.get(name) != value:
                 raise ValueError(f"{where} was written with {name}={written.get(name)}, not {value}")
@@ -156,28 +156,28 @@ class CheckpointManager:
         return result._replace(best=result.best._replace(params=jax.tree.map(jnp.copy, result.params)))
 
     def wait(self) -> None:
-        """Until what was begun has been written."""
+        """Wait until the current write is complete."""
         self._manager.wait_until_finished()
 
     def __enter__(self) -> CheckpointManager:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the directory; what goes wrong in writing, `wait` says."""
+        """Close the manager. Errors in writing are raised by `wait`, not here."""
         with contextlib.suppress(Exception):
             self._manager.close()
 
 
 def read_checkpoint(directory: Directory, epoch: int | None = None) -> Tree:
-    """A checkpoint as plain nested dictionaries of NumPy arrays, to look at without the code of the model.
+    """Read a checkpoint as nested dictionaries of NumPy arrays, without the code of the model.
 
     Args:
-        directory: what `fit(..., checkpoints=directory)` was given.
-        epoch: which one; the last if None.
+        directory: the directory of `fit(..., checkpoints=directory)`.
+        epoch: the epoch of the checkpoint; None for the latest.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it cannot be read; the message names older ones that can.
+        FileNotFoundError: if there is no such checkpoint.
+        ValueError: if the checkpoint cannot be read; the message lists older ones that can.
     """
     directory = _local("read_checkpoint: directory", directory)
     if not directory.is_dir():
@@ -213,7 +213,7 @@ def _is_key(x: Leaf) -> bool:
 
 
 def _as(old: Leaf, x: np.ndarray) -> Leaf:
-    """An array read from a file as what it was: a key, an array of JAX, or one of NumPy; on the devices of a mesh."""
+    """An array from a file, converted to the kind (PRNG key, JAX or NumPy array) and the sharding of `old`."""
     if not isinstance(old, jax.Array):
         return x
     new = jnp.asarray(x)
@@ -223,7 +223,7 @@ def _as(old: Leaf, x: np.ndarray) -> Leaf:
 
 
 def _flat(tree: Tree) -> tuple[dict[str, Leaf], Description]:
-    """The leaves under their numbers, without the empty ones, which orbax refuses; and what they are."""
+    """The leaves by number, without empty leaves, which orbax rejects; and the description of all leaves."""
     leaves, described = {}, []
     for number, (path, leaf) in enumerate(tree_flatten_with_path(tree)[0]):
         x = jax.random.key_data(leaf) if _is_key(leaf) else leaf
@@ -235,7 +235,7 @@ def _flat(tree: Tree) -> tuple[dict[str, Leaf], Description]:
 
 
 def _names_of_states(tree: Tree) -> list[str]:
-    """The types of NamedTuples in the tree: two optimizers may have leaves alike."""
+    """The types of the NamedTuples in the tree, which distinguish optimizers with equal leaves."""
     if not isinstance(tree, tuple | list | dict):
         return []
     own = [type(tree).__name__] if hasattr(tree, "_fields") else []
@@ -249,7 +249,7 @@ class _DamagedError(Exception):
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What orbax, tensorstore or JSON raise means that the checkpoint is damaged."""
+    """Convert errors of orbax, tensorstore and JSON to errors that the checkpoint is damaged."""
     try:
         yield
     except Exception as error:
@@ -261,14 +261,14 @@ def _reading(path: Path) -> Iterator[None]:
 def _read(manager: Any, epoch: int, folder: Path) -> tuple[list[np.ndarray], Description]:
     path, args = folder / str(epoch), _orbax().args
     if not (path / "about").is_dir():
-        raise ValueError(f"{path} is no checkpoint of paysage_jax: it has no directory about")
+        raise ValueError(f"{path} is not a checkpoint of paysage_jax: it has no directory 'about'")
     with _reading(path):
         about = manager.restore(epoch, args=args.Composite(about=args.JsonRestore())).about
         version = about["version"]
     if version > VERSION:
         raise ValueError(f"{path}: written by a newer paysage_jax (format {version})")
     with _reading(path):
-        # Into arrays of NumPy, so that it does not matter on which devices they were.
+        # Restore to NumPy arrays, so that the devices at the time of writing do not matter.
         leaves = [np.empty(leaf["shape"], jnp.dtype(leaf["dtype"])) for leaf in about["leaves"]]
         content = {f"{number:06d}": x for number, x in enumerate(leaves) if x.size}
         content |= manager.restore(epoch, args=args.Composite(leaves=args.StandardRestore(content))).leaves
@@ -286,18 +286,18 @@ def _older(manager: Any, epoch: int, folder: Path) -> list[int]:
 
 
 def _check(where: str, saved: Description, expected: Description, states: list[str]) -> None:
-    """Raise ValueError where the leaves or the types of states differ; metrics and early stopping may come and go."""
+    """Raise ValueError if leaves or types of states differ, except for the leaves of metrics and early stopping."""
     old, new = ({leaf["name"]: leaf for leaf in described["leaves"]} for described in (saved, expected))
     for name in old | new:
         is_state = not name.startswith((".history", ".best"))
         if name not in old and is_state:
             raise ValueError(f"{where} has no leaf {name}, which this run has")
         if name not in new and is_state:
-            raise ValueError(f"{where} has a leaf {name}, which this run has not")
+            raise ValueError(f"{where} has a leaf {name}, which this run does not have")
         rows = int(name.startswith(".history"))
         for what in ("dtype", "shape") if name in old and name in new else ():
             a, b = old[name][what], new[name][what]
             if a[rows:] != b[rows:] if what == "shape" else a != b:
-                raise ValueError(f"{where}: {name} has {what} {a}, in this run {b}")
+                raise ValueError(f"{where}: {name} has {what} {a}, but in this run {b}")
     if (written := saved["states"][: len(states)]) != states:
-        raise ValueError(f"{where} holds the states {written}, this run's optimizer has {states}")
+        raise ValueError(f"{where} has the states {written}, but the optimizer of this run has {states}")

@@ -1,4 +1,4 @@
-"""A run on the host: calls of the compiled program, each of a few epochs, and what is to be done between them."""
+"""A run on the host: calls of the compiled program, each for a few epochs, and the work between them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .processes import broadcast_from_0, call_on_0
 from .source import Loader, Memory
 from .step import FitResult, Outcome
 
-_SECONDS = 0.1  # what a call of the program should take at least
+_SECONDS = 0.1  # the shortest duration of a call of the program to aim for
 
 
 def drive(program: Program, source: Memory | Loader, host: Host) -> FitResult:
-    """Advance the run by a few epochs at a time, until it ends."""
+    """Advance the run a few epochs at a time until it ends."""
     pace, multiples = 1, [program.rows_at_once * program.metrics_every, *host.multiples(program.metrics_every)]
     with host.rescue():
         while host.goes_on:
@@ -40,24 +40,24 @@ def drive(program: Program, source: Memory | Loader, host: Host) -> FitResult:
 
 
 def next_stop(done: int, epochs: int, pace: int, multiples: Iterable[int]) -> int:
-    """When the compiled program returns: after `pace` epochs, but not beyond a multiple of one of these numbers."""
+    """The epoch at which the compiled program returns: after `pace` epochs, but at most the next of these multiples."""
     return min(epochs, done + pace, *((done // every + 1) * every for every in multiples))
 
 
 def faster(seconds: float) -> int:
-    """By how much a call may grow that took so long: one that is short costs more than the epochs in it."""
+    """The growth factor for the number of epochs in a call: short calls cost more than their epochs."""
     return 4 if seconds < _SECONDS / 4 else 2 if seconds < _SECONDS else 1
 
 
 class Host:
-    """What a run does on the host: its history, a progress bar, a callback, checkpoints.
+    """The work of a run on the host: history, progress bar, callback, checkpoints.
 
     Args:
-        result: at the start.
+        result: the initial result.
         epochs: the number of the last epoch.
-        callback: callback(result) after each measurement, in process 0; True stops the run. None: no callback.
-        bar: a bar of tqdm, or None.
-        disk: where checkpoints are written, or None.
+        callback: called as callback(result) after each measurement, in process 0; True stops the run. Or None.
+        bar: a tqdm progress bar, or None.
+        disk: the checkpoint manager, or None.
     """
 
     def __init__(
@@ -80,26 +80,26 @@ class Host:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the run has not ended."""
+        """Whether the run continues."""
         return self.done < self.epochs and int(self.result.outcome) == Outcome.EPOCHS_EXHAUSTED
 
     def multiples(self, metrics_every: int) -> list[int]:
-        """The program returns after each multiple of these numbers of epochs."""
+        """Numbers of epochs at whose multiples the program returns."""
         return [metrics_every] * bool(self._callback) + ([self._disk.every] if self._disk else [])
 
     def take(self, advanced: FitResult, metrics_every: int) -> None:
-        """Keep the result of a call of the program, whose history is that of its epochs."""
+        """Store the result of a call of the program, whose history contains only its epochs."""
         self._measurements = int(advanced.epochs_done) // metrics_every - self.done // metrics_every
         self._history.extend(advanced.history, self._measurements)
         self.result = advanced._replace(history=self._history.arrays())
 
     def report(self) -> None:
-        """After a call of the program."""
+        """Update the bar, run the callback and save a checkpoint, after a call of the program."""
         if self._bar is not None:
             self._bar.set_postfix(latest(self.result.history), refresh=False)
             self._bar.update(self.done - self._bar.n)
         if (callback := self._callback) and self._measurements:
-            given = jax.tree.map(lambda x: x, self.result)  # with dicts and lists of its own, which it may change
+            given = jax.tree.map(lambda x: x, self.result)  # new dicts and lists, which the callback may change
             stops = call_on_0(lambda: _is_true(callback(given)))
             if stops and not int(self.result.outcome):
                 stopped = jnp.full_like(self.result.outcome, Outcome.STOPPED)
@@ -109,7 +109,7 @@ class Host:
                 self._disk.save(self.done, self.result)
 
     def finish(self) -> None:
-        """Wait until all has been written."""
+        """Wait until all checkpoints have been written."""
         if self._disk:
             with postponed():
                 self._disk.wait()
@@ -125,18 +125,18 @@ class Host:
                 self._save_for(error)
                 raise
         except BaseException as error:
-            self._attach_to(error)  # a second Ctrl-C, that came while the first was seen to
+            self._attach_to(error)  # a second Ctrl-C during the handling of the first
             raise
 
     def _attach_to(self, error: BaseException) -> None:
         if getattr(error, "result", None) is self.result:
             return
         error.result = self.result = self.result._replace(outcome=self._interrupted)  # type: ignore
-        result = "They are this exception's `result`, for fit(..., resume=result)"
+        result = "The attribute `result` of this exception has the result so far, for fit(..., resume=result)"
         error.add_note(f"fit: epochs done: {self.done}. {result}")
 
     def _save_for(self, error: BaseException) -> None:
-        # Of several processes all write one checkpoint together, and the others may be gone.
+        # Several processes write a checkpoint together, and the other processes may have ended.
         if self._disk is None or self.done == self._began or jax.process_count() > 1:
             return
         try:
@@ -145,19 +145,19 @@ class Host:
                 self._disk.wait()
         except BaseException as failed:  # Ctrl-C again
             reason = str(failed) or "interrupted again"
-            error.add_note(f"fit: no checkpoint of them could be written: {reason}")
+            error.add_note(f"fit: the result so far could not be written as a checkpoint: {reason}")
 
 
 def _wait(x: jax.Array) -> None:
-    """Until it has been computed; unlike `block_until_ready` in the main thread, it hears Ctrl-C at once."""
+    """Wait until x has been computed. Unlike `block_until_ready` in the main thread, Ctrl-C interrupts immediately."""
 
     def wait() -> None:
-        with contextlib.suppress(Exception):  # the main thread will meet it
+        with contextlib.suppress(Exception):  # the main thread will raise it
             x.block_until_ready()
 
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
-    while waiting.is_alive():  # a signal that another thread gets does not wake this one
+    while waiting.is_alive():  # a signal that arrives in another thread does not wake this one
         waiting.join(0.1)
 
 

@@ -15,7 +15,11 @@ from .._optim.averaging import watched_parameters
 
 
 class Best(NamedTuple):
-    """The best measurement so far: params, the epochs done then (0: none yet), its value; and measurements since."""
+    """The best measurement so far.
+
+    params: the parameters. epoch: the number of epochs done at that time; 0 before the first measurement (int32).
+    value: the value of the metric. waited: the number of measurements since then (int32).
+    """
 
     params: Params
     epoch: jax.Array
@@ -24,15 +28,15 @@ class Best(NamedTuple):
 
 
 class early_stopping(Pytree):
-    """Stop a run when a metric has not improved for a while, and keep the best parameters (`result.best`).
+    """Stop a run when a metric stops improving, and keep the best parameters as `result.best`.
 
-    NaN never is an improvement.
+    NaN never counts as an improvement.
 
     Args:
         metric: the name of a scalar in the history.
-        patience: measurements without improvement after which the run stops, a positive integer.
-        min_delta: what counts as improvement is more than this, a number from 0 on.
-        maximize: whether larger is better, as for a likelihood; otherwise smaller is, as for a loss.
+        patience: the number of measurements without improvement after which the run stops, a positive integer.
+        min_delta: a nonnegative number; only a change by more than this counts as an improvement.
+        maximize: whether larger values are better, as for a likelihood; otherwise smaller values are, as for a loss.
     """
 
     metric: str = static()
@@ -41,12 +45,12 @@ class early_stopping(Pytree):
     maximize: bool = static(default=False)
 
     def start(self, params: Params) -> Best:
-        """Nothing measured yet."""
+        """The state before the first measurement."""
         zero = jnp.zeros((), jnp.int32)
         return Best(jax.tree.map(jnp.array, params), zero, jnp.zeros((), float), zero)
 
     def update(self, best: Best, params: Params, values: Row) -> Best:
-        """After one more measurement."""
+        """The state after one more measurement."""
         value = values[self.metric]
         if not isinstance(value, jax.Array) or jnp.iscomplexobj(value):
             raise TypeError(f"early_stopping: {self.metric}: expected a real scalar, got {value}")
@@ -57,9 +61,10 @@ class early_stopping(Pytree):
         return jax.tree.map(lambda n, o: jnp.where(improved, n, o), new, best._replace(waited=best.waited + 1))
 
     def resumed(self, run: Tree) -> Best:
-        """The best measurement of a run that resumes, a `FitResult`: none yet if it was of another metric.
+        """The best measurement of a resumed run, a `FitResult`. It is reset if the run tracked another metric.
 
-        The last measurement, if it is that of the parameters, is compared again, for `maximize` may have changed.
+        The last measurement is compared again if it belongs to the current parameters, because `maximize` may have
+        changed.
         """
         best: Best = run.best
         epochs, values = (np.asarray(run.history[name]) for name in ("epoch", self.metric))
@@ -77,5 +82,5 @@ class early_stopping(Pytree):
         return Best(jax.tree.map(jnp.copy, watched_parameters(run.params, run.optimizer_state)), *numbers)
 
     def should_stop(self, best: Best) -> jax.Array:
-        """Whether patience is at its end; a bool scalar."""
+        """Whether the patience is exhausted; a bool scalar."""
         return best.waited >= jnp.asarray(self.patience, jnp.int32)

@@ -1,4 +1,4 @@
-"""What does not change in a run, and its epochs: inside one compiled program, or step by step."""
+"""The program of a run, which does not change, and its epochs: in one compiled loop, or step by step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .history import Metric, empty_rows, measure, scalars_of
 from .placement import Placement
 from .step import FitResult, Outcome, TrainState, estimate, update
 
-_ROWS = 64  # measurements that one call of the compiled program can hold
-_ELEMENTS = 2**20  # in all of them together
+_ROWS = 64  # the largest number of measurements in one call of the compiled program
+_ELEMENTS = 2**20  # the largest number of elements in all of them together
 
 
 class Program(Pytree):
-    """What does not change in a run.
+    """Everything that does not change in a run.
 
-    batch_size: of data in memory; 0: batches come from a loader. zero_sums, empty_row: what `with_shapes` adds, the
-    sums of an epoch before its first step and a row of the history without a measurement.
+    batch_size: the batch size of data in memory; 0 for a loader. zero_sums, empty_row: the sums of an epoch before its
+    first step, and a row of the history without a measurement; `with_shapes` adds them.
     """
 
     optimizer: Transformation
@@ -47,20 +47,21 @@ class Program(Pytree):
     empty_row: Tree = ()
 
     def to_agree(self) -> Row:
-        """What must be the same in all processes, by name."""
+        """The fields that must be the same in all processes, by name."""
         return {name: value for name, value in vars(self).items() if name != "placement"}
 
     @property
     def rows_at_once(self) -> int:
-        """The number of measurements that one call of the compiled program can hold."""
+        """The largest number of measurements in one call of the compiled program."""
         elements = sum(x.size for x in jax.tree.leaves(self.empty_row))
         return max(1, min(_ROWS, _ELEMENTS // elements))
 
 
 class Epoch(NamedTuple):
-    """An epoch that is under way: its number, the key of its steps, and what they have changed so far.
+    """An epoch in progress.
 
-    sums: of the statistics of each row, and of the weights of the rows.
+    number: its number. key: the PRNG key of its steps. state: the current `TrainState`. sums: the sums of the
+    statistics over rows, and the sum of the weights of the rows.
     """
 
     number: jax.Array
@@ -96,18 +97,18 @@ def step(program: Program, epoch: Epoch, batch: Batch, i: ArrayLike) -> Epoch:
 
 
 def _sums_of(statistics: Statistics, batch: Batch) -> Tree:
-    """The scalars among the statistics times the rows, and the weight of the rows."""
+    """The scalar statistics times the number of rows, and the total weight of the rows."""
     rows = batch_size_of("batch", batch)
     return {name: jnp.asarray(rows, x.dtype) * x for name, x in scalars_of(statistics).items()}, weight_of(batch)
 
 
 def finish_epoch(program: Program, result: FitResult, epoch: Epoch) -> tuple[FitResult, dict[str, jax.Array]]:
-    """One epoch more and the means of its statistics; the epoch before, if the run is not finite any more."""
+    """The result after an epoch and the means of its statistics. If the run is not finite, keep the previous result."""
     sums, weight = epoch.sums
     statistics = jax.tree.map(lambda total: total / weight.astype(total.dtype), sums)
     state, outcome = epoch.state, result.outcome
     if find_states(state.optimizer_state, ConvergenceState):
-        # A moment that has overflowed gives no steps: that is no convergence.
+        # A moment that has overflowed also gives zero steps, but this is not convergence.
         moments = [x for x in jax.tree.leaves(state.optimizer_state) if x.ndim]
         small = converged(state.optimizer_state) & all_finite(moments)
         outcome = jnp.where(small, jnp.int32(Outcome.CONVERGED), outcome)
@@ -118,7 +119,7 @@ def finish_epoch(program: Program, result: FitResult, epoch: Epoch) -> tuple[Fit
 
 
 def measure_epoch(program: Program, result: FitResult, statistics: Statistics) -> tuple[FitResult, Row]:
-    """The result with the best measurement renewed, and a row of the history."""
+    """The result with the best measurement updated, and a row of the history."""
     key = _keys_of(program, result.epochs_done - 1).metrics
     state = result.state
     if program.metrics or program.early_stopping is not None:
@@ -136,12 +137,12 @@ def measure_epoch(program: Program, result: FitResult, statistics: Statistics) -
 
 
 def is_due(program: Program, result: FitResult) -> jax.Array:
-    """Whether the epoch that has just ended is to be measured."""
+    """Whether the last epoch should be measured."""
     return (result.epochs_done % program.metrics_every == 0) & (result.outcome != Outcome.NON_FINITE)
 
 
 def outcome_now(program: Program, result: FitResult) -> jax.Array:
-    """A run goes on, unless it has converged or stopped improving also by the present tolerance and patience."""
+    """The outcome at the start. A run continues unless it has ended also by the current tolerance and patience."""
     ended = jnp.array(False)
     if find_states(result.optimizer_state, ConvergenceState):
         small = still_converged(program.optimizer, result.optimizer_state)
@@ -162,7 +163,7 @@ def _first_sums_and_row(program: Program, result: FitResult, batch: Batch) -> Tr
 
 
 def with_shapes(program: Program, result: FitResult, batch: Batch) -> Program:
-    """The program with the zeros and the empty row of a run that starts at this result; nothing is computed."""
+    """The program with the zero sums and the empty row for a run from this result. Only shapes are evaluated."""
     sums, row = _first_sums_and_row.eval_shape(program, result._replace(history=()), batch)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), sums)
     return program.replace_unchecked(zero_sums=zeros, empty_row=jax.tree.map(lambda x: x[0], empty_rows(row, 1)))
@@ -173,10 +174,10 @@ def with_shapes(program: Program, result: FitResult, batch: Batch) -> Program:
 
 @jax.jit
 def run_epochs(program: Program, data: object, result: FitResult, stop: ArrayLike) -> FitResult:
-    """Epochs up to number `stop`, or to the end of the run, on data in memory.
+    """Run epochs on data in memory, up to number `stop` or to the end of the run.
 
-    The history of the result that comes back has the rows measured meanwhile; if there is a history already, they are
-    set in it, where they belong in a whole run.
+    If the given result has no history, the history of the returned one contains the new rows. Otherwise the new rows
+    are written into the given history, at their places in the whole run.
     """
     place, every = program.placement, program.metrics_every
     history, measured = result.history, 0
@@ -193,7 +194,7 @@ def run_epochs(program: Program, data: object, result: FitResult, stop: ArrayLik
         return (result.epochs_done < end) & (result.outcome == Outcome.EPOCHS_EXHAUSTED)
 
     def epochs_and_row(carry: Tree) -> Tree:
-        # A loop of its own between measurements: under vmap a condition is a selection, and would measure every epoch.
+        # An inner loop between measurements: under vmap, a condition becomes a selection and would measure every epoch.
         result, history = carry
         end = jnp.minimum(stop, (result.epochs_done // every + 1) * every)
         zeros = jax.tree.map(jnp.asarray, program.zero_sums[0])
@@ -211,9 +212,9 @@ def run_epochs(program: Program, data: object, result: FitResult, stop: ArrayLik
 
 
 def _all_steps(program: Program, data: object, epoch: Epoch) -> Epoch:
-    """The steps of an epoch, each on its batch."""
+    """All steps of an epoch."""
     place, size = program.placement, batch_size_of("data", data)
-    each = program.batch_size // place.shards  # rows that a shard gives to a batch
+    each = program.batch_size // place.shards  # rows per shard in a batch
     full = size // place.shards // each
     order = place.order(_keys_of(program, epoch.number).order, size, program.shuffle)
     whole = order[:, : full * each].reshape(place.shards, full, each).swapaxes(0, 1)
@@ -233,7 +234,7 @@ def _all_steps(program: Program, data: object, epoch: Epoch) -> Epoch:
 
 @jax.jit
 def begin_epoch_of_loader(program: Program, result: FitResult) -> Epoch:
-    """A copy: the steps donate it, and the result stays as it is."""
+    """A copy of the state, which the steps donate; the result stays valid."""
     return jax.tree.map(jnp.copy, begin_epoch(program, result))
 
 
@@ -242,7 +243,7 @@ donating_step = jax.jit(step, donate_argnames="epoch")
 
 @jax.jit
 def finish_epoch_of_loader(program: Program, result: FitResult, epoch: Epoch) -> FitResult:
-    """After the last step of an epoch. The history is one row, with a meaning if a measurement is due."""
+    """The result after the last step of an epoch. Its history is one row, empty unless a measurement is due."""
     result, statistics = finish_epoch(program, result._replace(history=()), epoch)
 
     def measured(result: FitResult) -> tuple[FitResult, Row]:

@@ -1,4 +1,4 @@
-"""`fit`: a whole run, on data in memory or from a loader, that reports, stops in time and survives."""
+"""`fit`: a training run with metrics, early stopping and checkpoints, on data in memory or from a loader."""
 
 from __future__ import annotations
 
@@ -56,54 +56,57 @@ def fit(
     checkpoints: Checkpoints | Directory | None = None,
     resume: FitResult | None = None,
 ) -> FitResult:
-    """Train until epoch number `epochs`, or until the run has converged, stopped improving or become non-finite.
+    """Train until epoch `epochs`, or until the run has converged, stopped improving, or become nonfinite.
 
-    Non-finite: parameters or chains are NaN or infinite, or an epoch made no update for want of finite numbers.
-    The result is the state after the last good epoch, and `result.outcome` says how the run ended. If anything raises
-    in mid-run, Ctrl-C or the loader say, the exception carries the epochs done as `exception.result`.
-    No argument is modified. Data in memory are one compiled program, which may be mapped by `jax.vmap` over
-    hyperparameters and keys; rows of the history that were not reached then have epoch -1 (and NaN where there is one).
-    As in `jax.jit`, functions are traced once, which freezes the values that they read from globals or attributes, and
-    compared by identity: a lambda written in the call compiles anew at every call.
+    A run becomes nonfinite if parameters or chains are NaN or infinite, or if an epoch makes no update because of
+    nonfinite numbers. The result is the state after the last good epoch, and `result.outcome` tells how the run ended.
+    If an exception interrupts the run (Ctrl-C or an error of the loader, for example), the result so far is attached as
+    `exception.result`. No argument is modified.
+
+    With data in memory, the run is one compiled program, which can be mapped by `jax.vmap` over hyperparameters and
+    keys. Rows of the history that a mapped run does not reach have epoch -1 and NaN. As in `jax.jit`, values read from
+    globals or attributes are frozen when a function is traced, and functions are compared by identity: a lambda in the
+    call recompiles at every call.
 
     Args:
-        params: a pytree of floating arrays, which may be NumPy's; not used with `resume`. Leaves of integers stay as
-            they are, if `freeze` keeps them out of the optimizer.
-        optimizer: an optimizer, ours or another library's; its `update` gets the extra arguments `epoch`, `statistics`,
-            `gradient` and `rows` of the batch (for optax `grad`, `value`, `value_fn`). A `track_convergence` in it can
-            end the run.
-        estimator: where gradients come from: `persistent_contrastive_divergence`, `loss_gradient`, ...
-        data: an array, or a dict or tuple of arrays, with one leading axis, cut into batches (the last may be
-            smaller). Or batches that can be read anew every epoch: a list, a loader, or a function `data(epoch)` or
-            `data()` that returns an iterable. A step compiles once for each size of batch. Estimators of two phases
-            convert integers and bools to the floating dtype of the parameters; other estimators get them as they are.
-            `Weighted` data in memory get weights with mean 1.
-        epochs: the number of the last epoch, those done before `resume` included.
-        key: a PRNG key, of `jax.random.key`.
-        batch_size: rows of data in memory for each step.
-        shuffle: cut data in memory in a new order every epoch.
-        sharding: rows over devices: NamedSharding(mesh, PartitionSpec("data")). Data, batches and chains lie in pieces
-            over the mesh axis "data", the rest whole on each device, or as it was given (parameters over a model
-            axis). Of several processes each calls with the same arguments, but a loader yields the rows of its own; the
-            callback is that of process 0. Not under `jit` and `vmap`.
-        shards: what data in memory are cut into; each is shuffled by itself and gives as many rows to every batch.
-            The same number gives the same run on any number of devices that divides it. None: one for each device.
-        metrics: name -> metric(state, key), traced, of a `TrainState`: state.params, state.optimizer_state, ... If the
-            optimizer keeps an average, `average_parameters`, state.params is that, and so is `result.best.params`.
-        metrics_every: measure every so many epochs.
-        early_stopping: stop when a metric has not improved for a while; `result.best` has the best parameters.
-        callback: callback(result) after every measurement, on the host; True stops the run.
-        progress: show a tqdm bar with the latest metrics (in a terminal).
+        params: a pytree of floating arrays of JAX or NumPy; not used with `resume`. Integer leaves must be excluded
+            from the optimizer by `freeze`, and stay unchanged.
+        optimizer: an optimizer, from this package or another library. Its `update` receives the extra arguments
+            `epoch`, `statistics`, `gradient` and `rows` of the batch (for optax `grad`, `value`, `value_fn`). If it
+            contains a `track_convergence`, that can end the run.
+        estimator: the estimator of the gradient, for example `persistent_contrastive_divergence` or `loss_gradient`.
+        data: an array, or a dict or tuple of arrays with a common leading axis, which is split into batches (the last
+            may be smaller). Or batches that can be read in every epoch: a list, a loader, or a function `data(epoch)`
+            or `data()` that returns an iterable. A step compiles once per batch size. Two-phase estimators convert
+            integers and bools to the floating dtype of the parameters; other estimators get them unchanged. The weights
+            of `Weighted` data in memory are divided by their mean.
+        epochs: the number of the last epoch, which includes the epochs before `resume`.
+        key: a PRNG key, from `jax.random.key`.
+        batch_size: the number of rows in a batch, for data in memory.
+        shuffle: whether to shuffle data in memory in every epoch.
+        sharding: the sharding of rows over devices, NamedSharding(mesh, PartitionSpec("data")). Data, batches and
+            chains are sharded over the mesh axis "data". Everything else is replicated, or keeps its sharding (for
+            example parameters over a model axis). Every process makes the same call; a loader yields only its local
+            rows, and only process 0 calls the callback. Not under `jit` or `vmap`.
+        shards: the number of shards of data in memory. Each shard is shuffled independently and contributes equally to
+            every batch. The same number gives the same run on any number of devices that divides it. None: one shard
+            per device.
+        metrics: a dict name -> metric(state, key), where state is a `TrainState`. Metrics are traced. If the optimizer
+            averages the parameters (`average_parameters`), state.params and `result.best.params` are the average.
+        metrics_every: the number of epochs between measurements.
+        early_stopping: stops the run when a metric stops improving; `result.best` has the best parameters.
+        callback: called as callback(result) on the host after every measurement; True stops the run.
+        progress: whether to show a tqdm bar with the latest metrics (in a terminal).
         checkpoints: a local directory, or `Checkpoints(directory, every=, keep=)`. Repeating the call resumes from the
-            latest checkpoint and gives the result of an uninterrupted run, provided that batches depend on nothing but
-            the epoch.
-        resume: the result of an earlier call, to go on from. With the same key, data and options it ends bit for bit
-            as if never cut. Metrics and early stopping may be added, whose rows from before then have no values, or
-            removed. A checkpoint goes before it.
+            latest checkpoint and gives the result of an uninterrupted run, if batches depend only on the epoch. A
+            checkpoint takes precedence over `resume`.
+        resume: the result of an earlier call, from which to continue. With the same key, data and options, the result
+            equals that of an uninterrupted run bit for bit. Metrics and early stopping may be added or removed; earlier
+            rows of a new metric have no values.
 
     Raises:
-        TypeError, ValueError: for wrong arguments, naming them; for NaN and infinities in data of two phases, naming
-            row and column. (A `loss_gradient` gets them, because it may mask them.)
+        TypeError, ValueError: for a wrong argument; the message names it. For NaN and infinity in the data of two-phase
+            estimators, the message names row and column. (A `loss_gradient` gets such data, because it may mask them.)
 
     >>> from paysage_jax import Outcome, loss_gradient, sgd
     >>> data = jnp.array([1.0, 3.0, 1.0, 3.0])
@@ -153,13 +156,13 @@ def fit(
 
 
 def is_traced() -> bool:
-    """Whether JAX is tracing the caller, under `jit`, `vmap`, `scan` or `grad`, whatever the traced values hide in."""
+    """Whether JAX is tracing the caller (`jit`, `vmap`, `scan`, `grad`), even if no argument is a tracer."""
     with eval_context():
         untraced = get_opaque_trace_state()
     return get_opaque_trace_state() != untraced
 
 
-# --- how a run starts --------------------------------------------------------------------------------
+# --- the start of a run ------------------------------------------------------------------------------
 
 
 def start_or_resume(
@@ -171,7 +174,7 @@ def start_or_resume(
     keys: tuple[jax.Array, jax.Array],
     epochs: int,
 ) -> tuple[Program, FitResult]:
-    """The program with the shapes of this run, and the result that it goes on from: new, resumed or from disk."""
+    """The program with the shapes of this run, and the initial result: new, resumed, or from a checkpoint."""
     place = program.placement
     init_key, run_key = place.put_whole("key", keys)
     program = program.replace_unchecked(key=run_key)
@@ -213,7 +216,7 @@ def _start(program: Program, params: Params, first: Batch, key: jax.Array) -> Fi
 
 @contextlib.contextmanager
 def _naming_fit() -> Iterator[None]:
-    """Errors begin with "fit: ": what checks an argument does not know whose it is."""
+    """Prefix errors with "fit: ", because a check of an argument does not know its caller."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -223,7 +226,7 @@ def _naming_fit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _carrying(resume: FitResult | None) -> Iterator[None]:
-    """An exception before the first step, for example of the first batch, carries what was to be resumed."""
+    """Attach the result to resume to an exception before the first step, for example from the first batch."""
     try:
         yield
     except BaseException as error:
@@ -245,38 +248,38 @@ def _resumed(resume: FitResult) -> FitResult:
         if jnp.issubdtype(x.dtype, np.number) and jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
             raise ValueError(f"fit: resume{keystr(path)} has dtype {x.dtype}, which needs jax_enable_x64")
     copied = copy_to_device(resume._replace(history=()))
-    return copied._replace(history=resume.history)  # which grows: a copy is compiled
+    return copied._replace(history=resume.history)  # not copied, because a copy compiles for every length
 
 
 def _with_room(program: Program, result: FitResult, epochs: int) -> FitResult:
-    """The result with empty rows for all measurements to come."""
+    """The result with empty rows for all future measurements."""
     rows = max(1, epochs // program.metrics_every) - len(result.history["epoch"])
     room = empty_rows(program.empty_row, max(0, rows))
     return result._replace(history=jax.tree.map(lambda *parts: jnp.concatenate(parts), result.history, room))
 
 
 def _settings(program: Program, source: Memory | Loader) -> Settings:
-    """What makes another run, as JSON takes it."""
+    """The settings that distinguish runs, as for JSON."""
     key = f"{program.key.dtype} {jax.random.key_data(program.key)}"
     settings = dict(shuffle=program.shuffle, metrics_every=program.metrics_every, key=key)
     return settings | source.settings(program.placement)
 
 
-# --- mistakes ----------------------------------------------------------------------------------------
+# --- checks ------------------------------------------------------------------------------------------
 
 
 def _refuse(**on_host: object) -> None:
     for name, value in on_host.items():
         if value is not None:
-            raise ValueError(f"{name} is for the host: not under jax.jit and jax.vmap")
+            raise ValueError(f"{name}: not available under jax.jit and jax.vmap, because it runs on the host")
 
 
 def _check_first_step(program: Program, result: FitResult, first: Batch, resumed: bool) -> None:
-    """Raise ValueError where processes differ in what they compute, or a resumed state is not as a step leaves it."""
+    """Raise ValueError if processes compile different steps, or if a resumed state has other shapes or dtypes."""
     if jax.process_count() == 1 and not resumed:
         return
     epoch = begin_epoch_of_loader.eval_shape(program, result._replace(history=()))
-    if jax.process_count() > 1:  # functions and numbers of the program's own
+    if jax.process_count() > 1:  # the text includes functions and constants of the program
         agree(estimator_or_optimizer=donating_step.lower(program, epoch, first, np.int32(0)).as_text())
     if resumed:
         after = donating_step.eval_shape(program, epoch, first, np.int32(0)).state
@@ -288,7 +291,7 @@ def _check_first_step(program: Program, result: FitResult, first: Batch, resumed
 
 def _check_params(params: Params) -> None:
     if params is None:
-        raise TypeError("params must be a pytree of arrays, got None; only with resume= they are not used")
+        raise TypeError("params must be a pytree of arrays, got None; they may be None only with resume=")
     for path, x in tree_leaves_with_path(params):
         where = f"params{keystr(path)}"
         try:
@@ -296,8 +299,8 @@ def _check_params(params: Params) -> None:
         except TypeError:
             raise TypeError(f"{where}: expected an array of numbers, got {x!r}") from None
         if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-            hint = "keep it out, for example by graph, params, rest = nnx.split(model, nnx.Param, ...)"
-            raise TypeError(f"{where}: a PRNG key ({dtype}) cannot be trained: {hint}")
+            hint = "exclude it, for example with graph, params, rest = nnx.split(model, nnx.Param, ...)"
+            raise TypeError(f"{where}: expected an array of numbers, got a PRNG key ({dtype}); {hint}")
 
 
 def _check_kinds(key: jax.Array, shuffle: object, stopping: object, callback: object, resume: FitResult | None) -> None:
@@ -312,5 +315,5 @@ def _check_kinds(key: jax.Array, shuffle: object, stopping: object, callback: ob
     if resume is not None and not isinstance(resume, FitResult):
         raise TypeError(f"resume must be the FitResult of an earlier call, got {type(resume).__name__}")
     if resume is not None and jnp.ndim(resume.outcome):
-        hint = "take one of them, jax.tree.map(lambda x: x[0], result), or resume under jax.vmap"
-        raise ValueError(f"resume holds {resume.outcome.size} runs of a sweep: {hint}")
+        hint = "select one with jax.tree.map(lambda x: x[0], result), or resume under jax.vmap"
+        raise ValueError(f"resume must be one run, got {resume.outcome.size} runs of a sweep; {hint}")

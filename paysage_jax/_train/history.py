@@ -1,4 +1,4 @@
-"""The history of a run: one measurement, and the rows of all of them."""
+"""The history of a run: one measurement, and the rows of all measurements."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scalars_of(statistics: Statistics) -> dict[str, jax.Array]:
 
 
 def learning_rate_of(optimizer_state: State) -> dict[str, jax.Array]:
-    """The learning rate last applied under its name; an array where the state holds several, nothing where none."""
+    """The learning rate applied last, as a dict: an array if the state has several, an empty dict if it has none."""
 
     def has_rate(state: State) -> bool:
         return "learning_rate" in getattr(state, "_fields", ())
@@ -53,7 +53,7 @@ def measure(
     for name, metric in metrics.items():
         value = metric(state, key)
         try:
-            # None is an empty tree, but no measurement.
+            # None would be an empty tree, but is not a measurement.
             values[name] = jnp.asarray(value) if value is None else jax.tree.map(jnp.asarray, value)
         except (TypeError, ValueError):
             raise TypeError(f"fit: metrics[{name!r}] must return arrays of numbers, got {value!r}") from None
@@ -64,7 +64,7 @@ def check_metrics(metrics: object) -> dict[str, Metric]:
     """The metrics as callable pytrees.
 
     Raises:
-        TypeError, ValueError: naming the metric.
+        TypeError, ValueError: for a wrong metric; the message names it.
     """
     if not isinstance(metrics, Mapping):
         raise TypeError(f"metrics must be a dict of name -> metric(state, key), got {type(metrics).__name__}")
@@ -76,7 +76,7 @@ def check_metrics(metrics: object) -> dict[str, Metric]:
         except (TypeError, ValueError) as error:
             raise TypeError(f"metrics[{name!r}] must be a function metric(state, key): {error}") from None
     if "epoch" in metrics:
-        raise ValueError("no metric may be called epoch: the history has the epoch itself under that name")
+        raise ValueError("metrics: the name 'epoch' is reserved for the epoch in the history; rename the metric")
     return {name: as_pytree(metric) for name, metric in metrics.items()}
 
 
@@ -84,7 +84,7 @@ def check_metrics(metrics: object) -> dict[str, Metric]:
 
 
 def empty_rows(shapes: Tree, rows: int) -> Tree:
-    """Rows without a measurement: epoch -1, NaN in floating and complex arrays, and the largest or False in others."""
+    """Rows without a measurement: epoch -1, NaN for floating and complex arrays, the largest integer, or False."""
 
     def empty(path: KeyPath, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         if keystr(path) == "['epoch']":
@@ -99,9 +99,9 @@ def empty_rows(shapes: Tree, rows: int) -> Tree:
 
 
 def rows_before(history: Tree, shapes: Tree, every: int) -> Tree:
-    """The rows of an earlier history that were reached; none without one. Metrics that are new have no values in them.
+    """The measured rows of an earlier history, or no rows without one. New metrics have empty values in these rows.
 
-    Raises ValueError where they do not fit.
+    Raises ValueError if a metric or the interval does not fit.
     """
     if not history:
         return jax.tree.map(lambda x: np.empty((0, *x.shape), x.dtype), shapes)
@@ -121,13 +121,13 @@ def rows_before(history: Tree, shapes: Tree, every: int) -> Tree:
 
 
 def latest(history: Tree) -> dict[str, str]:
-    """The scalars measured last, as text."""
+    """The scalars of the last measurement, as text."""
     scalars = {name: x for name, x in history.items() if name != "epoch" and getattr(x, "ndim", 0) == 1 and len(x)}
     return {name: f"{float(x[-1]):.4g}" for name, x in scalars.items() if x.dtype.kind in "biuf"}
 
 
 class History:
-    """Rows on the host: NumPy arrays that grow, with room for more."""
+    """Rows on the host, in NumPy arrays that grow."""
 
     def __init__(self, rows: Tree) -> None:
         self._rows = jax.tree.map(np.array, rows)
@@ -138,7 +138,7 @@ class History:
         end = self._count + count
 
         def add(old: np.ndarray, new: Leaf) -> np.ndarray:
-            if end > len(old):  # what was given out stays as it is
+            if end > len(old):  # arrays that were returned earlier do not change
                 old = np.concatenate([old, np.empty((max(end, 64), *old.shape[1:]), old.dtype)])
             old[self._count : end] = np.asarray(new)[:count]
             return old

@@ -1,4 +1,4 @@
-"""Ctrl-C during a run: it is heard, and not in the middle of a checkpoint."""
+"""Ctrl-C during a run: it is not lost, and does not interrupt the writing of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _MOMENT = 0.05  # seconds
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Send a Ctrl-C again that Python has ignored.
+    """Repeat a Ctrl-C that Python has ignored.
 
-    Python raises KeyboardInterrupt wherever the main thread happens to be. In a destructor, or in a callback of a weak
-    reference or of the garbage collector, no exception can be raised: Python reports it and continues.
+    Python raises KeyboardInterrupt wherever the main thread is. If that is in a destructor, or in a callback of a weak
+    reference or the garbage collector, the exception cannot propagate: Python reports it and continues.
     """
     report = sys.unraisablehook
 
     def send_again(unraisable: Any) -> None:
         if unraisable.exc_type is KeyboardInterrupt:
-            # From another thread and later: this one is still where nothing can be raised.
+            # From another thread and later, because an exception in this thread still cannot propagate.
             again = threading.Timer(_MOMENT, signal.raise_signal, [signal.SIGINT])
             again.daemon = True
             again.start()
@@ -39,9 +39,9 @@ def heard() -> Iterator[None]:
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """Raise the KeyboardInterrupt of a Ctrl-C after this block; that of a second Ctrl-C at once.
+    """Delay the KeyboardInterrupt of a Ctrl-C until this block ends. A second Ctrl-C raises immediately.
 
-    A handler that the user has installed is left alone.
+    A signal handler that the user has installed stays in place.
     """
     mine = threading.current_thread() is threading.main_thread()
     if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

@@ -1,7 +1,7 @@
-"""Which rows lie where: data, batches and chains over devices.
+"""The placement of data, batches and chains on devices.
 
-A row never leaves its device: data are cut into shards, each of which is shuffled by itself and gives as many rows to
-every batch. So a run depends on the number of shards, not on that of devices.
+A row never leaves its device. Data are split into shards; each shard is shuffled independently and contributes equally
+to every batch. A run therefore depends on the number of shards, not on the number of devices.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from .processes import lockstep
 
 @dataclass(frozen=True)
 class Placement:
-    """How the leading axis of data, batches and chains lies on devices; hashable.
+    """The sharding of the leading axis of data, batches and chains; hashable.
 
-    sharding: over the devices of its mesh; None: no devices are chosen. shards: what the data in memory are cut into.
-    state, result: the shardings of the leaves of a run's state and of its result (without the history), which it keeps;
-    None: as the compiler has it.
+    sharding: the sharding over the devices of a mesh; None for the default device. shards: the number of shards of data
+    in memory. state, result: the shardings of the leaves of a run's state and result (without the history), which the
+    run keeps; None: the compiler chooses.
     """
 
     sharding: NamedSharding | None = None
@@ -53,17 +53,17 @@ class Placement:
 
     @property
     def copy(self) -> Callable[[np.ndarray], Leaf]:
-        """What makes a copy of a NumPy array: on the host, where it goes to the devices of a mesh later."""
+        """The function that copies a NumPy array: on the host, if the copy is put on the devices of a mesh later."""
         return jnp.array if self.sharding is None else np.array
 
     @property
     def devices(self) -> int:
-        """The number of pieces that rows are cut into for the devices."""
+        """The number of devices that rows are sharded over."""
         return 1 if self.sharding is None else pieces_of(self.sharding)
 
     @property
     def description(self) -> str:
-        """The mesh and what is cut over it, on which all processes must agree."""
+        """The mesh and the sharded axes as text, on which all processes must agree."""
         if self.sharding is None:
             return ""
         devices = [device.id for device in np.array(self.sharding.mesh.devices).flat]
@@ -72,11 +72,11 @@ class Placement:
     # --- on the host: arrays go to their devices ---
 
     def put_data(self, data: Batch) -> Batch:
-        """Data in memory, the same in every process: over the devices if they divide, else whole on each of them."""
+        """Put data in memory, which are the same in every process: sharded if they divide, otherwise replicated."""
         return self._rows(data, self.divides(batch_size_of("data", data)))
 
     def put_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches of all processes together; one that does not divide is whole on each device."""
+        """Join the batches of all processes. A batch that does not divide is replicated."""
         processes = jax.process_count()
         for batch in lockstep(batches):
             rows = batch_size_of("batch", batch)
@@ -86,9 +86,9 @@ class Placement:
                 yield jax.tree.map(lambda x: put(process_allgather(x, tiled=True), self.replicated), batch)
 
     def put_whole(self, name: str, tree: Tree) -> Tree:
-        """What else a run needs: arrays on the mesh as they are, the others whole on each device.
+        """Replicate arrays on each device, unless they are already on the mesh.
 
-        Raises ValueError for one in pieces on another mesh.
+        Raises ValueError for an array that is sharded over another mesh.
         """
         if self.sharding is None:
             return tree
@@ -99,19 +99,22 @@ class Placement:
             if other == mesh:
                 return x
             if other and not x.sharding.is_fully_replicated:
-                raise ValueError(f"fit: {name}{keystr(path)} lies on {other}, but sharding on {mesh}: take one mesh")
+                raise ValueError(f"fit: {name}{keystr(path)} is on {other}, but sharding is on {mesh}; use one mesh")
             return put(x, self.replicated)
 
         return tree_map_with_path(place, tree)
 
     def put_chains(self, tree: Tree) -> Tree:
-        """An estimator's state: the leading axes, where they divide, over the devices."""
+        """Put the state of an estimator on the devices. Leading axes that divide are sharded."""
         if self.sharding is None:
             return tree
         return jax.tree.map(lambda x: self._rows(x, jnp.ndim(x) > 0 and len(x) % self.devices == 0), tree)
 
     def put_run(self, run: Tree, params: Params, optimizer_state: State) -> tuple[Tree, Placement]:
-        """A run with its parameters and the optimizer's state laid out as these; and the placement that keeps it so."""
+        """Put a run on the devices with the shardings of these parameters and this optimizer state.
+
+        Also returns the placement that keeps these shardings.
+        """
 
         def as_of(name: str, tree: Tree, like: Tree) -> Tree:
             check_same_tree(f"fit: resume.{name}", tree, "this run's", like)
@@ -136,7 +139,7 @@ class Placement:
         return placed._replace(history=run.history), replace(self, state=tuple(state), result=tuple(result))
 
     def holds(self, tree: Tree) -> bool:
-        """Whether all leaves lie on the mesh."""
+        """Whether all leaves are on the mesh."""
         return self.sharding is not None and all(mesh_of(x) == self.sharding.mesh for x in jax.tree.leaves(tree))
 
     def first_rows(self, data: Batch, size: int) -> Batch:
@@ -145,7 +148,7 @@ class Placement:
 
     @property
     def replicated(self) -> Any:
-        """On every device the same."""
+        """The sharding that replicates arrays on every device."""
         return self.sharding and NamedSharding(self.sharding.mesh, PartitionSpec())
 
     def _rows(self, tree: Tree, divides: bool) -> Tree:
@@ -160,19 +163,19 @@ class Placement:
         joined = jax.make_array_from_process_local_data(self.sharding, canonical(x))
         if len(joined) != len(x) * jax.process_count():
             raise ValueError(
-                f"fit: sharding: {jax.process_count()} processes with {len(x)} rows each make {len(joined)} rows: "
-                "every process must hold pieces of the rows that no other holds"
+                f"fit: sharding: {jax.process_count()} processes with {len(x)} rows each make {len(joined)} rows; "
+                "the devices of each process must hold rows that no other process holds"
             )
         return joined
 
-    # --- in the compiled program: who takes which rows ---
+    # --- in the compiled program: rows of batches ---
 
     def divides(self, size: int) -> bool:
-        """Whether every shard lies on one device."""
+        """Whether every shard is on one device."""
         return self.sharding is not None and size % self.shards == 0
 
     def order(self, key: jax.Array, size: int, shuffle: bool) -> jax.Array:
-        """(shards, rows of a shard): in each shard the numbers of its rows, in the order in which they are taken."""
+        """The order of the rows in each shard, as row numbers (shards, rows of a shard)."""
         each = size // self.shards
         if not shuffle:
             return jnp.tile(jnp.arange(each), (self.shards, 1))
@@ -181,7 +184,7 @@ class Placement:
         return jax.vmap(lambda k: jax.random.permutation(k, each))(jax.random.split(key, self.shards))
 
     def take(self, data: Batch, chosen: jax.Array, with_remainder: bool = False) -> Batch:
-        """Of each shard the rows with the numbers `chosen` (shards, rows); with the remainder that is in no shard."""
+        """The rows `chosen` (shards, rows) of each shard, optionally with the remaining rows that are in no shard."""
         size = batch_size_of("data", data)
         each = size // self.shards
 
@@ -193,7 +196,7 @@ class Placement:
 
         if self.sharding is None:
             return rows(data, chosen)
-        if not self.divides(size):  # the data are whole on each device
+        if not self.divides(size):  # the data are replicated
             batch = rows(data, chosen)
             return lay_out(batch, self.sharding) if batch_size_of("batch", batch) % self.devices == 0 else batch
         here = PartitionSpec(self.sharding.spec[0])
@@ -212,30 +215,30 @@ def _first_rows(data: Batch, size: int, whole: NamedSharding) -> Batch:
 
 
 def placement(sharding: Sharding | None, shards: Leaf) -> Placement:
-    """What the arguments `sharding` and `shards` of `fit` say.
+    """The placement for the arguments `sharding` and `shards` of `fit`.
 
     Raises:
-        TypeError, ValueError: for a sharding that does not cut the leading axis, and for shards that do not divide.
+        TypeError, ValueError: if the sharding does not shard the leading axis, or if the shards do not divide.
     """
     if sharding is not None:
         sharding = checked("sharding", sharding)
     elif jax.process_count() > 1:
         raise ValueError(
-            f"{jax.process_count()} processes and no sharding: each would train a model of its own; "
-            'give sharding=NamedSharding(mesh, PartitionSpec("data")), the mesh over the devices of all of them'
+            f"sharding must be given for {jax.process_count()} processes, which would otherwise train separate models; "
+            'pass NamedSharding(mesh, PartitionSpec("data")) with a mesh over the devices of all processes'
         )
     pieces = 1 if sharding is None else pieces_of(sharding)
     if shards is None:
         return Placement(sharding, pieces)
     check_count("shards", shards)
     if shards % pieces:
-        raise ValueError(f"shards must be a multiple of the {pieces} pieces of sharding, got {shards}")
+        raise ValueError(f"shards must be a multiple of the {pieces} shards of sharding, got {shards}")
     return Placement(sharding, int(shards))
 
 
 def check_not_partitioned(name: str, tree: Tree) -> None:
-    """Raise ValueError for arrays over several devices, which without `sharding=` each device would get as a whole."""
+    """Raise ValueError for sharded arrays, which would be replicated without `sharding=`."""
     for path, x in tree_flatten_with_path(tree)[0]:
         if is_partitioned(x):
             where, devices = name + keystr(path), len(x.sharding.device_set)
-            raise ValueError(f"fit: {where} lies over {devices} devices, {x.sharding}: give sharding= as well")
+            raise ValueError(f"fit: {where} is sharded over {devices} devices, {x.sharding}; pass sharding= as well")

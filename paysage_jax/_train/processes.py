@@ -1,7 +1,7 @@
-"""Several processes, started by `jax.distributed.initialize`, that train one model: what they must agree on.
+"""Training one model in several processes, started by `jax.distributed.initialize`.
 
-Every process runs the same program. What would leave one of them waiting for the others for ever, or training
-another model, is exchanged first, and is an error on each of them.
+Every process runs the same program. The processes first compare everything that could make one of them wait forever or
+train another model. A difference raises an error on all processes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ _FAILED, _ENDED = -1, -2
 
 
 def _gathered(*values: int) -> np.ndarray:
-    """(processes, values): whole numbers of every process."""
+    """The integers of all processes, an array (processes, values)."""
     return np.asarray(multihost_utils.process_allgather(np.array(values, np.int32))).reshape(-1, len(values))
 
 
 def _checksum(tree: Tree) -> int:
-    """Of paths, shapes, dtypes and numbers, or of a text; of an array over several processes not of its numbers."""
+    """The checksum of a text, or of the paths, shapes, dtypes and values of a tree.
+
+    The values of arrays that span several processes are not included.
+    """
     if isinstance(tree, str):
         return zlib.crc32(tree.encode()) & 0x7FFFFFFF
     check = 0
@@ -44,7 +47,7 @@ def _checksum(tree: Tree) -> int:
 
 @contextmanager
 def raise_on_all_processes() -> Iterator[None]:
-    """What raises in one process raises in each."""
+    """An exception in any process is raised in all of them."""
     if jax.process_count() == 1:
         yield
         return
@@ -57,25 +60,25 @@ def raise_on_all_processes() -> Iterator[None]:
     if raised is not None:
         raise raised
     if failed.any():
-        raise RuntimeError(f"fit: process {failed.argmax()} raised at its arguments")
+        raise RuntimeError(f"fit: process {failed.argmax()} raised an exception while checking its arguments")
 
 
 def agree(**arguments: Tree) -> None:
-    """Raise ValueError on every process, naming it, for an argument that is not the same in all of them."""
+    """Raise ValueError on every process if an argument differs between processes; it names the argument."""
     if jax.process_count() == 1:
         return
     checks = _gathered(*map(_checksum, arguments.values()))
     if differ := [name for name, of_all in zip(arguments, checks.T, strict=True) if np.ptp(of_all)]:
-        raise ValueError(f"fit: {', '.join(differ)} must be the same in all {len(checks)} processes, got others")
+        raise ValueError(f"fit: {', '.join(differ)} must be the same in all {len(checks)} processes, but differ")
 
 
 def broadcast_from_0(value: float) -> float:
-    """The number that process 0 has."""
+    """The value of process 0."""
     return value if jax.process_count() == 1 else float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
 def call_on_0(question: Callable[[], bool]) -> bool:
-    """The answer of process 0, which alone is asked. If that raises, every process does."""
+    """Call the function on process 0 only, and return its answer on all. If it raises, every process raises."""
     if jax.process_count() == 1:
         return question()
     answer, raised = 0, None
@@ -93,11 +96,11 @@ def call_on_0(question: Callable[[], bool]) -> bool:
 
 
 def lockstep(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches of this process, one as long as every process has one.
+    """The batches of this process, as long as every process has a batch.
 
     Raises:
-        ValueError: on every process, if one has more batches than another, or others.
-        RuntimeError: if those of another process raise.
+        ValueError: on every process, if the number or the shapes of their batches differ.
+        RuntimeError: if the data of another process raise an exception.
     """
     if jax.process_count() == 1:
         yield from batches
@@ -121,8 +124,8 @@ def lockstep(batches: Iterator[Batch]) -> Iterator[Batch]:
         if np.ptp(kinds):
             each = ", ".join("none" if rows == _ENDED else str(rows) for rows in rows_of_all)
             raise ValueError(
-                f"fit: data: every process must have as many batches, of the same shapes; rows of batch {number} in "
-                f"processes 0 to {len(kinds) - 1}: {each}; this one's: {jax.tree.map(jnp.shape, batch)}"
+                f"fit: data: every process must have equally many batches, of the same shapes; rows of batch {number} "
+                f"in processes 0 to {len(kinds) - 1}: {each}; shapes in this process: {jax.tree.map(jnp.shape, batch)}"
             )
         assert batch is not None
         yield batch

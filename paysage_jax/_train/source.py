@@ -1,4 +1,4 @@
-"""What `fit` trains on, and how a run advances on it: arrays in memory, or batches that are read anew every epoch."""
+"""Sources of training data, and how a run advances on them: arrays in memory, or batches that are read every epoch."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ from .epochs import Program, begin_epoch_of_loader, donating_step, finish_epoch_
 from .placement import Placement, check_not_partitioned
 from .step import FitResult
 
-NESTED = "rows in a list become data in memory by numpy.array(data), with batch_size"
+NESTED = "for a list of rows, pass numpy.array(data) and batch_size"
 
 
 def check_leaves(**trees: Tree) -> None:
-    """Raise TypeError, naming it, for a leaf that is neither number nor array."""
+    """Raise TypeError for a leaf that is neither a number nor an array; it names the leaf."""
     for name, tree in trees.items():
         for path, leaf in tree_flatten_with_path(tree)[0]:
             if not isinstance(leaf, int | float | np.generic | np.ndarray | jax.Array):
                 kind = type(leaf).__name__
-                raise TypeError(f"{name}{keystr(path)}: {kind} is neither number nor array; declare it static()")
+                raise TypeError(f"{name}{keystr(path)}: expected a number or an array, got {kind}; declare it static()")
 
 
 _AS_IT_IS = Entry()
 
 
-# --- how data enter ----------------------------------------------------------------------------------
+# --- data in memory ----------------------------------------------------------------------------------
 
 
 _Later = tuple[str, Batch, jax.Array]  # where, the batch, whether it is finite
-_STEPS_LATER = 8  # by then a batch has been computed, and to ask for it costs no wait
+_STEPS_LATER = 8  # by then a batch on a device has been computed, and its check does not have to wait
 
 
 def open_source(data: object, batch_size: object, placement: Placement, entry: Entry = _AS_IT_IS) -> Memory | Loader:
-    """Data in memory, or a loader.
+    """Return data in memory, or a loader.
 
     Raises:
-        TypeError, ValueError: for other data, or a batch size that does not go with them.
+        TypeError, ValueError: for other data, or for a batch size that does not fit.
     """
     check_dense("data", data)
     if in_memory(data):
@@ -68,18 +68,18 @@ def open_source(data: object, batch_size: object, placement: Placement, entry: E
     loader = Loader(data, placement, entry)
     if batch_size is not None:
         hint = f"; {NESTED}" if isinstance(data, list) else ""
-        raise ValueError(f"batch_size does not go with an iterable, whose items are the batches{hint}")
+        raise ValueError(f"batch_size must be None for an iterable, whose items are the batches{hint}")
     return loader
 
 
 class Memory:
-    """Arrays to be cut into batches, by one compiled program for all epochs.
+    """Arrays in memory. One compiled program splits them into batches for all epochs.
 
     Args:
         data: a pytree of arrays (rows, ...).
-        batch_size: rows of a batch; the last one of an epoch may be smaller.
-        placement: where rows lie.
-        entry: how the estimator wants them.
+        batch_size: the number of rows in a batch; the last batch of an epoch may be smaller.
+        placement: the placement of rows on devices.
+        entry: the conversions and checks that the estimator asks for.
     """
 
     def __init__(self, data: object, batch_size: object, placement: Placement, entry: Entry) -> None:
@@ -97,21 +97,21 @@ class Memory:
         self.batch_size = int(batch_size)
 
     def settings(self, placement: Placement) -> Settings:
-        """What makes another run of the same data."""
+        """The settings that distinguish runs on the same data."""
         return {"batch_size": self.batch_size, "rows": self.rows, "shards": placement.shards}
 
     def put(self, placement: Placement) -> None:
-        """Bring the data to their devices."""
+        """Put the data on their devices."""
         self.data = placement.put_data(self.data)
         if placement.sharding is None:
             check_not_partitioned("data", self.data)
 
     def first_batch(self, placement: Placement, begun: Leaf, last: int) -> Batch:
-        """A batch as every epoch has one."""
+        """A batch with the shapes of every epoch."""
         return placement.first_rows(self.data, self.batch_size)
 
     def advance(self, program: Program, result: FitResult, stop: ArrayLike) -> FitResult:
-        """Epochs up to number `stop`; the history is that of these epochs."""
+        """Run epochs up to number `stop`. The history contains only these epochs."""
         return run_epochs(program, self.data, result, stop)
 
 
@@ -119,22 +119,22 @@ class Memory:
 
 
 class Loader:
-    """Batches to be read anew every epoch.
+    """Batches that are read in every epoch.
 
     Args:
         data: an iterable of batches, or a function that returns one: `data(epoch)`, or `data()`.
-        placement: where rows lie.
-        entry: how the estimator wants the batches.
+        placement: the placement of rows on devices.
+        entry: the conversions and checks that the estimator asks for.
 
     Raises:
-        TypeError, ValueError: for what cannot be read again and again, yields no batch, or numbers that are not finite.
+        TypeError, ValueError: for data that can be read only once, yield no batch, or contain nonfinite numbers.
     """
 
-    data, batch_size, rows = None, 0, 0  # known of data in memory only
+    data, batch_size, rows = None, 0, 0  # set only for data in memory
 
     def __init__(self, data: object, placement: Placement, entry: Entry = _AS_IT_IS) -> None:
         if isinstance(data, Iterator):
-            raise ValueError("data is an iterator, to be read once; give a list, a loader or a generator function")
+            raise ValueError("data is an iterator, which can be read only once; pass a list, a loader or a function")
         if isinstance(data, type) or not (callable(data) or hasattr(data, "__iter__")):
             kind = type(data).__name__
             raise TypeError(f"data must be arrays with a leading axis or an iterable of batches, got {kind}")
@@ -142,27 +142,29 @@ class Loader:
         self._opened: dict[int, Iterator[Batch]] = {}
 
     def settings(self, placement: Placement) -> Settings:
-        """Nothing that is known of the data makes another run."""
+        """No settings of a loader distinguish runs."""
         return {"batch_size": None, "rows": None, "shards": None}
 
     def put(self, placement: Placement) -> None:
-        """Batches are brought to their devices one by one."""
+        """Do nothing, because batches are put on their devices one at a time."""
 
     def first_batch(self, placement: Placement, begun: Leaf, last: int) -> Batch:
-        """The first batch of epoch `begun`, at most `last`; it is not drawn again when the epoch is read."""
+        """The first batch of epoch `begun`, at most `last`. It is kept, and not read again with its epoch."""
         batch = next(placement.put_batches(map(self._peek, [min(int(begun), last)])))
         rows = batch_size_of("batch", batch)
         if rows % placement.devices:
-            raise ValueError(f"fit: batches must divide over the {placement.devices} devices, got one of {rows} rows")
+            raise ValueError(
+                f"fit: data: the rows of a batch must divide over the {placement.devices} devices, got {rows} rows"
+            )
         if placement.sharding is None:
             check_not_partitioned("data", batch)
         return placement.first_rows(batch, rows)
 
     def advance(self, program: Program, result: FitResult, stop: ArrayLike) -> FitResult:
-        """One epoch; the history is one row."""
+        """Run one epoch. The history is one row."""
         epoch = begin_epoch_of_loader(program, result)
         steps = program.replace_unchecked(metrics={}, early_stopping=None, zero_sums=(), empty_row=())
-        # Steps are dispatched asynchronously: the next batch is fetched and transferred meanwhile.
+        # Steps are dispatched asynchronously, and the next batch is fetched and transferred in the meantime.
         for i, batch in enumerate(program.placement.put_batches(self._batches(int(result.epochs_done)))):
             epoch = donating_step(steps, epoch, batch, np.int32(i))
         return finish_epoch_of_loader(program, result, epoch)
@@ -186,7 +188,7 @@ class Loader:
         number, waiting = 0, deque()
         for number, batch in enumerate(source, 1):
             batch, on_device = self._enter(f"fit: batch {number - 1} of epoch {epoch}", batch)
-            # A batch that is on a device already may still have to be computed: its turn comes some steps later.
+            # A batch on a device may not have been computed yet, so it is checked some steps later.
             waiting.extend(on_device)
             if len(waiting) > _STEPS_LATER:
                 self._settle(*waiting.popleft())
@@ -197,14 +199,14 @@ class Loader:
             raise ValueError(f"fit: data yielded no batch in epoch {epoch}")
 
     def _enter(self, where: str, batch: Batch) -> tuple[Batch, list[_Later]]:
-        """The batch as arrays, checked if it is on the host; and what `check_finite` is to see of it later."""
+        """The batch as arrays, checked if it is on the host, and the checks to do later."""
         check_dense("fit: batch", batch)
-        # A list of arrays is what torch makes of a tuple; a list of numbers is rows.
+        # A list of arrays is a batch, as from torch for a tuple; a list of numbers is a row.
         if not in_memory(batch) and not (isinstance(batch, list) and all(map(in_memory, batch))):
             hint = f"; {NESTED}" if isinstance(batch, list | int | float | np.number) else ""
             raise TypeError(f"fit: data: expected batches of arrays, got a {type(batch).__name__}{hint}")
         usual = isinstance(batch, jax.Array) or (type(batch) is np.ndarray and batch.dtype == np.float32)
-        if not usual:  # such a batch needs no look at its leaves, which takes longer than some steps
+        if not usual:  # the usual batch skips the conversion of leaves, which takes longer than some steps
             batch = as_arrays("fit: batch", batch, self._copy if self._entry == _AS_IT_IS else np.asarray)
         if (size := batch_size_of("batch", batch)) == 0:
             raise ValueError(f"{where}: expected rows, got 0")

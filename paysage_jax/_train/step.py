@@ -19,7 +19,11 @@ from .history import scalars_of
 
 
 class Outcome(IntEnum):
-    """How a run ended; NON_FINITE also where chains are lost, or an epoch made no update for want of finite numbers."""
+    """How a run ended.
+
+    NON_FINITE means that parameters or chains are NaN or infinite, or that an epoch made no update because of nonfinite
+    numbers.
+    """
 
     EPOCHS_EXHAUSTED = 0
     CONVERGED = 1
@@ -30,12 +34,12 @@ class Outcome(IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> Outcome | None:
-        # A scalar array, as a result has it; Python 3.13 does not find the member by itself.
+        # A result contains a scalar array, for which Python 3.13 does not find the member.
         return cls(int(value)) if isinstance(value, jax.Array | np.ndarray) and value.size == 1 else None
 
 
 class TrainState(NamedTuple):
-    """What a step changes: `TrainState(params, optimizer.init(params), estimator.init(params, batch, key))`."""
+    """The state of training: `TrainState(params, optimizer.init(params), estimator.init(params, batch, key))`."""
 
     params: Params
     optimizer_state: State
@@ -45,9 +49,10 @@ class TrainState(NamedTuple):
 class FitResult(NamedTuple):
     """The state of a run after its last good epoch, a pytree of arrays; pass it as `resume=` to continue.
 
-    epochs_done: int32. outcome: int32, an `Outcome`. best: the `Best` measurement if there is early stopping, else ().
-    history: a row per measurement: "epoch" (the epochs done then), "learning_rate", the means of the estimator's
-    statistics over the epoch that had just ended ("loss"; "data_energy" and "model_energy"), and each metric.
+    epochs_done: the number of epochs (int32). outcome: an `Outcome` (int32). best: the `Best` measurement with early
+    stopping, otherwise (). history: a dict of arrays with one row per measurement: "epoch" (the number of epochs done),
+    "learning_rate", the means of the estimator's statistics over the last epoch (for example "loss", or "data_energy"
+    and "model_energy"), and each metric.
     """
 
     params: Params
@@ -60,7 +65,7 @@ class FitResult(NamedTuple):
 
     @property
     def state(self) -> TrainState:
-        """What a step changes."""
+        """The `TrainState` of the result."""
         return TrainState(self.params, self.optimizer_state, self.estimator_state)
 
 
@@ -84,7 +89,7 @@ def update(
 
 
 def estimate(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Array) -> tuple[Params, State, Statistics]:
-    """(gradient, estimator_state, statistics). Raises TypeError if the estimator returns something else."""
+    """Return (gradient, estimator_state, statistics). Raises TypeError if the estimator returns something else."""
     values = estimator.estimate(state.params, batch, state.estimator_state, key)
     if not isinstance(values, tuple | list) or len(values) != 3:
         got = f"{len(values)} values" if isinstance(values, tuple | list) else type(values).__name__
@@ -97,14 +102,14 @@ def estimate(estimator: Estimator, state: TrainState, batch: Batch, key: jax.Arr
 def _what_is_known(
     estimator: Estimator, params: Params, batch: Batch, key: jax.Array, gradient: Params, statistics: Statistics
 ) -> Extra:
-    """The extra arguments of an optimizer; for optax `value`, `value_fn` and `grad`, which is that of `jax.grad`."""
+    """The extra arguments of an optimizer; for optax `value`, `value_fn`, and `grad` as from `jax.grad`."""
     known = {"statistics": statistics, "gradient": gradient, "grad": jax.tree.map(jnp.conj, gradient)}
     known["rows"] = batch_size_of("batch", batch)
     scalars = scalars_of(statistics)
     if "loss" in scalars:
         known["value"] = scalars["loss"]
     if value := getattr(estimator, "value", None):
-        # A line search hands on by name what it was given, and refuses what the function does not take.
+        # A line search passes its arguments on by name, and rejects arguments that the function does not accept.
         known["value_fn"] = lambda p, statistics=None, gradient=None, epoch=None, rows=None: value(p, batch, key)
     return known
 
@@ -113,16 +118,19 @@ _jitted_update = jax.jit(update, donate_argnames="state")
 
 
 def train_step(estimator: Estimator, optimizer: GradientTransformation) -> Callable[..., tuple[TrainState, Statistics]]:
-    """One jitted step: `step(state, batch, key, **extra) -> (state, statistics)`.
+    """Return a jitted step, `step(state, batch, key, **extra) -> (state, statistics)`.
 
-    The state is donated: use the one that comes back. Changing the learning rate does not recompile.
+    The input state is donated; use the returned one. Changing the learning rate does not recompile.
 
     Args:
-        estimator: where the gradient comes from.
-        optimizer: an optimizer, ours or another library's. It gets as keyword arguments `extra` (`epoch=`, for
-            example), `statistics`, `gradient`, the number of `rows` of the batch, and what optax's `reduce_on_plateau`
-            and line searches take: `grad`, and with a `loss_gradient` also `value` (the loss) and `value_fn` (the loss
-            of other parameters on the same batch).
+        estimator: the estimator of the gradient.
+        optimizer: an optimizer, from this package or another library. Its `update` receives the keyword arguments
+            `extra` (for example `epoch=`), `statistics`, `gradient`, the number of `rows` of the batch, and, for
+            `reduce_on_plateau` and the line searches of optax, `grad`. With a `loss_gradient` it also receives `value`
+            (the loss) and `value_fn` (the loss at other parameters on the same batch).
+
+    Raises:
+        TypeError: if an argument is not an estimator or an optimizer.
     """
     check_estimator("train_step: estimator", estimator)
     return partial(_jitted_update, estimator, as_transformation(optimizer))
