@@ -266,7 +266,7 @@ sweep = jax.vmap(lambda rate: fit(PARAMS, sgd(rate), regression, DATA, epochs=1,
         (
             lambda: whole(epochs=2, resume=sweep(jnp.array([0.1, 0.2]))),
             ValueError,
-            "fit: resume holds 2 runs of a sweep: take one",
+            "fit: resume must be one run, got 2 runs of a sweep; select one",
         ),
         (
             lambda: train_step(regression, adam(0.1))((PARAMS, adam(0.1).init(PARAMS), ()), DATA, KEY),

@@ -291,7 +291,7 @@ def test_what_does_not_fit_is_named(change, message, written):
 def test_another_precision_is_named(written):
     with (
         jax.enable_x64(True),
-        pytest.raises(ValueError, match=r"learning_rate has dtype float32, but in this run float64"),
+        pytest.raises(ValueError, match="has dtype float32, but in this run float64"),
     ):
         fit(PARAMS, adam(0.1), constant, DATA, checkpoints=written, **RUN)
 

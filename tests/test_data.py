@@ -261,20 +261,20 @@ def test_a_table_of_pandas():
 
 ROWS_OF_LISTS = np.zeros((500, 50)).tolist()
 REFUSED = {
-    "iterator": (map(dict, batches_of(DATA)), {}, ValueError, "data is an iterator, which can be read only once"),
+    "iterator": (map(dict, batches_of(DATA)), {}, ValueError, "data is an iterator, which can be read only"),
     "generator": (
         (batch for batch in batches_of(DATA)),
         {},
         ValueError,
-        "data is an iterator, which can be read only once",
+        "data is an iterator, which can be read only",
     ),
     "number": (3, {}, TypeError, "data must be arrays with a leading axis or an iterable of batches, got int"),
     "none": (None, {"batch_size": 5}, TypeError, "data must be arrays .* got NoneType"),
     "class": (Batches, {}, TypeError, "data must be arrays"),
     "text": ("text", {}, TypeError, "expected batches of arrays, got a str"),
     "empty": ([], {}, ValueError, "data yielded no batch in epoch 0"),
-    "nested list": (ROWS_OF_LISTS, {}, TypeError, r"got a list; rows in a list become .* by numpy.array\(data\)"),
-    "nested list, size": (ROWS_OF_LISTS, {"batch_size": 5}, ValueError, r"numpy.array\(data\), with batch_size"),
+    "nested list": (ROWS_OF_LISTS, {}, TypeError, r"got a list; for a list of rows, pass numpy.array\(data\)"),
+    "nested list, size": (ROWS_OF_LISTS, {"batch_size": 5}, ValueError, r"numpy.array\(data\) and batch_size"),
     "numbers": ([1.0, 2.0], {}, TypeError, "expected batches of arrays, got a float"),
     "rows": (list(X), {"batch_size": 5}, ValueError, r"batch_size must be None for an iterable.*numpy.array\(data\)"),
     "lists in a dict": (DATA | {"x": ROWS_OF_LISTS}, {"batch_size": 5}, TypeError, r"data\['x'\].* got float"),

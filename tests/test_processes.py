@@ -50,7 +50,7 @@ SAID = {  # by process 0 and by process 1
     "loader": ["EPOCHS_EXHAUSTED 8"] * 2,
     "a callback that stops": ["STOPPED 3"] * 2,
     "a callback that raises": ["ZeroDivisionError", "RuntimeError fit: the callback raised in process 0"],
-    "no sharding": ["ValueError fit: 2 processes and no sharding"] * 2,
+    "no sharding": ["ValueError fit: sharding must be given for 2 processes"] * 2,
     "other data": ["ValueError fit: data must be the same in all 2 processes"] * 2,
     "other parameters": ["ValueError fit: params must be the same in all 2 processes"] * 2,
     "other shards": ["ValueError fit: shards must be the same in all 2 processes"] * 2,
