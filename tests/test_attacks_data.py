@@ -209,7 +209,7 @@ def test_arrays_of_another_library_by_hand():
     close(annealed(Tensor(COINS)).log_z, annealed(COINS).log_z)
 
 
-def test_what_is_no_number_is_named():
+def test_an_argument_that_is_not_a_number_is_named():
     for data, dtype in (
         (BITS.astype("m8[s]"), "timedelta64"),  # of which fit learned the seconds
         (BITS.astype("M8[s]"), "datetime64"),
@@ -231,7 +231,7 @@ def test_a_loss_may_take_keys():
     )
 
 
-def test_complex_numbers_are_no_units():
+def test_units_reject_complex_numbers():
     for read in (
         lambda data: BINARY_MACHINE.init(data, 2, KEY),
         lambda data: REAL_MACHINE.init(data, 2, KEY),  # was a complex machine
@@ -272,7 +272,7 @@ def test_standardized_rows_have_the_columns_of_the_data():
 
 
 @pytest.mark.parametrize("wrong", [lambda e: e[:, None], lambda e: e[:, None] + e[None], jnp.sum])
-def test_metrics_refuse_what_is_no_energy_of_each_row(wrong):
+def test_metrics_reject_energies_that_are_not_one_per_row(wrong):
     def energies(params, v):
         return wrong(energy(params, v))
 
@@ -326,7 +326,7 @@ def test_traced_weights_may_be_huge():
     close(gradient, phase_gradient(energy)(ZERO, BITS, 1 - BITS))
 
 
-def test_weights_that_are_no_real_numbers_or_all_zero_are_named():
+def test_weights_that_are_not_real_numbers_or_all_zero_are_named():
     for weights, message in (
         (np.full(40, 1 + 1j), "weights: expected nonnegative numbers, got dtype complex"),
         (np.array(["1"] * 40), "weights: expected (nonnegative )?numbers, got dtype <U1"),

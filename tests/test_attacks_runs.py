@@ -126,7 +126,7 @@ class Scripted(Estimator):
     ],
     ids=["accumulate", "warm up"],
 )
-def test_an_epoch_that_stood_still_and_skipped_one_gradient_of_five_is_no_end(kind, optimizer, steps):
+def test_an_epoch_without_movement_that_skips_one_gradient_of_five_does_not_end_the_run(kind, optimizer, steps):
     data, size = kind(DATA)
     result = fit(PARAMS, optimizer, Scripted(jnp.array([1])), data, epochs=4, key=KEY, **size)
     assert how(result) == (4, Outcome.EPOCHS_EXHAUSTED)
@@ -161,7 +161,7 @@ def test_early_stopping_on_another_metric_forgets_the_best_of_the_first(way, tmp
     chex.assert_trees_all_equal(result.best.params, result.params)
 
 
-def test_a_run_that_watched_its_metric_in_the_wrong_direction_goes_on_in_the_right_one():
+def test_a_run_that_optimized_its_metric_in_the_wrong_direction_resumes_in_the_right_one():
     wrong = whole(epochs=9, **stop_on("likeness"))
     assert how(wrong) == (4, Outcome.NOT_IMPROVING)
     assert wrong.best.epoch == 1

@@ -224,13 +224,13 @@ def test_an_average_that_cannot_be_watched_is_refused(optimizer, message):
         pj.fit(START, optimizer, ESTIMATOR, DATA, metrics={"exact": exact}, **options)
 
 
-def test_a_resumed_run_ends_as_if_never_cut():
+def test_a_resumed_run_ends_like_an_uninterrupted_one():
     first = watched(average_parameters(), tracker(), epochs=3)
     assert_identical(watched(average_parameters(), tracker(), resume=first), averaged())
 
 
 @pytest.mark.slow
-def test_a_run_from_a_checkpoint_ends_as_if_never_cut(tmp_path):
+def test_a_run_from_a_checkpoint_ends_like_an_uninterrupted_one(tmp_path):
     watched(average_parameters(), tracker(), epochs=5, checkpoints=tmp_path)
     assert_identical(watched(average_parameters(), tracker(), checkpoints=tmp_path), averaged())
     saved = pj.read_checkpoint(tmp_path)["optimizer_state"]["2"]["average"]

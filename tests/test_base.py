@@ -529,7 +529,7 @@ def test_any_sensible_order_is_taken():
     chain(LAST)
 
 
-def test_integers_stay_where_there_is_no_update_for_them():
+def test_integers_without_an_update_stay_unchanged():
     """jax.grad gives float0 for integers; `freeze` gives zeros, and its optimizer does not see them."""
 
     def loss(params):

@@ -68,7 +68,7 @@ def test_table_shows_every_ratio():
     ]
 
 
-def test_what_is_kept_can_be_read_back(tmp_path):
+def test_kept_results_can_be_read_back(tmp_path):
     data, image = report.keep({"W5": [result()], "training": [result()]}, tmp_path)
     (kept,) = json.loads(data.read_text())["parts"]["training"]
     assert kept["seconds"] == {"tree": [3, 4, 6.5], "optax": [1.5, 2, 2.5]}

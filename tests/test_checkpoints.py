@@ -48,7 +48,7 @@ def steps(folder):
 
 @pytest.mark.slow_unless("in memory")
 @each_kind
-def test_the_same_call_goes_on_and_ends_bit_for_bit_as_uncut(kind, tmp_path):
+def test_repeating_the_call_resumes_and_ends_bit_for_bit_like_an_uninterrupted_run(kind, tmp_path):
     """With chance in every part of it."""
     data, options = kind(IMAGES)
     uncut = train(data, options)
@@ -145,7 +145,7 @@ def test_a_checkpoint_goes_before_a_result_to_resume(tmp_path):
 # longer runs: `python -m tests.helpers.kills`.
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number"), [("in memory", 2), ("loader", 1)])
-def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_uncut(kind, number, tmp_path):
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_an_uninterrupted_run(kind, number, tmp_path):
     expected = kills.leaves(kills.train(kind, epochs=8))
     kills.kill(kind, number, np.random.default_rng(0), tmp_path, expected, epochs=8)
 
@@ -304,7 +304,7 @@ def test_other_numbers_of_the_optimizer_and_more_epochs_fit(written, tmp_path):
     np.testing.assert_allclose(result.params["w"], -0.1 * 10 - 0.5 * 5, rtol=1e-5)
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path, written, monkeypatch):
+def test_a_directory_that_is_not_a_checkpoint_is_named(tmp_path, written, monkeypatch):
     run = partial(fit, PARAMS, adam(0.1), constant, DATA, **RUN)
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file is not a directory"):
@@ -340,7 +340,7 @@ def test_a_plain_run_imports_neither_orbax_nor_tqdm():
     assert python(LEAN) == "[]\n"
 
 
-def test_without_orbax_the_error_says_how_to_get_it(monkeypatch, tmp_path):
+def test_without_orbax_the_error_tells_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     with pytest.raises(ImportError, match="checkpoints need orbax: pip install orbax-checkpoint"):
         regress(in_memory, checkpoints=tmp_path)

@@ -173,7 +173,7 @@ def test_a_magnitude_of_ones_own():
     assert converged(state)
 
 
-def test_an_imaginary_update_is_no_convergence():
+def test_an_imaginary_update_does_not_count_as_convergence():
     optimizer = chain(optax.sgd(1.0), track_convergence(0.5))
     params = jnp.zeros(2, jnp.complex64)
     _, state = optimizer.update(jnp.array([3j, 4j], jnp.complex64), optimizer.init(params), params)

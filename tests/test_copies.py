@@ -48,7 +48,7 @@ def jax_ones(size, dtype):
 
 
 @each_tree
-def test_what_is_packed_does_not_change_with_the_array_it_was_packed_from(tree):
+def test_a_packed_tree_does_not_change_with_the_array_it_was_packed_from(tree):
     given = tree(numpy_ones)
     packed = [pack(given), pack_like(given, pack(tree(jax_ones))), pack_all_like({"a": given}, {"a": pack(given)})["a"]]
     for array in given.values():

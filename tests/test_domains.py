@@ -122,7 +122,7 @@ GAUSSIAN = REAL_MODEL.init(REAL, 2, KEY)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
+def test_nonfinite_numbers_are_rejected_with_row_and_column(value):
     annealing = MODEL.annealing(MACHINE, BITS, 5, KEY)
     states = with_(value, annealing.start)
     bits, real = with_(value), with_(value, REAL)
@@ -159,7 +159,7 @@ def test_what_is_not_finite_is_refused_with_its_row_and_column(value):
     ],
     ids=["digits", "bytes", "spins", "negative", "above"],
 )
-def test_binary_units_refuse_other_values_and_say_what_to_do(data, first, advice):
+def test_binary_units_reject_other_values_and_say_what_to_do(data, first, advice):
     for call in (
         partial(MODEL.init, data, 2, KEY),
         partial(MODEL.init, pj.Weighted(jnp.asarray(data), np.ones(40)), 2, KEY),

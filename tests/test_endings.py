@@ -70,7 +70,7 @@ def test_chains_that_are_lost_end_a_run_that_skips(source):
     assert how(sampled([], optimizer, source)) == (4, Outcome.EPOCHS_EXHAUSTED)
 
 
-def test_chains_that_are_lost_end_a_run_that_goes_on_by_weight_decay():
+def test_lost_chains_end_a_run_that_moves_only_by_weight_decay():
     """optax.zero_nans makes the gradient zero, and weight decay moves the parameters nonetheless."""
     optimizer = chain(optax.zero_nans(), adam(0.1, weight_decay=0.1))
     assert how(sampled([100.0], optimizer, "in memory")) == (0, Outcome.NON_FINITE)
@@ -120,7 +120,7 @@ def test_a_run_that_ended_so_can_be_resumed():
 
 
 @pytest.mark.parametrize("optimizer", [sgd(0.0), skip_nonfinite(sgd(0.0)), optax.MultiSteps(optax.sgd(0.1), 1000)])
-def test_a_run_that_stands_still_on_finite_numbers_goes_on(optimizer):
+def test_a_run_without_movement_on_finite_numbers_continues(optimizer):
     with jax.numpy_dtype_promotion("standard"):
         result = scripted([-1], optimizer, epochs=2)
     assert how(result) == (2, Outcome.EPOCHS_EXHAUSTED)
@@ -176,7 +176,7 @@ def test_schedules_metrics_and_labels_may_close_over_a_traced_number():
     np.testing.assert_allclose(sweep.history["m"][:, -1], [0.1, 0.2] * expected, rtol=1e-5)
 
 
-def test_what_is_for_the_host_is_refused_wherever_the_traced_value_hides():
+def test_host_arguments_are_rejected_wherever_the_traced_value_hides():
     with pytest.raises(ValueError, match="fit: callback: not available under"):
         jax.vmap(lambda ridge: ridge_run(ridge, callback=print).params)(RIDGES)
 
@@ -268,7 +268,7 @@ def test_without_eps_an_element_whose_gradients_are_zero_does_not_move(make, dty
 
 
 @pytest.mark.parametrize("make", [adam, rmsprop])
-def test_without_eps_an_element_whose_gradients_are_zero_spoils_no_derivative(make):
+def test_without_eps_an_element_whose_gradients_are_zero_has_finite_derivatives(make):
     """After two steps of adam on gradients of one sign, each is minus the rate: d/drate = -2."""
 
     @jax.jit

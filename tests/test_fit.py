@@ -75,7 +75,7 @@ TRUE = {"True": True, "numpy": np.float32(1) > 0, "jax": jnp.array(True)}
 
 
 @pytest.mark.parametrize("answer", TRUE.values(), ids=TRUE.keys())
-def test_a_callback_stops_the_run_and_resuming_goes_on_as_if_it_had_not(answer):
+def test_a_callback_stops_the_run_and_resuming_ends_like_an_uninterrupted_run(answer):
     stopped = regress(in_memory, callback=lambda result: answer if result.epochs_done == 3 else None)
     assert how(stopped) == (3, Outcome.STOPPED)
     assert_identical(regress(in_memory, resume=stopped), regress(in_memory))
@@ -199,7 +199,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize(("kind", "options"), BREAKS.values(), ids=BREAKS.keys())
-def test_what_raises_carries_the_epochs_done_and_the_run_goes_on_from_there(kind, options):
+def test_an_exception_carries_the_epochs_done_and_the_run_resumes_from_them(kind, options):
     with pytest.raises(Broken) as caught:
         regress(kind, **options)
     result = caught.value.result
@@ -210,7 +210,7 @@ def test_what_raises_carries_the_epochs_done_and_the_run_goes_on_from_there(kind
     assert_identical(regress(whole, resume=result), regress(whole))
 
 
-def test_what_raises_in_the_first_epoch_carries_the_start():
+def test_an_exception_in_the_first_epoch_carries_the_start():
     def batches(epoch):
         yield from batches_of(DATA)[:2]
         raise Broken
@@ -267,7 +267,7 @@ def test_a_run_whose_steps_are_all_skipped_has_not_converged(optimizer):
     assert how(result) == (0, Outcome.NON_FINITE)
 
 
-def test_updates_of_zero_between_accumulated_ones_are_no_convergence():
+def test_zero_updates_between_accumulated_ones_do_not_count_as_convergence():
     """Seven gradients make a step, five an epoch: all epochs but the last of seven end between two steps."""
     optimizer = chain(optax.MultiSteps(optax.sgd(0.1), 7).gradient_transformation(), track_convergence(1e-12))
     with jax.numpy_dtype_promotion("standard"):
@@ -281,7 +281,7 @@ OVERFLOW = {"adam": adam, "rmsprop": rmsprop, "classic.adam": classic.adam, "cla
 
 @pytest.mark.slow_unless("adam", "classic.rmsprop")
 @pytest.mark.parametrize("make", OVERFLOW.values(), ids=OVERFLOW.keys())
-def test_a_moment_that_has_overflowed_is_no_convergence(make):
+def test_an_overflowed_moment_does_not_count_as_convergence(make):
     """1e20² is no float32, and a step divided by its root is zero: that of all leaves, or of one while others move."""
     result = fit(PARAMS, chain(make(1e-4), tracker), overflow, DATA, **RUN)
     assert how(result) == (2, Outcome.EPOCHS_EXHAUSTED)
@@ -292,7 +292,7 @@ def test_a_moment_that_has_overflowed_is_no_convergence(make):
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-46])
-def test_a_norm_that_underflows_is_no_convergence(size):
+def test_a_norm_that_underflows_does_not_count_as_convergence(size):
     """Float32 updates under x64: 1e-30 is larger than the tolerance, though its square is not; 1e-46 is no float32."""
     with jax.enable_x64(True):
         estimator = loss_gradient(lambda w, batch: jnp.sum(w))
@@ -312,7 +312,7 @@ def test_a_gradient_of_zero_is_convergence():
 
 
 @each_kind
-def test_a_cut_run_ends_bit_for_bit_as_if_never_cut(kind):
+def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(kind):
     """With chance in every part of it, and through a pickle."""
     data, options = kind(IMAGES)
     uncut, first = train(data, options), train(data, options, epochs=3)
@@ -323,7 +323,7 @@ def test_a_cut_run_ends_bit_for_bit_as_if_never_cut(kind):
     assert jnp.any(uncut.params["weights"][0]["matrix"] != first.params["weights"][0]["matrix"])
 
 
-def test_a_converged_run_goes_on_only_with_a_tighter_tolerance_or_more_patience():
+def test_a_converged_run_resumes_only_with_a_tighter_tolerance_or_more_patience():
     """Steps are smaller than 2, and every epoch has five."""
     run = partial(regress, in_memory, tolerance=2.0)
     converged = run(wait=3)
@@ -334,7 +334,7 @@ def test_a_converged_run_goes_on_only_with_a_tighter_tolerance_or_more_patience(
     assert_identical(run(tolerance=0.0, resume=converged), regress(in_memory))
 
 
-def test_a_run_that_stopped_improving_goes_on_only_with_more_patience():
+def test_a_run_that_stopped_improving_resumes_only_with_more_patience():
     run = partial(regress, in_memory)
     gave_up = run(early_stopping=stopping(2, 1e9))
     assert how(gave_up) == (3, Outcome.NOT_IMPROVING)
@@ -423,7 +423,7 @@ def test_everything_that_is_a_number_may_be_mapped():
         (KINDS["iterable"], {}, "data that is an iterable"),
     ],
 )
-def test_what_is_for_the_host_is_refused_under_vmap(kind, options, name, tmp_path, monkeypatch):
+def test_host_arguments_are_rejected_under_vmap(kind, options, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"fit: {name}: not available under"):
         jax.vmap(lambda rate: regress(kind, rate=rate, **options))(jnp.ones(2))
@@ -525,6 +525,6 @@ class Plain:
         return params, estimator_state, None
 
 
-def test_an_estimator_that_is_no_pytree_is_named():
+def test_an_estimator_that_is_not_a_pytree_is_named():
     with pytest.raises(TypeError, match=r"Plain.*static"):
         fit(PARAMS, sgd(0.1), Plain(), DATA, **RUN)

@@ -292,7 +292,7 @@ def test_factors_multiply_the_updates_of_their_leaves():
     np.testing.assert_array_equal(updates["weights"][0]["matrix"], 0)
 
 
-def test_a_factor_is_a_learning_rate_of_its_own():
+def test_a_factor_is_a_separate_learning_rate():
     """Two factors are two groups whose learning rates differ by them, decoupled decay included."""
     rates = {"weights": adam(0.01, weight_decay=0.1), "layers": adam(0.005, weight_decay=0.1)}
     expected, _, _ = run(partition(rates, group), PARAMS, GRADIENTS)
@@ -370,7 +370,7 @@ def test_the_extra_arguments_are_those_of_the_last_gradient():
     ],
     ids=["outside", "inside"],
 )
-def test_zeros_in_between_are_no_convergence(optimizer):
+def test_zeros_in_between_do_not_count_as_convergence(optimizer):
     def loss(params, batch):
         return jnp.sum((params - 1) ** 2) * jnp.mean(batch)
 

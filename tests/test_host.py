@@ -98,7 +98,7 @@ def test_a_large_or_mixed_model_is_computed_in_jax(optimizer):
 
 
 @each(CLASSIC)
-def test_what_went_over_to_jax_stays_there_and_goes_on(optimizer):
+def test_a_state_moved_to_jax_stays_there_and_continues(optimizer):
     """Two steps in NumPy, one in JAX, two with NumPy arrays again."""
     kinds = [np.array, np.array, jnp.array, np.array, np.array]
     changing, steady = Stepper(optimizer), Stepper(optimizer)
@@ -113,7 +113,7 @@ def test_what_went_over_to_jax_stays_there_and_goes_on(optimizer):
 
 
 @each(CLASSIC)
-def test_the_host_warns_of_nothing_and_passes_on_what_is_not_finite(optimizer):
+def test_the_host_passes_nonfinite_numbers_without_a_warning(optimizer):
     g = {"a": np.array([np.nan, np.inf, -np.inf, 3e38, 1e-45, 0], np.float32)}
     on_host, in_jax = Stepper(optimizer), Stepper(optimizer)
     for _ in range(2):

@@ -144,7 +144,7 @@ def test_energy_and_samples_are_those_of_the_ising_model(thrml_ising, thrml_run)
 # --- a long run --------------------------------------------------------------------------------------
 
 
-def test_a_long_run_that_was_cut_ends_as_if_never_cut(tmp_path, capsys):
+def test_an_interrupted_long_run_ends_like_an_uninterrupted_one(tmp_path, capsys):
     """The same command goes on from the last checkpoint; tests/test_checkpoints.py kills runs at any moment."""
     long_run = load("long_run")
     for folder, epochs in (("cut", 10), ("cut", 20), ("uncut", 20)):

@@ -199,7 +199,7 @@ def test_clipping_scales_with_its_bound(seed, exponent):
 @each(OPTIMIZERS)
 @each_leaves
 @given(data=st.data(), seed=SEEDS)
-def test_no_leaf_knows_of_another(optimizer, words, data, seed):
+def test_leaves_are_updated_independently(optimizer, words, data, seed):
     """Leaves in another order get the same updates."""
     leaves = data.draw(st.lists(trees(words), min_size=2, max_size=3))
     g = drawn_like(leaves, seed)
@@ -345,7 +345,7 @@ def test_extreme_gradients_give_the_same_in_every_way(optimizer):
 
 
 @each(OPTIMIZERS)
-def test_no_element_knows_of_another_however_extreme(optimizer):
+def test_elements_are_updated_independently_even_at_extreme_values(optimizer):
     first, then = on_extremes(optimizer, SIZES)
     tame = np.where(np.isfinite(SIZES), SIZES, 1)
     expected_first, expected_then = on_extremes(optimizer, tame)
@@ -357,7 +357,7 @@ def test_no_element_knows_of_another_however_extreme(optimizer):
 
 
 @each(OPTIMIZERS)
-def test_what_is_not_finite_stays_in_the_moments(optimizer):
+def test_nonfinite_numbers_stay_in_the_moments(optimizer):
     first, then = (np.asarray(u)[-3:] for u in on_extremes(optimizer, SIZES))
     assert np.isnan(first[0])
     assert not np.isfinite(first[1:]).any()
@@ -366,7 +366,7 @@ def test_what_is_not_finite_stays_in_the_moments(optimizer):
 
 
 @each(NORMALISED)
-def test_an_element_whose_square_overflows_moves_no_more(optimizer):
+def test_an_element_whose_square_overflows_stops_moving(optimizer):
     first, then = on_extremes(optimizer, SIZES)
     overflows = np.isfinite(SIZES) & (SIZES > 1.9e19)
     assert overflows.sum() == 2

@@ -43,7 +43,7 @@ def test_no_two_modules_import_each_other():
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names them
 
 
-def test_what_is_public_is_listed():
+def test_public_names_are_listed():
     """Every name without an underscore."""
     exported = {name for name in vars(paysage_jax) if not name.startswith("_")}
     assert set(paysage_jax.__all__) == exported

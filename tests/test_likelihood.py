@@ -369,7 +369,7 @@ run_to_the_stop = cache(partial(run, rate=0.3, epochs=60, early_stopping=stoppin
 
 
 @pytest.mark.slow
-def test_fit_knows_its_likelihood_and_stops_by_it():
+def test_fit_tracks_the_likelihood_and_stops_by_it():
     result = run_to_the_stop()
     history = result.history
     error = np.abs(history["likelihood"] - history["exact"])
@@ -379,13 +379,13 @@ def test_fit_knows_its_likelihood_and_stops_by_it():
     assert result.best.value == history["likelihood"].max()
 
 
-def test_a_resumed_run_ends_as_if_never_cut():
+def test_a_resumed_run_ends_like_an_uninterrupted_one():
     options = {"rate": 0.3, "early_stopping": stopping}
     assert_identical(run(epochs=60, resume=run(epochs=3, **options), **options), run_to_the_stop())
 
 
 @pytest.mark.slow
-def test_a_run_from_a_checkpoint_ends_as_if_never_cut(tmp_path):
+def test_a_run_from_a_checkpoint_ends_like_an_uninterrupted_one(tmp_path):
     run(epochs=3, checkpoints=tmp_path)
     assert_identical(run(checkpoints=tmp_path), run())
 

@@ -59,7 +59,7 @@ def squares(params, batch):
     ],
     ids=["None", "number", "loss", "class"],
 )
-def test_what_is_no_estimator_is_named(wrong, message):
+def test_an_argument_that_is_not_an_estimator_is_named(wrong, message):
     refuses(
         lambda: run(estimator=wrong),
         TypeError,
@@ -82,7 +82,7 @@ def test_what_is_no_estimator_is_named(wrong, message):
     ],
     ids=["None", "text", "objects", "text array", "key"],
 )
-def test_parameters_that_are_no_numbers_are_named(params, message):
+def test_parameters_that_are_not_numbers_are_named(params, message):
     refuses(lambda: run(params=params), TypeError, f"^fit: {message}")
 
 
@@ -107,7 +107,7 @@ def test_a_schedule_that_returns_several_numbers_is_named():
     [np.array("x"), np.array(None), np.datetime64("2020"), np.str_("x"), jax.random.key(0)],
     ids=["text", "object", "date", "str", "key"],
 )
-def test_a_field_names_arrays_that_are_no_numbers(value):
+def test_a_field_names_arrays_that_are_not_numbers(value):
     refuses(lambda: sgd(value), TypeError, r"^sgd: learning_rate must be a number in \[0, inf\), got")
     refuses(lambda: power_law_decay(0.1, steps_per_epoch=value), TypeError, "steps_per_epoch must be a")
 
@@ -122,7 +122,7 @@ def test_a_field_names_arrays_that_are_no_numbers(value):
     ],
     ids=["None", "text", "vector", "integer"],
 )
-def test_a_loss_that_is_no_real_scalar_is_named(loss, got):
+def test_a_loss_that_is_not_a_real_scalar_is_named(loss, got):
     message = rf"^loss\(params, batch\): expected a real scalar, got {got}"
     refuses(lambda: run(estimator=loss_gradient(loss)), TypeError, message)
 
@@ -262,7 +262,7 @@ def test_a_url_is_refused_at_the_call(url, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_path_is_named():
+def test_a_directory_that_is_not_a_path_is_named():
     refuses(lambda: run(checkpoints=5), TypeError, "^Checkpoints: directory must be the path of a directory, got 5$")
     refuses(
         lambda: read_checkpoint(None),

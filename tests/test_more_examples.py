@@ -121,7 +121,7 @@ def test_gibbs_steps_keep_the_distribution_of_complete_states(small_dbm):
 
 
 @pytest.mark.slow
-def test_data_are_completed_by_what_is_hidden_given_them(small_dbm):
+def test_data_are_completed_by_hidden_units_given_the_data(small_dbm):
     params, states, p = small_dbm
     v = jnp.tile(states[0][37], (50_000, 1))
     completed = deep_boltzmann.complete(params, v, jax.random.key(3))

@@ -417,7 +417,7 @@ def test_each_leaf_keeps_its_own_kind(cls):
 @each_class
 @each_kind
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_what_is_not_finite_comes_through_without_a_warning(cls, array, dtype):
+def test_nonfinite_numbers_pass_without_a_warning(cls, array, dtype):
     g = {"a": array([np.nan, np.inf, -np.inf, 6e4, 0.0], dtype)}
     first, second = (updated(cls(None, stepsize=1e3), *[g] * n).delta["a"] for n in (1, 2))
     assert np.isnan(first[0])
@@ -471,7 +471,7 @@ def test_moments_keep_their_precision_under_x64(cls):
 
 
 @each_class
-def test_a_leaf_does_not_feel_the_others(cls):
+def test_a_leaf_does_not_depend_on_other_leaves(cls):
     """A large leaf sends the small ones through JAX; their numbers stay."""
     small, large = {"a": G["layers"][0]["loc"], "b": G["weights"][0]["matrix"]}, np.ones((200, 200), np.float32)
     with_large = updated(cls(None), *[small | {"c": large}] * 3).delta
@@ -543,7 +543,7 @@ def test_a_copy_in_mid_run_continues_identically(cls, copied):
 
 @each_kind
 @each_class
-def test_a_shallow_copy_and_its_original_both_go_on(cls, array):
+def test_a_shallow_copy_and_its_original_both_continue(cls, array):
     """A compiled step takes over the buffers of the state: two optimizers must not share them."""
     optimizer = updated(cls(None), gradient(1, array))
     twin, reference = copy.copy(optimizer), copy.deepcopy(optimizer)

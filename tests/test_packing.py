@@ -93,7 +93,7 @@ def test_same_parameters_packed_or_not(optimizer):
     chex.assert_trees_all_equal(pack_all_like(unpack_all(moments_state), moments_state), moments_state)
 
 
-def test_a_checkpoint_of_either_kind_goes_on_as_the_other():
+def test_a_checkpoint_of_either_kind_resumes_as_the_other():
     params, gradient = tree(9), tree(1)
     plain, packed = pj.adam(0.01), pack_moments(pj.adam(0.01))
     _, state = plain.update(gradient, plain.init(params), params)
@@ -126,7 +126,7 @@ def bare(tree):
     return jax.tree.map(lambda x: x.value if is_variable(x) else x, tree, is_leaf=is_variable)
 
 
-def test_a_state_made_of_variables_goes_on_with_their_arrays():
+def test_a_state_made_of_variables_continues_with_their_arrays():
     """As in `nnx.Optimizer`: variables at the start, then arrays; the state is wrapped between the updates."""
     optimizer = pj.chain(pack_moments(pj.adam(0.1)), pj.average_parameters(0.9), pj.track_convergence(0.0))
     params = tree(9)

@@ -239,7 +239,7 @@ def test_attributes_of_a_fresh_optimizer():
     assert optimizer.memory.mean_gradient is optimizer.memory.mean_square_gradient is None
 
 
-def test_lr_multiplies_in_place_by_the_rate_in_force():
+def test_lr_multiplies_in_place_by_the_current_rate():
     optimizer = optimizers.Momentum(schedules.ExponentialDecay(0.5, 0.5))
     rates = []
     for _ in range(3):
@@ -280,7 +280,7 @@ each_schedule = pytest.mark.parametrize("name", SOME)
     ids=["copy", "config", "pickle"],
 )
 @pytest.mark.parametrize("taken", [0, 3])
-def test_a_copied_schedule_goes_on_and_is_independent(name, copied, taken):
+def test_a_copied_schedule_continues_independently(name, copied, taken):
     schedule = getattr(schedules, name)(**SOME[name])
     values(schedule, taken)
     twin, witness = copied(schedule), copied(schedule)
@@ -334,7 +334,7 @@ def test_power_law_of_zero_stays_zero():
 
 @each_schedule
 @pytest.mark.parametrize("wrong", ["0.1", [0.1], np.ones(1)])
-def test_a_value_that_is_no_number_is_named(name, wrong):
+def test_a_value_that_is_not_a_number_is_named(name, wrong):
     cls = getattr(schedules, name)
     with pytest.raises(TypeError, match=f"{name}: initial must be a number, got "):
         cls(initial=wrong)
@@ -676,7 +676,7 @@ def test_converged_is_at_or_below_the_tolerance():
 
 @each_class
 @each_kind
-def test_nan_propagates_and_is_no_convergence(cls, array):
+def test_nan_propagates_and_does_not_count_as_convergence(cls, array):
     optimizer = updated(cls(tolerance=np.inf), {"a": array([np.nan, 1.0], np.float32)})
     assert np.isnan(optimizer.delta["a"][0])
     assert np.isfinite(optimizer.delta["a"][1])
@@ -694,7 +694,7 @@ def test_update_before_update_lr_is_refused(cls):
 
 @each_class
 @pytest.mark.parametrize("stepsize", [0.1, None, schedules.Constant, lambda step: 0.1])
-def test_a_stepsize_that_is_no_schedule_is_refused(cls, stepsize):
+def test_a_stepsize_that_is_not_a_schedule_is_rejected(cls, stepsize):
     with pytest.raises(TypeError, match=rf"{cls.__name__}: stepsize must be a schedule, such as Constant\(0"):
         cls(stepsize=stepsize)
 

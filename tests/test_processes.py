@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", SAID)
-def test_both_processes_say_what_came_of_it_and_none_hangs(case, folder):
+def test_both_processes_report_the_error_and_none_hangs(case, folder):
     for rank, expected in enumerate(SAID[case]):
         assert (folder / f"{case} {rank}.txt").read_text().startswith(expected)
 
@@ -92,7 +92,7 @@ def test_the_callback_is_asked_in_process_0_alone(folder):
 
 
 # Two pairs of processes, and ten seconds until the death of one is noticed.
-def test_when_one_is_killed_the_other_ends_and_the_pair_goes_on_as_if_uncut(tmp_path):
+def test_when_one_process_is_killed_the_other_ends_and_the_pair_resumes_like_an_uninterrupted_run(tmp_path):
     environment = ENV | {"WORLD_SIZE": "2", "JAX_COORDINATOR_ADDRESS": f"localhost:{20000 + os.getpid() % 20000}"}
     command = [sys.executable, str(HERE / "helpers" / "processes.py"), str(tmp_path), "killed"]
     pair = [
@@ -115,4 +115,4 @@ def test_when_one_is_killed_the_other_ends_and_the_pair_goes_on_as_if_uncut(tmp_
     assert "another task died" in said or "stopped sending heartbeats" in said or "Gloo" in said
     assert not (tmp_path / "run" / "60").exists()
     assert launched(tmp_path, "killed") == {"killed": ["EPOCHS_EXHAUSTED 60"] * 2}
-    assert_same_numbers(tmp_path / "killed.npz", train(over(4), OPTIMIZERS["adam in pieces"], epochs=60))
+    assert_same_numbers(tmp_path / "killed.npz", train(over(4), OPTIMIZERS["sharded adam"], epochs=60))

@@ -61,7 +61,7 @@ def test_an_interval_holds_for_every_kind_of_number(kind, field, good, bad):
 
 
 @pytest.mark.parametrize("wrong", ["1", None, 1j, True, [0.5], jnp.array(1j), jnp.array(True), {}])
-def test_what_is_no_number_is_refused(wrong):
+def test_an_argument_that_is_not_a_number_is_rejected(wrong):
     refuses(lambda: Box(inside=wrong), TypeError, r"Box: inside must be a number in \[0, 1\), got")
 
 

@@ -61,9 +61,9 @@ def pieces(make):
 OPTIMIZERS = {
     "adam": lambda sharding: pj.adam(0.01),
     "centred and averaged": lambda sharding: pj.chain(pj.center(), pj.sgd(0.1), pj.average_parameters(0.9)),
-    "adam in pieces": pieces(lambda: pj.adam(0.01)),
-    "packed in pieces": pieces(lambda: pj.packing.pack_moments(pj.adam(0.01))),
-    "a chain in pieces": pieces(lambda: pj.chain(pj.clip_by_global_norm(1.0), pj.momentum(0.01))),
+    "sharded adam": pieces(lambda: pj.adam(0.01)),
+    "sharded packed": pieces(lambda: pj.packing.pack_moments(pj.adam(0.01))),
+    "sharded chain": pieces(lambda: pj.chain(pj.clip_by_global_norm(1.0), pj.momentum(0.01))),
 }
 
 
@@ -109,11 +109,11 @@ CASES = [
     slow("adam", "4 x 2 explicit", False),
     slow("centred and averaged", "8 explicit", False),
     ("centred and averaged", "4 x 2", True),
-    slow("adam in pieces", "8", True),
-    ("adam in pieces", "4 x 2 explicit", False),
-    slow("packed in pieces", "8 explicit", False),
-    slow("packed in pieces", "4 x 2", False),
-    slow("a chain in pieces", "8", False),
+    slow("sharded adam", "8", True),
+    ("sharded adam", "4 x 2 explicit", False),
+    slow("sharded packed", "8 explicit", False),
+    slow("sharded packed", "4 x 2", False),
+    slow("sharded chain", "8", False),
 ]
 
 
@@ -176,14 +176,14 @@ def program(sharding, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "name"), [("8", "adam in pieces"), slow("8 explicit", "adam")])
+@pytest.mark.parametrize(("layout", "name"), [("8", "sharded adam"), slow("8 explicit", "adam")])
 def test_an_eighth_of_the_work_on_each_of_eight_devices(layout, name):
     flops = [program(sharding, name)[1].cost_analysis()["flops"] for sharding in (None, LAYOUTS[layout]())]
     assert flops[1] <= flops[0] / 7.5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adam in pieces", slow("packed in pieces")])
+@pytest.mark.parametrize("name", ["sharded adam", slow("sharded packed")])
 def test_an_eighth_of_the_state_on_each_of_eight_devices(name):
     leaves = jax.tree.leaves(program(over(8), name)[0].optimizer_state)
     assert sum(x.addressable_shards[0].data.nbytes for x in leaves) <= sum(x.nbytes for x in leaves) / 7.5
@@ -196,7 +196,7 @@ def test_data_and_chains_stay_where_they_are(layout):
     text = program(LAYOUTS[layout](), "adam")[1].as_text()
     assert "all-reduce(" in text
     assert not [name for name in COLLECTIVES if f" {name}(" in text]
-    lines = program(LAYOUTS[layout](), "adam in pieces")[1].as_text().splitlines()
+    lines = program(LAYOUTS[layout](), "sharded adam")[1].as_text().splitlines()
     gathered = [line for line in lines if " all-gather(" in line]
     assert gathered
     assert not [line for line in gathered if "[400,96]" in line]
@@ -218,7 +218,7 @@ def test_a_whole_run_gathers_no_rows(monkeypatch):
 
 
 def test_nothing_compiles_again():
-    run = partial(train, over(8), OPTIMIZERS["adam in pieces"])
+    run = partial(train, over(8), OPTIMIZERS["sharded adam"])
     first = run(epochs=3, resume=run(epochs=2))  # what copies a result
     with compilations() as programs:
         for epochs in (4, 5, 6):
@@ -230,8 +230,8 @@ def test_nothing_compiles_again():
 
 
 @pytest.mark.parametrize(("before", "after", "on_disk"), [slow(8, 1, True), slow(8, 4, False), (1, 8, False)])
-def test_a_run_goes_on_with_other_devices(before, after, on_disk, tmp_path):
-    name = "packed in pieces"
+def test_a_run_resumes_on_other_devices(before, after, on_disk, tmp_path):
+    name = "sharded packed"
     folder = {"checkpoints": tmp_path / "run"} if on_disk else {}
     half = train(over(before), OPTIMIZERS[name], epochs=4, **folder)
     rest = folder or {"resume": half}
@@ -242,15 +242,15 @@ def test_a_run_goes_on_with_other_devices(before, after, on_disk, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_without_devices_goes_on_with_them(tmp_path):
+def test_a_run_without_sharding_resumes_with_sharding(tmp_path):
     """And the reverse: the state in pieces is that of the optimizer itself."""
     for sharding, epochs in ((None, 3), (over(8), 6), (None, EPOCHS)):
-        result = train(sharding, OPTIMIZERS["adam in pieces"], epochs=epochs, checkpoints=tmp_path / "run")
+        result = train(sharding, OPTIMIZERS["sharded adam"], epochs=epochs, checkpoints=tmp_path / "run")
     assert_same_run(result, on_one_device("adam", False))
 
 
 @pytest.mark.slow
-def test_reports_stopping_and_progress_go_on_as_ever():
+def test_metrics_stopping_and_progress_work_with_sharding():
     seen = []
     options = {
         "metrics": {"pseudo": pj.pseudo_log_likelihood(MODEL, IMAGES[:20])},
@@ -291,7 +291,7 @@ def test_pieces_in_a_loop_of_ones_own(name):
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
 
 
-def test_readers_see_a_state_in_pieces_as_ever():
+def test_a_sharded_state_is_read_like_any_other():
     plain = pj.chain(pj.adam(0.1), pj.average_parameters(0.5), pj.track_convergence(1e-3))
     states = []
     for optimizer in (plain, pj.shard_state(plain, over(8))):
@@ -323,7 +323,7 @@ def test_mistakes_are_named():
         pj.shard_state(pj.adam(0.1), P("data"))
 
 
-def test_rows_in_pieces_without_sharding_are_refused():
+def test_sharded_rows_without_sharding_are_rejected():
     images = jax.device_put(IMAGES, over(8))
     for data, options in ((images, {"batch_size": BATCH}), ([images], {})):
         with pytest.raises(ValueError, match=r"fit: data.* is sharded over 8 devices, .*; pass sharding= as well"):
@@ -345,7 +345,7 @@ def test_a_checkpoint_of_other_shards_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_in_pieces_stays_so_when_it_is_resumed_and_where_it_was_best():
+def test_a_sharded_model_stays_sharded_when_resumed_and_in_best():
     sharding = over(8, model=2)
     half = train(sharding, OPTIMIZERS["adam"], epochs=3, early_stopping=pj.early_stopping("data_energy", patience=99))
     result = pj.fit(
@@ -357,7 +357,7 @@ def test_a_model_in_pieces_stays_so_when_it_is_resumed_and_where_it_was_best():
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_its_own_number_of_chains():
+def test_a_run_resumes_with_its_number_of_chains():
     ten = pj.persistent_contrastive_divergence(MODEL, num_chains=10)
     run = partial(pj.fit, PARAMS, pj.adam(0.01), data=IMAGES, key=KEY, batch_size=BATCH, shards=SHARDS)
     expected, actual = (run(estimator=PCD, epochs=2, resume=run(estimator=ten, epochs=1, **kw), **kw)
@@ -383,7 +383,7 @@ def test_pieces_on_another_mesh_or_without_one_are_refused():
         jax.jit(lambda key: run(pj.adam(0.1), key=key, sharding=over(8)))(KEY)
 
 
-def test_a_longest_axis_in_pieces_already_is_refused():
+def test_a_longest_axis_that_is_already_sharded_is_rejected():
     sharding = over(8, model=2)
     rows = jax.device_put(jnp.zeros((16, 8)), NamedSharding(sharding.mesh, P("model")))
     with pytest.raises(
@@ -417,7 +417,7 @@ def test_gaussian_units_are_drawn_where_their_rows_are():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, slow(AxisType.Explicit)])
-def test_log_z_from_chains_in_pieces_is_that_of_one_device(kind):
+def test_log_z_from_sharded_chains_equals_that_of_one_device(kind):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: (rng.normal(size=x.shape) / 2).astype(x.dtype), PARAMS)
     here = jax.jit(MODEL.annealing, static_argnums=2)(params, IMAGES, 64, KEY)

@@ -315,7 +315,7 @@ def test_scaling_the_loss_leaves_a_normalised_update(g, factor):
 
 
 @given(g=six_gradients())
-def test_no_leaf_knows_of_another(g):
+def test_leaves_are_updated_independently(g):
     """The same leaves in another order, and under other names, get the same updates."""
 
     def renamed(tree):

@@ -210,7 +210,7 @@ def test_without_shuffling_the_order_is_that_of_the_data():
     np.testing.assert_array_equal(record(KEY, shuffle=False)[0], np.tile(np.arange(ROWS), (3, 1)))
 
 
-def test_every_step_has_a_key_of_its_own():
+def test_every_step_has_a_separate_key():
     draws = np.concatenate([record(key)[1] for key in (KEY, jax.random.key(1))])
     assert len(set(draws.tolist())) == len(draws) == 30
 

@@ -221,7 +221,7 @@ def test_columns_of_moduli():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @hypothesis.given(seed=st.integers(0, 2**32 - 1))
-def test_projected_parameters_lie_in_the_set(dtype, seed):
+def test_projected_parameters_are_in_the_set(dtype, seed):
     """They are the projected ones to the last digit in low precision, and where these are of the parameters' size."""
     rng = np.random.default_rng(seed)
     p, q = (jnp.asarray(10 ** rng.uniform(-2, 2, 50) * rng.choice([-1, 0, 1], 50), dtype) for _ in "pq")

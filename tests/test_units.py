@@ -139,7 +139,7 @@ def test_units_refuse_values_that_they_do_not_take_and_name_row_and_column(kind,
             call()
 
 
-def test_units_say_what_to_do_about_data_of_a_neighbouring_kind():
+def test_units_say_what_to_do_about_data_of_another_kind():
     with pytest.raises(ValueError, match="convert zeros and ones with 2 v - 1"):
         rbm.RBM(rbm.Spin()).init(DATA["binary"], 2, KEY)
     with pytest.raises(ValueError, match="count the states from 0 with v - 1"):

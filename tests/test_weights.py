@@ -94,14 +94,14 @@ def test_the_gradients_of_batches_have_that_of_the_weighted_mean_as_their_mean(e
 
 
 @each
-def test_a_batch_of_zero_weight_is_no_step(estimator):
+def test_a_batch_of_zero_weight_makes_no_step(estimator):
     gradient, statistics = estimate(estimator, ROWS, np.zeros(12, np.float32))
     np.testing.assert_array_equal(gradient, np.zeros(UNITS))
     assert float(statistics.data_energy) == float(statistics.model_energy) == 0
 
 
 @each
-def test_what_is_added_to_all_energies_has_no_gradient(estimator):
+def test_a_constant_added_to_all_energies_does_not_change_the_gradient(estimator):
     def shifted(params, v):
         return energy(params, v) + 3 * jnp.sum(params["b"] ** 2)
 

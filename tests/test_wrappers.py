@@ -113,7 +113,7 @@ def test_skip_nonfinite_takes_an_optimizer_whose_state_changes_its_dtype():
 
 
 @each(WITH_OPTAX)
-def test_frozen_leaves_get_zeros_and_the_others_what_they_would_alone(optimizer):
+def test_frozen_leaves_get_zeros_and_other_leaves_the_updates_they_would_get_alone(optimizer):
     frozen, optimizer = freeze(optimizer, is_weight), chain(optimizer)
     (state, params), (state_alone, params_alone) = (
         states_after(frozen, 2, PARAMS),
