@@ -1,4 +1,4 @@
-"""Data of strange kinds: what JAX would wrap, widen, broadcast or drop in silence."""
+"""Unusual data that JAX would silently wrap, widen, broadcast or drop."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def close(actual, expected, rtol=1e-5, atol=1e-5):
 
 
 def read_as_a_whole(data):
-    """Everything that reads rows of zeros and ones as a whole."""
+    """All functions that take a data set of zeros and ones."""
     machine, state = BINARY_MACHINE, pj.TrainState(BINARY, (), ())
     return {
         "binary start": BINARY_MACHINE.init(data, 3, KEY)["layers"][0],
@@ -91,7 +91,7 @@ def tracked(chains):
 @pytest.mark.slow_unless("uint8")
 @pytest.mark.parametrize("dtype", ["uint8", "bool", ">f4", ">i8"])
 def test_annealing_takes_zeros_and_ones_of_any_dtype(dtype):
-    """In unsigned arithmetic -v wraps around: log Z was -196, and log p of a row above 0."""
+    """In unsigned arithmetic -v wraps around: log Z was -196, and log p of a row was positive."""
     states = COINS.astype(dtype)
     for anneal in (annealed, annealed_back, log_prob, tracked):
         close(anneal(states), anneal(COINS))
@@ -151,7 +151,7 @@ def test_integers_that_become_floats_may_be_large():
 
 @pytest.mark.skipif(jax.config.jax_enable_x64, reason="there 64 bits are kept")
 def test_a_double_beyond_float32_is_named_in_every_batch():
-    """It became infinite after the check."""
+    """A number that became infinite after the check."""
     data = BITS.astype(float)
     data[25, 3] = 1e39
     message = r"expected finite numbers, got 1e\+39 in row {}, column 3, which is infinite in float32"
@@ -168,7 +168,7 @@ def test_a_double_beyond_float32_is_named_in_every_batch():
 @pytest.mark.slow_unless(">u2")
 @pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4", ">u2", "longdouble"])
 def test_other_byte_orders_and_long_doubles_are_data(dtype):
-    """Of FITS, netCDF and IDX files; JAX's words were "Error interpreting argument to stage"."""
+    """As from FITS, netCDF and IDX files; JAX's message was "Error interpreting argument to stage"."""
     data = BITS.astype(dtype)
     close(read_as_a_whole(data), read_as_a_whole(BITS))
     for params in (fit(data).params, fit([data], batch_size=None).params):
@@ -185,7 +185,7 @@ LOSS_OF_FIRST = pj.loss_gradient(lambda params, batch: loss(params, batch[0]))
 
 
 class Tensor:
-    """As torch's: its dtype is no dtype of NumPy."""
+    """An array as from torch, whose dtype is not a dtype of NumPy."""
 
     dtype = "torch.float32"
 
@@ -306,7 +306,7 @@ def test_rows_and_labels_are_named_before_their_values():
 @pytest.mark.slow_unless("1e-300", "weight2")
 @pytest.mark.parametrize("weight", [1e-300, np.float32(1e-40), np.float32(3e38), 1e300, 1e308, True, np.uint8(7)])
 def test_only_ratios_of_weights_count(weight):
-    """Sums of them overflow or underflow: likelihoods were NaN, and a run made no step and said nothing."""
+    """Sums of such weights overflow or underflow: likelihoods were NaN, and a run silently made no step."""
     weights = np.full(40, weight)
     close(read_as_a_whole(Weighted(BITS, weights)), read_as_a_whole(BITS))
     close(fit(Weighted(BITS, weights)).params, fit(BITS).params)
@@ -343,7 +343,7 @@ def test_weights_that_are_not_real_numbers_or_all_zero_are_named():
 
 @pytest.mark.parametrize("inside", [lambda w: Weighted(w, w.weights), lambda w: (w,), lambda w: {"v": w}])
 def test_weights_inside_the_data_are_named(inside):
-    """It said to give the rows alone, or nothing."""
+    """The error used to say to give only the rows, or nothing."""
     with pytest.raises((AttributeError, TypeError)) as caught:
         fit(inside(Weighted(BITS, np.ones(40))))
     notes = [note for note in caught.value.__notes__ if "JAX" not in note]
@@ -363,7 +363,7 @@ def test_integer_weights_of_a_loader_are_not_of_half_precision(dtype):
 
 
 class Watching(pj.contrastive_divergence):
-    """It reports the mean weight; the history divides by it."""
+    """The estimator reports the mean weight; the history divides by it."""
 
     def estimate(self, params, batch, estimator_state, key):
         mean = jnp.mean(batch.weights.astype(jnp.float32))
@@ -374,7 +374,7 @@ class Watching(pj.contrastive_divergence):
 
 
 def test_a_function_that_returns_weighted_data_returns_no_batches():
-    """Rows and weights were two batches."""
+    """Rows and weights used to be two batches."""
     with pytest.raises(TypeError, match=r"data\(\) must return an iterable of batches, got a Weighted"):
         fit(lambda epoch: Weighted(BITS, np.ones(40)), LOSS, batch_size=None)
 

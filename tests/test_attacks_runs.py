@@ -1,4 +1,4 @@
-"""Runs that go wrong: callbacks that write, loaders that fail, skipped gradients, resumed early stopping, mistakes."""
+"""Runs that fail: callbacks that write, loaders that raise, skipped gradients, resumed early stopping, mistakes."""
 
 from functools import partial
 
@@ -91,7 +91,7 @@ def test_where_not_even_the_first_batch_can_be_read_the_exception_carries_what_w
 
 @pytest.mark.parametrize("estimator", [regression, cd])
 def test_a_batch_without_rows_is_named(estimator):
-    """Its mean loss is NaN, and with it was that of the epoch."""
+    """Its mean loss is NaN, which also made the loss of the epoch NaN."""
     params, data = (PARAMS, DATA) if estimator is regression else (MACHINE, IMAGES)
     batches = batches_of(data)
     empty = jax.tree.map(lambda x: x[:0], data)
@@ -104,7 +104,7 @@ def test_a_batch_without_rows_is_named(estimator):
 
 
 class Scripted(Estimator):
-    """Gradients of ones, except where `nan_at` has the number of the step."""
+    """Gradients of ones, but NaN at the step number `nan_at`."""
 
     nan_at: jax.Array
 
@@ -136,7 +136,7 @@ def test_an_epoch_without_movement_that_skips_one_gradient_of_five_does_not_end_
     assert how(lost) == (0, Outcome.NON_FINITE)
 
 
-# --- early stopping that goes on ---------------------------------------------------------------------
+# --- early stopping that resumes ---------------------------------------------------------------------
 
 
 def likeness(state, key):
@@ -193,7 +193,7 @@ def test_the_best_parameters_are_those_of_their_measurement_also_if_the_run_was_
 
 
 def test_tempering_leaves_integers_as_they_are():
-    """A number of units, or of categories: hotter models have as many."""
+    """An integer parameter, as a number of units, is the same at all temperatures."""
     params = {"machine": MACHINE, "hidden": jnp.array([2])}
 
     def energy(params, v):
@@ -215,7 +215,7 @@ def test_tempering_leaves_integers_as_they_are():
 
 
 class Pair(Estimator):
-    """Forgets the statistics."""
+    """An estimator that returns no statistics."""
 
     def init(self, params, batch, key):
         return ()

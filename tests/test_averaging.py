@@ -1,4 +1,4 @@
-"""Averages of the parameters: against float64 sums and their closed forms, by their laws, and as what a run watches."""
+"""Averages of the parameters: against float64 sums and closed forms, by their laws, and in the metrics of a run."""
 
 from functools import cache
 
@@ -21,7 +21,7 @@ each_average = pytest.mark.parametrize(
 
 
 def weights_by_formula(average, steps):
-    """The weight of each of the parameters after 1, ..., `steps` updates, by their closed forms in float64."""
+    """The weights of the parameters after 1, ..., `steps` updates, from their closed forms in float64."""
     s = np.arange(1, steps + 1, dtype=np.float64)
     if isinstance(average, exponential_average):
         weights = np.float64(average.decay) ** (steps - s)
@@ -89,7 +89,7 @@ def test_it_is_a_copy_of_the_parameters():
 
 
 def test_that_of_bfloat16_is_kept_in_float32():
-    """The mean of 1 and 1 + 2⁻⁷ lies between two bfloat16 numbers."""
+    """The mean of 1 and 1 + 2⁻⁷ is between two bfloat16 numbers."""
     params = jnp.ones(2, jnp.bfloat16)
     optimizer = exponential_average(0.5)
     state = optimizer.init(params)
@@ -167,7 +167,7 @@ def test_metrics_and_the_best_are_of_the_average():
 
 
 def assert_tracks_the_average(result):
-    """log Z of the average within four standard errors of the exact one, from which that of the parameters is far."""
+    """log Z of the average is within four standard errors of the exact one; log Z of the parameters is far from it."""
     tracked = pj.tracked_log_partition(result.optimizer_state)
     log_z = MODEL.log_partition(averaged_parameters(result))
     assert abs(tracked.log_z - log_z) < 4 * tracked.error
@@ -193,7 +193,7 @@ def test_the_tracker_follows_the_average_however_chains_are_nested(members):
 
 @pytest.mark.slow
 def test_the_tracked_likelihood_is_of_the_parameters_that_log_z_is_of():
-    """Also where the last updates have not been followed yet: 48 updates, every 20 of them."""
+    """Even if the last updates have not been tracked yet: 48 updates, tracked every 20."""
     result = watched(average_parameters(), tracker(every=20))
     state = result.optimizer_state[-1]
     error = pj.tracked_log_partition(result.optimizer_state).error

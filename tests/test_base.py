@@ -41,7 +41,7 @@ each_tree = pytest.mark.parametrize("params", TREES.values(), ids=TREES.keys())
 
 
 class Multiply(Transformation):
-    """A user's own transformation: updates times `factor`, which is an extra argument, times a number of its own."""
+    """A user's transformation: updates times the extra argument `factor`, times a field."""
 
     number: float = 1.0
 
@@ -111,7 +111,7 @@ def test_unpacks_into_init_and_update(optimizer):
 
 
 class SignDescent(Leafwise):
-    """A user's own optimizer is one equation."""
+    """A user's optimizer is one equation."""
 
     learning_rate: Number | Schedule = rate()
     state_type = SgdState
@@ -234,7 +234,7 @@ def test_an_extra_argument_of_any_name_does_no_harm(optimizer):
 
 
 def test_a_schedule_may_call_its_step_an_epoch():
-    """A schedule gets the step by position, whatever it calls it, also where the training loop hands on an epoch."""
+    """A schedule gets the step by position, whatever the name, even if the training loop passes an epoch."""
     optimizer = sgd(lambda epoch: 1 / (1 + epoch.astype(float)))
     _, state = optimizer.update(GRADIENT, optimizer.init(PARAMS), PARAMS, epoch=9)
     assert state.learning_rate == 1.0
@@ -294,7 +294,7 @@ def test_apply_updates_adds(params):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("update_dtype", ["bfloat16", "float16", "float32"])
 def test_apply_updates_adds_in_float32_and_keeps_the_dtype(dtype, update_dtype):
-    """The sum is rounded once: an update that is rounded first would be lost on the way to the even neighbour."""
+    """The sum is rounded once: an update that is rounded first would be lost by rounding to even."""
     precision = float(jnp.finfo(dtype).eps)
     above_half_a_digit = precision / 2 * (1 + precision / 4)
     params, updates = jnp.array([1.0, -3.0, 200.0], dtype), jnp.array([above_half_a_digit, 1.7e-3, 0.51], update_dtype)
@@ -306,7 +306,7 @@ def test_apply_updates_adds_in_float32_and_keeps_the_dtype(dtype, update_dtype):
 
 # --- the compiled step -------------------------------------------------------------------------------
 
-SMALLEST = 500  # elements: what is smaller may be copied
+SMALLEST = 500  # elements: smaller arrays may be copied
 
 
 DONATED = OPTIMIZERS | {"scheduled adam": adam(power_law_decay(0.1))}
@@ -327,7 +327,7 @@ IN_PLACE = [
 
 @pytest.mark.parametrize(("optimizer", "arrange", "dtype"), IN_PLACE)
 def test_a_donated_step_moves_nothing_it_need_not(optimizer, arrange, dtype):
-    """Parameters and moments are updated in place, without a copy or a buffer besides."""
+    """Parameters and moments are updated in place, without a copy or another buffer."""
     shapes = {"layers": [{"loc": (784,)}, {"loc": (500,)}], "weights": [{"matrix": (784, 500)}]}
     params = jax.eval_shape(lambda: arrange(shaped(shapes, partial(jnp.zeros, dtype=dtype))))
 
@@ -444,7 +444,7 @@ def test_parameters_that_cannot_move_are_named(optimizer):
     ("optimizer", "other"), [(sgd(0.1), adam(0.1)), (adam(0.1), sgd(0.1)), (rmsprop(0.1), momentum(0.1))]
 )
 def test_the_state_of_another_optimizer_is_refused(optimizer, other):
-    """Also where it would fit: a mean is no mean square."""
+    """Even if the shapes fit: a mean is not a mean square."""
     with pytest.raises((TypeError, ValueError), match="state"):
         optimizer.update(GRADIENT, other.init(PARAMS), PARAMS)
 
@@ -471,7 +471,7 @@ STATEFUL = {
 
 @each(STATEFUL)
 def test_a_wrong_state_is_refused_by_name(optimizer):
-    """What orbax gives back without a target, the state of another optimizer or of other parameters."""
+    """The tree that orbax returns without a target, and states of another optimizer or of other parameters."""
     statistics = pj.states.PhaseStatistics(0.0, 0.0, PARAMS, PARAMS)
     message = r"\w+: expected .*(state|a tuple)|updates.*: missing|the state has"
     for wrong in (None, {"step": 0}, [], adam(0.1).init(PARAMS["layers"]), ((), ())):

@@ -1,4 +1,4 @@
-"""The benchmarks: what they do with times, that they notice work that is not the same, and that they run."""
+"""The benchmarks: they summarize times correctly, notice unequal work, and run."""
 
 import json
 import sys

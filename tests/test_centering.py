@@ -38,7 +38,7 @@ SIZES = [5, 4, 3, 2]
 
 
 def machine(connections, seed=0):
-    """A Boltzmann machine of layers connected so: its parameters, and the explicit specification for `center`."""
+    """The parameters of a Boltzmann machine with these connections, and their specification for `center`."""
     rng = np.random.default_rng(seed)
     layers = 1 + max(map(max, connections))
     params = {
@@ -64,7 +64,7 @@ def draw_states(layers, rows, seed, mean=0.5):
 
 
 def centred(connections, data, model, offsets):
-    """Melchior, Fischer & Wiskott, from the states themselves, in float64: covariances round the offsets."""
+    """Melchior, Fischer & Wiskott, from the states, in float64: covariances around the offsets."""
     data, model = ([x.astype(np.float64) for x in states] for states in (data, model))
 
     def covariance(states, i, j):
@@ -112,7 +112,7 @@ def test_center_is_the_centred_gradient_of_the_paper(kind, enhanced):
 
 
 def test_the_enhanced_gradient_is_a_difference_of_covariances():
-    """Cho, Raiko & Ilin (2013): dW = Cov_data - Cov_model, each round its own mean, less the biases' part."""
+    """Cho, Raiko & Ilin (2013): dW = Cov_data - Cov_model, each around its own mean, minus the part of the biases."""
     params, _ = machine(CONNECTIONS[2])
     (v, h), (v_model, h_model) = draw_states(2, 6, seed=0, mean=0.8), draw_states(2, 6, seed=1, mean=0.3)
     statistics = statistics_of(params, [v, h], [v_model, h_model])
@@ -133,7 +133,7 @@ pair_energy = energy_of(CONNECTIONS[2])
 
 @partial(jax.jit, static_argnames="energy")
 def statistics_of(params, data, model, energy=pair_energy):
-    """Both phases, straight from autodiff."""
+    """Both phases, directly from autodiff."""
     (data_energy, data_gradient), (model_energy, model_gradient) = (
         jax.value_and_grad(lambda params, v=v: jnp.mean(energy(params, v)))(params) for v in (data, model)
     )
@@ -146,7 +146,7 @@ def gradient_of(statistics):
 
 @jax.jit
 def first_update_with(optimizer, params, statistics):
-    """The first update, and the gradient it is made of."""
+    """The first update, and the gradient that it comes from."""
     gradient = gradient_of(statistics)
     return optimizer.update(gradient, optimizer.init(params), params, statistics=statistics)[0], gradient
 

@@ -1,4 +1,4 @@
-"""Runs on disk: the same call started again, killed and cut anywhere; what does not fit; what is in a checkpoint."""
+"""Checkpoints: repeated calls, runs killed or interrupted anywhere, checkpoints that do not fit, and their contents."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def steps(folder):
 @pytest.mark.slow_unless("in memory")
 @each_kind
 def test_repeating_the_call_resumes_and_ends_bit_for_bit_like_an_uninterrupted_run(kind, tmp_path):
-    """With chance in every part of it."""
+    """A run with random numbers in every part."""
     data, options = kind(IMAGES)
     uncut = train(data, options)
     run = partial(train, data, options, checkpoints=Checkpoints(tmp_path / "run", keep=2))
@@ -116,7 +116,7 @@ def test_what_was_done_when_something_raises_is_on_disk(kind, error, tmp_path):
 
 
 def test_a_disk_that_fails_loses_nothing_in_memory(tmp_path, monkeypatch):
-    """A real one makes orbax wait for five minutes."""
+    """Simulated, because a real failure makes orbax wait for five minutes."""
 
     def fail(*_):
         raise OSError("no space left")
@@ -204,7 +204,8 @@ def test_a_checkpoint_without_its_code_is_nested_dictionaries_of_numpy(tmp_path)
 
 
 def as_then(checkpoints):
-    """What wrote `checkpoint_0_2`, which stays as it is: `python tests/test_checkpoints.py FOLDER`, on two devices.
+    """The program that wrote `checkpoint_0_2`, which must not change: `python tests/test_checkpoints.py FOLDER`, on two
+    devices.
 
     With XLA_FLAGS=--xla_force_host_platform_device_count=2 any machine has two.
     """

@@ -39,7 +39,7 @@ def filled(leaf, shape):
 
 
 def fill(tree, *axes):
-    """Leaves of one shape for vectors, another for matrices, and as many for every tree."""
+    """The same number of leaves for every tree, with one shape for vectors and one for matrices."""
     leaves = jax.tree.leaves(tree)
     vectors, matrices = ([x for x in leaves if x.ndim - len(axes) == n] for n in (1, 2))
     dtype = leaves[0].dtype
@@ -49,7 +49,7 @@ def fill(tree, *axes):
 
 
 def cut(filled_tree, like):
-    """The elements that `like` has, in its form, with the steps in front."""
+    """The elements that `like` has, in its structure, with a leading axis of steps."""
     rest = {1: iter(filled_tree["v"]), 2: iter(filled_tree["m"])}
 
     def corner(leaf):
@@ -136,7 +136,7 @@ def test_gradient_magnitude_is_the_golden_one(case):
     assert_magnitude(compiled_magnitude, case)
 
 
-# Without jit every shape of a leaf is compiled: those of the Boltzmann machine always, the others when there is time.
+# Without jit every shape of a leaf is compiled: those of the Boltzmann machine always, other shapes when there is time.
 OF_OTHER_SHAPES = {"gauss", "deep", "one", "vec_only", "mat_T", "ones_vec", "cube", "empty_layer", "extra_key"}
 WITHOUT_JIT = [
     pytest.param(case, id=case["id"], marks=[pytest.mark.slow] * (case["id"] in OF_OTHER_SHAPES))

@@ -1,4 +1,4 @@
-"""Convergence in the state: against the flags recorded in 2017, and wherever the state is nested."""
+"""Convergence in the state: against the flags recorded in 2017, and in nested states."""
 
 import chex
 import jax
@@ -47,7 +47,7 @@ def golden_flags(tolerances, deltas):
 
 @each_golden("cases")
 def test_flags_are_the_golden_ones(case):
-    """The steps are those of test_classic, which the optimizers repeat."""
+    """The steps of test_classic, which the optimizers repeat."""
     group, name = case["group"], case["id"]
     tolerances = np.array([case["tolerance"], case["default_tolerance"]], np.float32)
     flags, flags_at_default = golden_flags(tolerances, golden(group, name, "delta"))
@@ -102,7 +102,7 @@ def update(tracker, updates, state):
 
 
 def track(updates, tracker):
-    """The states after each of the scalar updates, each standing for all elements of a vector of two."""
+    """The states after each of the scalar updates, which are broadcast to a vector of two."""
     state, states = tracker.init(jnp.zeros(2)), []
     for u in updates:
         passed, state = update(tracker, np.full(2, u, np.float32), state)

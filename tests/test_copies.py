@@ -1,4 +1,4 @@
-"""What is kept or donated is owned: nobody's array is deleted, and none that is kept changes under its keeper."""
+"""Ownership: no array of a caller is deleted by donation, and no stored array changes with one of the caller."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""Data in memory and loaders: what is drawn and when, what is copied, what is converted, what is refused."""
+"""Data in memory and loaders: when batches are drawn, copies, conversions, and rejected data."""
 
 from functools import partial
 
@@ -69,7 +69,7 @@ def test_every_epoch_is_one_pass_of_the_loader_also_after_a_cut():
 
 
 def drawing(drawn):
-    """A function of the epoch that shuffles with its own random numbers, and notes what is drawn."""
+    """A function of the epoch that shuffles with its own random numbers, and records the batches drawn."""
 
     def data(epoch):
         order = np.random.default_rng(epoch).permutation(ROWS)
@@ -130,7 +130,7 @@ def test_batches_come_from(data):
 
 
 class Tensor:
-    """An array of another library, as torch's: it converts itself, and is iterable."""
+    """An array of another library, for example torch: it converts itself, and is iterable."""
 
     def __init__(self, array):
         self._array = array
@@ -151,7 +151,7 @@ of_pairs = loss_gradient(pairs)
 
 
 def test_a_batch_may_be_a_list_of_arrays_of_another_library():
-    """As torch's loader makes it of a data set of tuples."""
+    """As from torch's loader for a data set of tuples."""
     lists = [[Tensor(batch["x"]), Tensor(batch["y"])] for batch in batches_of(DATA)]
     result = fit(PARAMS, sgd(0.1), of_pairs, lists, **RUN)
     chex.assert_trees_all_equal(result.params, run(batches_of(DATA)).params)
@@ -180,7 +180,7 @@ def test_a_loader_of_grain():
 
 
 def aligned(shape):
-    """An array of NumPy whose memory JAX would take as it is."""
+    """A NumPy array whose memory JAX would alias."""
     size = 4 * int(np.prod(shape))
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -235,7 +235,7 @@ def test_a_run_holds_no_second_copy_of_data_on_the_device():
 
 
 class Frame:
-    """As a table of pandas: iterated over, it gives the names of its columns."""
+    """Like a pandas table: iterating over it gives the names of its columns."""
 
     def __iter__(self):
         return iter(["a", "b", "c"])
@@ -341,6 +341,6 @@ def test_a_loader_that_runs_dry_is_an_error_with_the_epochs_done():
 
 
 def test_the_kinds_of_data_agree():
-    """Where nothing is left to chance."""
+    """Without random numbers."""
     one, other = (run(data, shuffle=False, **size) for data, size in (kind(DATA) for kind in KINDS.values()))
     chex.assert_trees_all_close(one, other, rtol=1e-6, atol=1e-7)

@@ -1,4 +1,4 @@
-"""Other people's data: domains of units, weights, half precision, and what a change of units or order must do."""
+"""Users' data: domains of units, weights, half precision, and changes of units of measurement or order."""
 
 from functools import partial
 
@@ -48,7 +48,7 @@ def moved(params, key=KEY):
 @few
 @given(st.floats(-12, 12), st.floats(-3, 3))
 def test_in_other_units_the_gaussian_start_has_the_log_likelihood_less_the_log_of_the_units(power, shift):
-    """log p of a v + t is that of v less n log a; float32 keeps v to 1e-7 of its distance from 0."""
+    """log p(a v + t) = log p(v) - n log a; float32 keeps v to 1e-7 of its distance from 0."""
     a = 10.0**power
     other = (a * (REAL + shift)).astype(np.float32)
     expected = log_likelihood(init_gaussian(REAL), REAL) - 3 * np.log(a)
@@ -78,7 +78,7 @@ def test_a_constant_column_is_named_whatever_its_value(value):
 
 
 def test_a_column_that_varies_little_is_not_constant():
-    """Of 14.62 float32 keeps six digits: a standard deviation of 1e-4 is known to one percent."""
+    """Float32 keeps six digits of 14.62: a standard deviation of 1e-4 is accurate to one percent."""
     data = (14.62 + 1e-4 * REAL).astype(np.float32)
     deviation = np.exp(np.asarray(init_gaussian(data)["layers"][0]["log_var"]) / 2)
     np.testing.assert_allclose(deviation, np.float64(data).std(axis=0), rtol=1e-3)
@@ -232,18 +232,18 @@ def test_traced_data_pass():
 
 
 def gradient(params, data, samples):
-    """Of the mean free energy of the data, weighted or not, less that of the samples."""
+    """The gradient of the mean free energy of the data, weighted or not, minus that of the samples."""
     return jax.grad(lambda p: -MODEL.log_likelihood(p, data, 0.0) - jnp.mean(MODEL.energy(p, samples)))(params)
 
 
 def copy(params, v, key):
-    """Its squared error knows of the parameters and of each row, and of no chance."""
+    """The squared error depends on the parameters and on each row, and is deterministic."""
     return MODEL.visible_mean(params, MODEL.hidden_mean(params, v))
 
 
 @jax.jit
 def measures(params, data, validation):
-    """Each thing that is made of data and does not depend on chance, by name."""
+    """The deterministic functions of the data, by name."""
     track = pj.track_log_partition(MODEL, pj.AnnealedEstimate(3.0, jnp.zeros((5, 6))), KEY)
     state = pj.TrainState(params, track.init(params), ())
     annealing = MODEL.annealing(params, data, 1, KEY)
@@ -261,7 +261,7 @@ def measures(params, data, validation):
 @few
 @given(st.lists(st.integers(0, 3), min_size=40, max_size=40).filter(any), st.sampled_from([1.0, 1e-30, 1e37]))
 def test_a_row_of_weight_two_is_the_row_twice_and_a_factor_of_all_weights_changes_nothing(weights, factor):
-    """So a row of weight 0 is no row; the plain formulas of the measures are in NumPy."""
+    """So a row of weight 0 counts as absent. The formulas of the metrics are written in NumPy."""
     repeated = np.repeat(BITS, weights, axis=0)
     padded = np.concatenate([repeated, np.zeros((120 - len(repeated), 6), np.float32)])
     given = np.arange(120) < len(repeated)

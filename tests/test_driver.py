@@ -10,7 +10,7 @@ positive = st.integers(1, 500)
 
 @given(st.integers(0, 500), positive, positive, st.lists(positive, max_size=3))
 def test_the_program_returns_as_late_as_it_may(done, more, pace, multiples):
-    """Not beyond the last epoch, the pace or a multiple at which the host has something to do; and at none before."""
+    """At most at the last epoch, after the pace, or at the next multiple; and not earlier than the first of these."""
     epochs = done + more
     stop = next_stop(done, epochs, pace, multiples)
     assert done < stop <= min(epochs, done + pace)

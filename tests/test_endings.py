@@ -48,7 +48,7 @@ def quartic(params, v):
 
 
 def langevin(params, v, key):
-    """A step of .01 is too large for a state beyond 14, which runs away to infinity."""
+    """A step of .01 is too large for a state beyond 14, which diverges to infinity."""
     return v - 0.01 * params["a"] * v**3 + jnp.sqrt(0.02) * jax.random.normal(key, v.shape)
 
 
@@ -62,7 +62,7 @@ def sampled(rows, optimizer, source, epochs=4):
 
 @each_source
 def test_chains_that_are_lost_end_a_run_that_skips(source):
-    """A state in the data runs away; then every gradient is NaN and every update is skipped, for ever."""
+    """A state in the data diverges; then every gradient is NaN and every update is skipped, forever."""
     optimizer = skip_nonfinite(sgd(1e-3))
     result = sampled([100.0], optimizer, source)
     assert how(result) == (0, Outcome.NON_FINITE)
@@ -77,7 +77,7 @@ def test_lost_chains_end_a_run_that_moves_only_by_weight_decay():
 
 
 class Scripted(Estimator):
-    """Gradients of ones, except where `nan_at` has the number of the step; its state: that number, and an array."""
+    """Gradients of ones, but NaN at the step number `nan_at`; its state is the number of the step, and an array."""
 
     nan_at: jax.Array
     kept: float = 0.0
@@ -138,7 +138,7 @@ MINIMA = 2 / (1 + RIDGES)  # of mean (x - w)² + ridge w²
 
 
 def ridge_run(ridge, **options):
-    """Nothing that `fit` is given as an array is traced; the loss closes over what is."""
+    """No array argument of `fit` is traced, but the loss closes over a traced value."""
     estimator = loss_gradient(lambda w, x: jnp.mean((x - w) ** 2) + ridge * w**2)
     return fit(jnp.zeros(()), sgd(0.1), estimator, X, epochs=40, batch_size=4, key=KEY, **options)
 
@@ -157,7 +157,7 @@ def test_a_loss_may_close_over_a_traced_number(transform):
 
 
 def test_a_run_is_differentiated_by_what_its_loss_closes_over():
-    """Forward, for the loop has a number of turns that is not known. d/dridge 2 / (1 + ridge) = -2 / (1 + ridge)²."""
+    """In forward mode, because the number of iterations is unknown. d/dridge 2 / (1 + ridge) = -2 / (1 + ridge)²."""
     slope = jax.jvp(lambda ridge: ridge_run(ridge).params, (1.0,), (1.0,))[1]
     np.testing.assert_allclose(slope, -0.5, atol=1e-3)
 
@@ -225,7 +225,7 @@ ones = loss_gradient(lambda params, batch: jnp.sum(params["w"]))
 
 
 def test_a_run_traces_its_functions_no_more_often_the_longer_it_is():
-    """Also those that are written in the call."""
+    """Also functions that are defined in the call."""
 
     def traces(epochs):
         count = [0]

@@ -63,13 +63,13 @@ def free_energies(params, v):
 
 
 def shift(params, v, key):
-    """A transition without chance: in every state the units move on by one."""
+    """A deterministic transition: in every state the units are shifted by one."""
     del params, key
     return jnp.roll(v, 1, axis=1)
 
 
 def draw(params, v, key):
-    """Every state moves on and gets a draw in front: it holds the draws of the last transitions."""
+    """Every state is shifted and gets a new draw in front, so it contains the draws of the last transitions."""
     del params
     return jnp.roll(v, 1, axis=1).at[:, 0].set(jax.random.uniform(key, (len(v),)))
 
@@ -117,7 +117,7 @@ def test_pcd_k_is_k_calls_of_pcd_1():
 
 @each_estimator
 def test_every_transition_has_a_separate_key(estimator):
-    """What a transition draws is in the states, whose mean is minus the gradient of the energy -v·b."""
+    """The draws of a transition are in the states, whose mean is minus the gradient of the energy -v·b."""
 
     def draws(key):
         b, batch = np.zeros(VISIBLE, np.float32), np.zeros((1, VISIBLE), np.float32)
@@ -131,7 +131,7 @@ def test_every_transition_has_a_separate_key(estimator):
 
 @pytest.mark.parametrize("num_chains", [None, 2, pytest.param(6, marks=pytest.mark.slow), 14])
 def test_chains_start_from_the_first_batch_and_persist(num_chains):
-    """Fewer or more of them than the batch has states; batches may differ in size."""
+    """With fewer or more chains than states in the batch; batches may differ in size."""
     estimator = persistent_contrastive_divergence(SHIFTED, num_chains=num_chains)
     first = states(6)
     expected = first[np.arange(num_chains or 6) % 6]
@@ -264,7 +264,7 @@ COUNTS = np.array([2, 0, 1, 0, 2, 1])  # with mean 1
 @each_estimator
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.int32, marks=pytest.mark.slow)])
 def test_weights_are_repeated_rows(estimator, dtype):
-    """In CD a sample has the weight of the row it started from, in PCD the mean weight."""
+    """In CD a sample has the weight of its initial row, in PCD the mean weight."""
     batch, samples = states(6), np.roll(states(6), 1, axis=1)
     repeated = np.repeat(samples, COUNTS, axis=0) if estimator is contrastive_divergence else samples
     expected = closed_form(PARAMS, np.repeat(batch, COUNTS, axis=0), repeated)
@@ -324,7 +324,7 @@ def test_chains_start_where_they_are_told():
 
 
 def test_chains_that_were_given_can_be_given_again():
-    """A step gives the memory of its chains away, not that of `chains`."""
+    """A step donates its chains, but not the argument `chains`."""
     estimator = persistent_contrastive_divergence(SHIFTED, chains=jnp.asarray(states(5)))
     step, optimizer = train_step(estimator, sgd(0.1)), sgd(0.1)
     ends = []
@@ -368,7 +368,7 @@ def draw_layers(params, v, key):
 
 
 def resample(params, state, key):
-    """Of the hidden layers, which leaves the visible units as they are."""
+    """A transition of the hidden layers only; the visible units do not change."""
     return draw_layers(params, state["v"], key)
 
 
@@ -413,7 +413,7 @@ def test_samples_and_chains_start_with_the_drawn_hidden_units():
 
 @each_estimator
 def test_drawing_and_transitions_have_keys_of_their_own(estimator):
-    """What both draw is in the states, whose mean is minus the gradient of the energy -v·b."""
+    """The draws of both are in the states, whose mean is minus the gradient of the energy -v·b."""
     b, batch = np.zeros(VISIBLE, np.float32), np.zeros((1, VISIBLE), np.float32)
     model = dataclasses.replace(DRAWN, sample_hidden=draw)
     _, _, statistics = first_estimate(estimator(model, steps=VISIBLE), b, batch)
@@ -451,7 +451,7 @@ def test_where_data_leave_units_hidden_the_error_names_sample_hidden(chains):
 @each_estimator
 @pytest.mark.parametrize("counts", [pytest.param(None, marks=pytest.mark.slow), COUNTS])
 def test_the_penalty_is_that_of_both_phases_squares(estimator, counts):
-    """Of the energy E = -v·b: alpha (mean of E² in the data + in the model), whose gradient is alpha mean(-2 E v)."""
+    """For E = -v·b, the penalty is alpha (mean of E² in the data + in the model), with gradient alpha mean(-2 E v)."""
     b, alpha, batch = np.array([0.5, -1.0, 2.0, 0.3], np.float32), 0.7, states(6)
     estimator = estimator(Model(lambda b, v: -(v @ b), shift), energy_penalty=alpha)
     data = batch if counts is None else Weighted(batch, counts.astype(np.float32))
@@ -492,7 +492,7 @@ def test_the_penalty_is_in_the_history_if_there_is_one():
     ],
 )
 def test_data_between_integers_are_rejected(estimator, dtype):
-    """A transition to whole numbers would round the data before the first of them."""
+    """A transition to integers would round the data before the first transition."""
 
     def transition(params, v, key):
         return (v.astype(float) > 0.5).astype(dtype)

@@ -1,4 +1,4 @@
-"""The examples, run as their readers run them: what they reach, what they draw, what they say of wrong input."""
+"""The examples, run as readers run them: their results, their pictures, and their errors for wrong input."""
 
 import gzip
 import importlib
@@ -51,7 +51,7 @@ def test_the_command_of_the_readme(tmp_path):
 
 @pytest.fixture(scope="module")
 def ten_seeds():
-    """The digits, parameters to start from, keys to train with, and the function of what comes out."""
+    """The digits, initial parameters, training keys, and the likelihoods of a result."""
     images = digits.load()
     init_keys, train_keys = jax.vmap(jax.random.split, out_axes=1)(jax.vmap(jax.random.key)(jnp.arange(10)))
     start = jax.vmap(lambda key: MODEL.init(images.train, 16, key))(init_keys)
@@ -93,7 +93,7 @@ def test_a_large_model_of_a_file_gets_a_bracket(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_the_likelihood_of_made_mnist_is_tracked(tmp_path, suffix):
-    """Eight by eight pixels in the two files that MNIST has; the exact value is within reach."""
+    """Eight by eight pixels in the two files of MNIST, small enough for the exact value."""
     digits_in_grey = np.uint8(load_digits().images * 15.9)
     for name, images in zip(rbm_mnist.FILES, (digits_in_grey[:1200], digits_in_grey[1200:]), strict=True):
         content = idx(images)

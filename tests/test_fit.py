@@ -1,4 +1,4 @@
-"""A whole run: what it calls on the way, how it stops, what a broken one leaves, how it goes on, what it compiles."""
+"""Runs of `fit`: callbacks, ends, interruptions, resuming, and compilations."""
 
 import pickle
 import sys
@@ -136,7 +136,7 @@ SCALE = 1.0
 
 
 def test_a_metric_written_in_the_call_sees_the_values_of_now():
-    """Those of a global, and of an array of NumPy that was written to."""
+    """The values of a global, and of a NumPy array that was written to."""
     global SCALE
     array = np.ones(2, np.float32)
 
@@ -153,7 +153,7 @@ def test_a_metric_written_in_the_call_sees_the_values_of_now():
 
 @each_kind
 def test_fit_compiles_once(kind):
-    """Another learning rate, tolerance, patience, seed, parameters and data of the same shape: no other compilation."""
+    """New learning rates, tolerances, patience, seeds, parameters and data of the same shape do not recompile."""
     first = train(*kind(IMAGES))
     other, key = jax.tree.map(lambda p: p + 1, MACHINE), jax.random.key(1)
     with compilations() as programs:
@@ -268,7 +268,7 @@ def test_a_run_whose_steps_are_all_skipped_has_not_converged(optimizer):
 
 
 def test_zero_updates_between_accumulated_ones_do_not_count_as_convergence():
-    """Seven gradients make a step, five an epoch: all epochs but the last of seven end between two steps."""
+    """Seven gradients make a step and five an epoch, so all epochs but the last of seven end between two steps."""
     optimizer = chain(optax.MultiSteps(optax.sgd(0.1), 7).gradient_transformation(), track_convergence(1e-12))
     with jax.numpy_dtype_promotion("standard"):
         result = fit(PARAMS, optimizer, regression, DATA, epochs=7, batch_size=BATCH, key=KEY)
@@ -282,7 +282,7 @@ OVERFLOW = {"adam": adam, "rmsprop": rmsprop, "classic.adam": classic.adam, "cla
 @pytest.mark.slow_unless("adam", "classic.rmsprop")
 @pytest.mark.parametrize("make", OVERFLOW.values(), ids=OVERFLOW.keys())
 def test_an_overflowed_moment_does_not_count_as_convergence(make):
-    """1e20² is no float32, and a step divided by its root is zero: that of all leaves, or of one while others move."""
+    """1e20² overflows float32, so the normalized step is zero: of all leaves, or of one while others move."""
     result = fit(PARAMS, chain(make(1e-4), tracker), overflow, DATA, **RUN)
     assert how(result) == (2, Outcome.EPOCHS_EXHAUSTED)
     assert jnp.any(result.params["b"] != PARAMS["b"])
@@ -293,7 +293,7 @@ def test_an_overflowed_moment_does_not_count_as_convergence(make):
 
 @pytest.mark.parametrize("size", [1e-30, 1e-46])
 def test_a_norm_that_underflows_does_not_count_as_convergence(size):
-    """Float32 updates under x64: 1e-30 is larger than the tolerance, though its square is not; 1e-46 is no float32."""
+    """Float32 updates under x64: 1e-30 exceeds the tolerance, though its square does not; 1e-46 underflows float32."""
     with jax.enable_x64(True):
         estimator = loss_gradient(lambda w, batch: jnp.sum(w))
         optimizer = chain(sgd(size), track_convergence(1e-40))
@@ -308,12 +308,12 @@ def test_a_gradient_of_zero_is_convergence():
     assert how(result) == (1, Outcome.CONVERGED)
 
 
-# --- going on ----------------------------------------------------------------------------------------
+# --- resuming ----------------------------------------------------------------------------------------
 
 
 @each_kind
 def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(kind):
-    """With chance in every part of it, and through a pickle."""
+    """With random numbers in every part, and through a pickle."""
     data, options = kind(IMAGES)
     uncut, first = train(data, options), train(data, options, epochs=3)
     restored = pickle.loads(pickle.dumps(first))
@@ -356,7 +356,7 @@ def test_a_run_that_has_done_its_epochs_stays_as_it_is():
 
 
 def test_a_state_of_another_precision_is_named():
-    """Those of float32 parameters whose states follow jax_enable_x64; and those of float64 without it."""
+    """For float32 parameters whose states follow jax_enable_x64, and for float64 parameters without it."""
     single = fit(PARAMS, sgd(0.1), regression, DATA, **RUN)
     with jax.enable_x64(True):
         wide = jax.tree.map(np.float64, (PARAMS, DATA))

@@ -44,7 +44,7 @@ MEMBERS = {
 
 
 def loosely(function):
-    """Called with the promotions that optax's code needs."""
+    """Call with the dtype promotion that optax needs."""
 
     def call(*args, **kwargs):
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -109,7 +109,7 @@ def test_of_any_tree(params):
 
 @each({name: MEMBERS[name] for name in ("adam", "optax", "packed moments")})
 def test_two_groups_are_two_optimizers(optimizer):
-    """Each sees only its leaves: not even clipping by a norm knows of the others."""
+    """Each optimizer sees only its leaves: even clipping by a norm does not depend on other leaves."""
     clipped = chain(pj.clip_by_global_norm(0.1), rmsprop(0.01))
     updates, state, params = run(partition({"weights": optimizer, "layers": clipped}, group), PARAMS, GRADIENTS)
     for name, alone in (("weights", optimizer), ("layers", clipped)):
@@ -436,7 +436,7 @@ def test_lbfgs_with_its_own_line_search_under_train_step():
 
 
 def test_a_plateau_reduces_the_learning_rate():
-    """At a step size of exactly 0 the loss stands still: after every `patience` steps the scale is halved."""
+    """At a step size of exactly 0 the loss does not change, so the scale is halved after every `patience` steps."""
     optimizer = chain(sgd(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=2))
     result = fitted(optimizer, epochs=7)
     assert float(result.optimizer_state[1].scale) == 0.5**3

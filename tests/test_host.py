@@ -1,4 +1,4 @@
-"""The step behind the classes: NumPy and JAX agree, nothing given is modified, copies go separate ways."""
+"""The step of the classes: NumPy and JAX agree, no argument is modified, copies are independent."""
 
 import copy
 
@@ -51,7 +51,7 @@ def test_numpy_and_jax_make_the_same_steps(optimizer, dtype):
 
 @each(CLASSIC)
 def test_float64_is_computed_like_float32_in_the_default_mode_and_like_float64_under_x64(optimizer):
-    """As JAX does it with the same arrays; a float64 array comes back as one in both."""
+    """As JAX computes it with the same arrays; a float64 array is returned as float64 in both."""
     for x64, precision in ((False, 1e-6), (True, 1e-14)):
         with jax.enable_x64(x64):
             on_host, in_jax = Stepper(optimizer), Stepper(optimizer)
@@ -63,7 +63,7 @@ def test_float64_is_computed_like_float32_in_the_default_mode_and_like_float64_u
 
 @each(CLASSIC)
 def test_delta_is_minus_the_update_of_the_functional_optimizer(optimizer):
-    """Its state too, whichever way the steps were made."""
+    """Also its state, whether the steps were made in NumPy or in JAX."""
     params = rbm_tree()
     state, updates = optimizer.init(params), []
     for rate, g in zip(RATES, five_gradients(jnp.array), strict=True):
@@ -154,7 +154,7 @@ def test_nothing_given_is_modified_and_nothing_handed_out_is_kept(optimizer, arr
 
 @each(CLASSIC)
 def test_numpy_arrays_that_go_through_jax_are_not_aliased(optimizer):
-    """On CPU an array that JAX takes over may be the caller's own memory."""
+    """On CPU, JAX may alias the memory of the caller's array."""
     given = [{"a": np.full(20_000, t + 1, np.float32)} for t in range(3)]
     stepper, undisturbed = Stepper(optimizer), Stepper(optimizer)
     for t, g in enumerate(given):
@@ -185,14 +185,14 @@ def test_the_computed_comes_in_the_kinds_of_the_given():
 @pytest.mark.parametrize("before", [0, 2])
 @pytest.mark.parametrize("array", [np.array, jnp.array], ids=["numpy", "jax"])
 def test_a_copy_of_a_stepper_and_the_original_go_separate_ways(optimizer, array, before):
-    """A step in JAX donates the state: a shared one would be gone for the other."""
+    """A step in JAX donates the state, which two steppers therefore cannot share."""
     g = five_gradients(array)
     original, expected = Stepper(optimizer), Stepper(optimizer)
     for t in range(before):
         original(RATES[t], g[t])
         expected(RATES[t], g[t])
     twin = copy.copy(original)
-    twin(1.0, g[4])  # a step of its own, which the original must not feel
+    twin(1.0, g[4])  # a step that must not change the original
     kept = twin.moments_as_trees()
     for t in range(before, 4):
         chex.assert_trees_all_equal(original(RATES[t], g[t]), expected(RATES[t], g[t]))

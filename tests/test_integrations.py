@@ -72,7 +72,7 @@ def test_the_average_is_that_of_the_course(flax_equinox, library):
 
 
 def test_netket_reaches_the_ground_state_as_with_its_own_optimizers(tmp_path):
-    """In a process, because NetKet turns on 64 bits for everything that runs beside it."""
+    """In a separate process, because NetKet enables 64 bits globally."""
     require("netket_ising")
     done = run_as_command("netket_ising.py", "--spins", 6, "--epochs", 60, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -145,7 +145,7 @@ def test_energy_and_samples_are_those_of_the_ising_model(thrml_ising, thrml_run)
 
 
 def test_an_interrupted_long_run_ends_like_an_uninterrupted_one(tmp_path, capsys):
-    """The same command goes on from the last checkpoint; tests/test_checkpoints.py kills runs at any moment."""
+    """Repeating the command resumes from the latest checkpoint; tests/test_checkpoints.py kills runs at any moment."""
     long_run = load("long_run")
     for folder, epochs in (("cut", 10), ("cut", 20), ("uncut", 20)):
         result = long_run.main(["--folder", str(tmp_path / folder), "--epochs", str(epochs)])

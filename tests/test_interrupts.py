@@ -56,7 +56,7 @@ except KeyboardInterrupt as error:
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="on a GPU the call of a loop returns at its end")
 @pytest.mark.slow
 def test_ctrl_c_is_heard_at_once_in_an_epoch_of_minutes(tmp_path):
-    """At once: before the epoch has computed for a second, however long that takes on a machine under load."""
+    """Immediately: before the epoch has computed for a second, however long that takes on a machine under load."""
     assert float(python(INTERRUPTED, tmp_path / "result")) < 1
     result = pickle.loads((tmp_path / "result").read_bytes())
     assert how(result) == (1, Outcome.INTERRUPTED)
@@ -124,7 +124,7 @@ def test_ctrl_c_during_a_save_is_heard_when_the_checkpoint_is_written(tmp_path, 
 
 
 def test_a_second_ctrl_c_during_a_save_is_heard_at_once(tmp_path, monkeypatch):
-    """And another two while `fit` tries once more to write the epochs done: they are on the exception all the same."""
+    """And two more while `fit` tries again to write the epochs done; the exception still carries them."""
     written = []
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointManager, "save", pressing(2, written))

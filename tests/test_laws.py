@@ -38,7 +38,7 @@ def x64():
 
 
 def draw(rng, shape, dtype, decades=(-2, 1)):
-    """Numbers whose sizes are spread over these decades."""
+    """Numbers whose magnitudes span these decades."""
     x = 10 ** rng.uniform(*decades, size=shape) * rng.choice([-1, 1], size=shape)
     if dtype.startswith("complex"):
         x = x * np.exp(1j * rng.uniform(0, 2 * np.pi, size=shape))
@@ -46,7 +46,7 @@ def draw(rng, shape, dtype, decades=(-2, 1)):
 
 
 def built(specs, seed):
-    """A tree of arrays from one of words such as "float32 matrix"."""
+    """A tree of arrays from a tree of words such as "float32 matrix"."""
     rng = np.random.default_rng(seed)
 
     def array(spec):
@@ -62,7 +62,7 @@ def drawn_like(tree, seed, decades=(-2, 1)):
 
 
 def trees(words):
-    """Random trees of these leaves, among which is every shape and every dtype."""
+    """Random trees of these leaves, which include every shape and every dtype."""
     nested = st.recursive(
         st.sampled_from(words),
         lambda x: st.lists(x, max_size=3) | st.tuples(x, st.none()) | st.dictionaries(st.sampled_from("abc"), x),
@@ -138,7 +138,7 @@ def times(tree, factor):
 
 
 def updates_of(optimizer, params, gradients):
-    """The updates, one after the other, without jit."""
+    """The updates in a Python loop, without jit."""
     state, collected = optimizer.init(params), []
     for gradient in gradients:
         updates, state, params = step(optimizer, gradient, state, params)
@@ -211,7 +211,7 @@ def test_leaves_are_updated_independently(optimizer, words, data, seed):
 @each_leaves
 @given(data=st.data(), seed=SEEDS, angle=st.sampled_from([1, 2, 3]))
 def test_a_turned_complex_gradient_gives_a_turned_update(optimizer, words, data, seed, angle):
-    """The optimizers know no axes of the complex plane: quarter turns are exact."""
+    """The optimizers do not prefer an axis of the complex plane: quarter turns are exact."""
     params = data.draw(trees(words))
 
     def turned(tree):
@@ -228,7 +228,7 @@ PARTS, STEPS = 2, 2  # of a run; in a part
 
 
 def one_step(optimizer, gradient, state, params):
-    """What `center` takes comes with every step."""
+    """Every step passes the statistics that `center` needs."""
     statistics = pj.states.PhaseStatistics(jnp.zeros(()), jnp.zeros(()), gradient, gradient)
     return step(optimizer, gradient, state, params, statistics=statistics)
 
@@ -244,7 +244,7 @@ def looped(optimizer, params, gradients):
 
 @partial(jax.jit, donate_argnames=("states", "params"))
 def part_of_a_run(optimizer, gradients, states, params):
-    """A scan, for several models side by side; what comes in is donated."""
+    """A scan over several models in a vmap; the arguments are donated."""
 
     def scan(gradients, *start):
         def body(carry, gradient):
@@ -258,7 +258,7 @@ def part_of_a_run(optimizer, gradients, states, params):
 
 
 def run_in_parts(optimizer, params, gradients, restored):
-    """As `looped`, of the second of two models, the first of which has everything negated.
+    """As `looped`, for the second of two models; in the first, everything is negated.
 
     If `restored`, states and parameters go through numpy and back between the parts.
     """
@@ -277,7 +277,7 @@ def run_in_parts(optimizer, params, gradients, restored):
     return collected, *jax.tree.map(lambda x: np.asarray(x)[1], (states, params))
 
 
-# The equations alone, in every way and every dtype, are in test_textbook; here two of them stand for the others.
+# The equations in every dtype are tested in test_textbook; here two of them are enough.
 STANDING = {name: OPTIMIZERS[name] for name in ("adamw", "classic_adam")}
 RUNS = [pytest.param(optimizer, FEW, id=name) for name, optimizer in (STANDING | COMPOSED).items()] + [
     pytest.param(optimizer, EVERYTHING, id=f"{name}, every dtype", marks=pytest.mark.slow)

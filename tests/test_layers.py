@@ -19,7 +19,7 @@ def layer_of(module):
 
 
 def imports_of(module):
-    """The modules of the package that a module imports from, wherever in it the import stands."""
+    """The modules of the package that a module imports from, anywhere in its source."""
     path = PACKAGE / f"{module}.py"
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

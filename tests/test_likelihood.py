@@ -20,7 +20,7 @@ DATA = np.float32(np.random.default_rng(0).integers(0, 2, size=(60, 8)) | np.eye
 
 
 def machine(seed, size=1.0, visible=8, hidden=5):
-    """In NumPy: arithmetic that makes the cases compiles nothing."""
+    """In NumPy, so that making the cases compiles nothing."""
     return scaled(jax.tree.map(np.asarray, rbm_tree(visible, hidden, seed)), size)
 
 
@@ -50,7 +50,7 @@ on_path = jax.jit(lambda path, beta: path(beta))
 
 @jax.jit
 def annealed(annealing, key, steps, samples=None):
-    """Forward, or of samples back."""
+    """Annealed forward, or back from samples."""
     if samples is None:
         return pj.annealed_importance_sampling(MODEL, annealing, key, steps)
     return pj.reverse_annealed_importance_sampling(MODEL, annealing._replace(start=None), samples, key, steps)
@@ -58,7 +58,7 @@ def annealed(annealing, key, steps, samples=None):
 
 @partial(jax.jit, static_argnames="runs")
 def many_annealed(annealing, key, runs, steps, samples=None):
-    """As many runs, each with its share of the states."""
+    """Several runs, each with an equal part of the states."""
 
     def estimate(start, samples, key):
         return annealed(annealing._replace(start=start), key, steps, samples)._replace(chains=None)
@@ -81,7 +81,7 @@ def test_annealing_agrees_with_the_sum_within_its_error(reverse):
     assert np.all(error > 1e-3)
     assert np.abs(deviations).max() < 4
     assert abs(deviations.mean()) < 4 / np.sqrt(runs)
-    # The stated error is that of the estimates: of 40, their spread is known to 11 percent.
+    # The stated error equals the spread of the estimates, which 40 runs determine to 11 percent.
     assert 0.65 < log_z.std(ddof=1) / error.mean() < 1.5
     # The variance of the mean weight, said in another way.
     np.testing.assert_allclose(error**2 * chains, (chains / size - 1) * chains / (chains - 1), rtol=1e-3)
@@ -109,7 +109,7 @@ def test_the_path_starts_at_the_means_of_the_data_with_their_partition_function(
 
 @pytest.mark.slow
 def test_forward_tends_to_be_low_and_reverse_high():
-    """With one step from independent pixels the weights spread so far that it is seen in every machine."""
+    """With one step from independent pixels, the weights spread so far that every machine shows it."""
     for seed in range(4):
         params = machine(seed, 2.0)
         forward = annealing(params, DATA, 2000, jax.random.key(seed))
@@ -122,7 +122,7 @@ def test_forward_tends_to_be_low_and_reverse_high():
 
 @pytest.mark.slow
 def test_log_z_is_between_the_bounds():
-    """Estimates that are this good are on either side of log Z, by noise; the bounds are not."""
+    """Such accurate estimates are on either side of log Z because of noise; the bounds are not."""
     sides = set()
     for seed in range(8):
         params = machine(seed, 1.5)
@@ -215,7 +215,7 @@ STEPS = 100  # of all walks: one program
 
 
 def walk(steps=STEPS, size=0.05, seed=5):
-    """Updates that lead from machine(0) to machine(1, 2) with a detour in so many steps; then the run stands still."""
+    """Updates that lead from machine(0) to machine(1, 2) with a detour, in so many steps, and then zero updates."""
     rng = np.random.default_rng(seed)
 
     def drift(a, b):
@@ -300,7 +300,7 @@ def test_updates_pass_and_the_gradients_chains_are_another_matter():
 
 
 def test_a_shift_of_the_energy_moves_log_z_the_other_way():
-    """The energy gets a parameter that does nothing but shift it."""
+    """The energy gets a parameter that only shifts it."""
 
     def energy(params, v):
         return MODEL.energy(params["model"], v) + params["shift"]
@@ -410,7 +410,7 @@ def guard(metric, params):
 
 
 def test_the_guard_holds_where_chains_are_lost():
-    """Of the 8 states with one unit on, each seen many times, the probabilities add up to at most 1."""
+    """The probabilities of the 8 states with one unit on, each seen many times, sum to at most 1."""
     params = machine(3, 2.0)
     v = np.repeat(np.eye(8, dtype=np.float32), 5, axis=0)
     metric = pj.tracked_log_likelihood(MODEL, v)
