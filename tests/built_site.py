@@ -23,7 +23,7 @@ LARGEST = 1_000_000  # bytes of a page with what it loads, without pictures
 
 
 class Page(HTMLParser):
-    """What a page links to, what it loads, and what in it can be linked to."""
+    """The links of a page, the files it loads, and its anchors."""
 
     def __init__(self, name):
         super().__init__()
@@ -84,7 +84,7 @@ def test_styles_load_nothing_from_elsewhere():
         assert not re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)\s]*", path.read_text()), path
 
 
-# Opens every page as wide as a phone, and says which are wider.
+# Opens every page at the width of a phone, and lists those that are wider.
 NARROW = """<!doctype html><body><iframe width=390 height=800></iframe><pre id=wide></pre><script>
 const frame = document.querySelector("iframe"), pages = %s;
 const next = () => { if (pages.length) frame.src = pages.pop(); else document.getElementById("wide").append("done"); };

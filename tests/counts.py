@@ -39,7 +39,7 @@ def functions():
 
 
 def any_per_100_lines():
-    """The name Any in code, not in strings and comments, for 100 lines of code."""
+    """Occurrences of the name Any in code (not in strings and comments) per 100 lines."""
     count, lines = 0, 0
     for text in sources().values():
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Mutation(NamedTuple):
-    """`old`, which stands exactly once in the module, becomes `new`; `tests` are the files that should see it."""
+    """Replace `old`, which occurs exactly once in the module, by `new`; the files `tests` should detect it."""
 
     name: str
     module: str
@@ -319,7 +319,7 @@ MUTATIONS = [
     ),
     # --- averages ---
     Mutation(
-        "average: its weight is that of the update before",
+        "average: it has the weight of the previous update",
         "_optim/averaging",
         "return 1 / (1 + jnp.asarray(self.share, float) * (t - 1))",
         "return 1 / (1 + jnp.asarray(self.share, float) * t)",
@@ -352,7 +352,7 @@ def mutate(folder, mutation):
     path = folder / "paysage_jax" / f"{mutation.module}.py"
     source = path.read_text()
     if source.count(mutation.old) != 1:
-        raise SystemExit(f"{mutation.name}: {mutation.old!r} stands {source.count(mutation.old)} times in {path.name}")
+        raise SystemExit(f"{mutation.name}: {mutation.old!r} occurs {source.count(mutation.old)} times in {path.name}")
     path.write_text(source.replace(mutation.old, mutation.new))
     return path, source
 

@@ -204,10 +204,9 @@ def test_a_checkpoint_without_its_code_is_nested_dictionaries_of_numpy(tmp_path)
 
 
 def as_then(checkpoints):
-    """The program that wrote `checkpoint_0_2`, which must not change: `python tests/test_checkpoints.py FOLDER`, on two
-    devices.
+    """The program that wrote `checkpoint_0_2`, which must not change: `python tests/test_checkpoints.py FOLDER`.
 
-    With XLA_FLAGS=--xla_force_host_platform_device_count=2 any machine has two.
+    It needs two devices. With XLA_FLAGS=--xla_force_host_platform_device_count=2 any machine has two.
     """
     return fit(
         PARAMS,

@@ -1,4 +1,4 @@
-"""Messages: wrong input is refused where it enters, by a message that names the argument and says what to do."""
+"""Messages: wrong input is rejected where it enters, with a message that names the argument and tells what to do."""
 
 import re
 import shutil
@@ -132,13 +132,13 @@ def test_a_metric_that_returns_nothing_is_named():
     refuses(lambda: run(metrics={"m": lambda state, key: None}), TypeError, message)
 
 
-# --- leaves of integers: what the message advises works ----------------------------------------------
+# --- integer leaves: the advice of the message works --------------------------------------------------
 
 MIXED = PARAMS | {"sizes": jnp.array([2, 3]), "on": jnp.array(True)}
 
 
 def test_an_integer_leaf_is_refused_and_frozen_it_stays_as_it_is():
-    """The message says that `freeze` keeps it out; then the others move as if it were not there."""
+    """The message advises `freeze`; then the other leaves move as they would without the integer leaf."""
     message = r"params\['(on|sizes)'\]: expected a floating or complex dtype, got .* \(`freeze` keeps it out\)"
     refuses(lambda: run(MIXED), TypeError, message)
     inner = chain(adam(0.1), average_parameters(0.9))
@@ -169,7 +169,7 @@ NEW = {"metrics": {"total": total, "seven": seven}, "early_stopping": early_stop
 
 
 def resumed_by(way, folder):
-    """Calls that go on from one another: by what they return, or by checkpoints."""
+    """Calls that resume from one another: from their results, or from checkpoints."""
     last: list = [None]
 
     def go(**options):
@@ -183,7 +183,7 @@ def resumed_by(way, folder):
 @pytest.mark.slow_unless("resume")
 @pytest.mark.parametrize("way", ["resume", "checkpoints"])
 def test_metrics_and_early_stopping_may_be_added_and_removed_on_resume(way, tmp_path):
-    """Rows from before have no value: NaN, or the largest integer. The run itself is the one that was never cut."""
+    """Earlier rows have no value: NaN, or the largest integer. The run itself equals an uninterrupted one."""
     go = resumed_by(way, tmp_path)
     go(epochs=2)
     added = go(epochs=4, **NEW)
@@ -217,7 +217,7 @@ def test_a_metric_that_changed_is_named_still():
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """Checkpoints of the epochs 1, 2 and 3."""
+    """Checkpoints of epochs 1, 2 and 3."""
     folder = tmp_path_factory.mktemp("three")
     run(epochs=3, checkpoints=folder, early_stopping=stopping())
     return folder
@@ -272,7 +272,7 @@ def test_a_directory_that_is_not_a_path_is_named():
 
 
 def test_an_estimator_needs_no_base():
-    """Whatever has init and estimate is one."""
+    """Any object with init and estimate is an estimator."""
     assert not isinstance(Pair(), Estimator)
     result = run(estimator=Pair())
     np.testing.assert_allclose(result.params["w"], -0.1, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""What is measured: ready metrics against their formulas in NumPy, the history, early stopping against plain Python."""
+"""Metrics against their formulas in NumPy, the history, and early stopping against plain Python."""
 
 from functools import partial
 
@@ -154,7 +154,7 @@ def test_a_history_ends_with_the_run(kind):
 
 @each_kind
 def test_the_history_has_the_mean_loss_over_the_rows_of_each_epoch_and_the_applied_learning_rate(kind):
-    """A loop in float64; the last batch has three rows, and counts as such."""
+    """A loop in float64; the last batch has three rows and is weighted by them."""
     data, options = kind(DATA)
     optimizer = sgd(per_epoch(power_law_decay(0.1, decay_rate=1.0)))
     history = fit(PARAMS, optimizer, regression, data, epochs=3, key=KEY, shuffle=False, **options).history
@@ -174,7 +174,7 @@ def test_the_history_has_the_mean_loss_over_the_rows_of_each_epoch_and_the_appli
 
 
 class Talkative(Estimator):
-    """Statistics of any names and kinds."""
+    """An estimator whose statistics have any names and kinds."""
 
     def init(self, params, batch, key):
         return ()
@@ -197,7 +197,7 @@ def test_of_the_statistics_the_floating_scalars_are_kept_and_a_metric_goes_befor
 
 
 class TwoRates(Transformation):
-    """Gradient descent whose state has rates that are no scalar too."""
+    """Gradient descent whose state also has rates that are not scalars."""
 
     def init(self, params):
         return [sgd(0.1).init(params), sgd(0.2).init(params), sgd(0.3).init(params)._replace(learning_rate=params)]
@@ -236,7 +236,7 @@ def test_a_metric_may_be_any_tree_of_any_dtype_and_a_run_with_it_is_resumed():
 
 
 def test_rows_never_reached_under_vmap_are_told_by_their_epoch():
-    """NaN where there is one; bool and integers have none."""
+    """NaN for dtypes that have it; bools and integers do not."""
     kinds = {
         "real": lambda state, key: state.params["w"],
         "complex": lambda state, key: jax.lax.complex(state.params["w"], state.params["w"]),
@@ -293,7 +293,7 @@ def test_a_metric_is_given_the_whole_state(kind):
 
 
 def test_a_metric_holds_its_data():
-    """Those of the run, or others."""
+    """The parameters of the run, or others."""
 
     def loss(state, key, data):
         return squares(state.params, data)

@@ -38,7 +38,7 @@ NAMES_OF_0_2 = """
 
 
 def names(text):
-    """What is in backticks."""
+    """The names in backticks."""
     return re.findall(r"`([^`]+)`", text)
 
 
@@ -62,7 +62,7 @@ def test_the_new_name_is_public(row):
 
 
 def test_every_function_that_took_an_energy_and_a_transition_is_there():
-    """And nothing else takes them: a model has both. What is new is not there."""
+    """No other function takes these arguments, because a model has both. New functions are not listed."""
     taking = {name for name in pj.__all__ if "model" in arguments(name)}
     assert taking - {"compare_starts", "mixing"} == {
         function for function, _, new in arguments_of_0_3() if new == "model"
@@ -71,7 +71,7 @@ def test_every_function_that_took_an_energy_and_a_transition_is_there():
 
 
 def arguments_of_0_3():
-    """(function, what it took, the argument that it takes now), for each row."""
+    """(function, its old argument, its new argument), for each row."""
     function = ""
     for first, old, new in ARGUMENTS:
         function = names(first)[0] if first else function

@@ -1,4 +1,4 @@
-"""Do chains mix: against closed forms, NumPy in float64, and a machine of two modes whose barrier is known."""
+"""`mixing`: against closed forms, NumPy in float64, and a machine of two modes with a known barrier."""
 
 import chex
 import jax
@@ -48,7 +48,7 @@ def test_the_autocorrelation_time_of_ar1_is_the_closed_form_within_5_percent(a, 
 
 @pytest.mark.slow
 def test_of_independent_units_the_slow_direction_is_the_slowest():
-    """Their τ are closed forms: 39 for a = 0.95; the energy is that of a unit with a = 0.5. No history is kept.
+    """Their τ are closed forms: 39 for a = 0.95; the energy depends on a unit with a = 0.5. No history is kept.
 
     The states of 1,000 steps would take 64 MB.
     """
@@ -73,7 +73,7 @@ STATES = {"x": np.arange(3 * CHAINS, dtype=np.int32).reshape(CHAINS, 3) * 37, "y
 
 
 def congruential(params, v, key):
-    """Without chance, in integers, so that NumPy knows every state; x mixes, y goes up."""
+    """Deterministic, in integers, so that NumPy can compute every state; x mixes, y grows."""
     return {"x": (v["x"] * 29 + 7) % MODULUS, "y": v["y"] + 1}
 
 
@@ -119,7 +119,7 @@ def time_of(x):
 
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float16, marks=pytest.mark.slow)])
 def test_all_numbers_are_those_of_the_formulas(dtype):
-    """In a tree of integers, with energies of half precision, too; warm-up takes 15 of 60 steps."""
+    """Also for a tree of integers and energies of half precision; warm-up takes 15 of 60 steps."""
     found = pj.mixing(COUNTER, {"s": dtype(1)}, STATES, KEY, STEPS)
     states = history(STATES, STEPS, skip=15)
     energy = states["x"][:, :, 0] + states["y"]
@@ -178,7 +178,7 @@ RUNS = np.arange(20)
 
 
 def two_modes(w):
-    """Every visible unit joined to every hidden one, energy least with all units off, and the same with all on."""
+    """Every visible unit is connected to every hidden unit; the energy is lowest with all units off or all units on."""
     b, c = -w * HIDDEN / 2 * jnp.ones(VISIBLE), -w * VISIBLE / 2 * jnp.ones(HIDDEN)
     return {"layers": [{"loc": b}, {"loc": c}], "weights": [{"matrix": w * jnp.ones((VISIBLE, HIDDEN))}]}
 
@@ -205,7 +205,7 @@ def agreements(params, chains):
 
 @pytest.mark.slow
 def test_r_hat_flags_runs_whose_chains_have_lost_a_mode_and_not_healthy_ones():
-    """50 chains of 400 steps, half of them in either mode, which each leaves never, or every few steps."""
+    """50 chains of 400 steps, half of them in each mode, which chains leave never or every few steps."""
     assert (largest_r_hat(LOST, BOTH) >= 1.05).mean() >= 0.95
     assert (largest_r_hat(HEALTHY, BOTH) >= 1.05).mean() <= 0.05
 
@@ -222,7 +222,7 @@ def test_a_mode_that_no_chain_visits_leaves_no_trace_but_another_start_finds_it(
 
 
 def test_other_numbers_compile_nothing():
-    """Not even other steps of two starts."""
+    """Even another number of steps does not recompile `compare_starts`."""
     traced = []
 
     def energy(params, v):

@@ -1,4 +1,4 @@
-"""The examples of other models, run as their readers run them: what they reach, what they say of wrong input."""
+"""The examples of other models, run as readers run them: their results, and their errors for wrong input."""
 
 import importlib
 import itertools
@@ -142,7 +142,7 @@ def test_wrong_input_is_one_line(capsys, name, arguments):
 
 @pytest.mark.slow
 def test_eight_devices_share_the_work_of_one(tmp_path):
-    """In a process, because JAX makes its devices when it starts."""
+    """In a separate process, because JAX creates its devices when it starts."""
     options = ["--devices", 8, "--epochs", 2, "--output", tmp_path / "picture"]
     done = run_as_command("data_parallel.py", *options, folder=tmp_path, JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr

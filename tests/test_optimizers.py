@@ -1,4 +1,4 @@
-"""The class shim: the documented interface, the golden numbers, the array kinds and the mended defects."""
+"""The classes of 2017: the documented interface, the golden numbers, the array types and the fixed defects."""
 
 import builtins
 import copy
@@ -35,7 +35,7 @@ each_kind = pytest.mark.parametrize("array", [np.array, jnp.array], ids=["numpy"
 
 
 class Model:
-    """What the optimizers see of a model. Here "data" are a gradient, and so the model has none of its own."""
+    """The interface of a model that the optimizers use. Here the "data" are the gradient."""
 
     def __init__(self, params=None):
         self.params = params
@@ -339,7 +339,7 @@ def test_no_convergence_before_the_first_update(cls):
 
 
 class HalfEachUpdate(optimizers.Scheduler):
-    """A user's own: it knows the number of the update."""
+    """A user's scheduler, which depends on the number of the update."""
 
     def get_lr(self):
         self.lr = 0.5**self.iter
@@ -367,7 +367,7 @@ def test_the_default_scheduler_is_not_shared(cls):
 
 
 def assert_rounded(actual, in_float32):
-    """The result of float32 arithmetic, rounded to the dtype that was given."""
+    """The result of float32 arithmetic, rounded to the given dtype."""
 
     def check(a, e):
         precision = max(jnp.finfo(a.dtype).eps, jnp.finfo(jnp.float32).eps)
@@ -427,7 +427,7 @@ def test_nonfinite_numbers_pass_without_a_warning(cls, array, dtype):
 
 @each_class
 def test_a_model_may_change_its_kind_of_arrays(cls):
-    """A small model in numpy is computed in numpy, others in JAX."""
+    """A small model in NumPy is updated in NumPy, other models in JAX."""
     kinds = [(np.array, np.float32), (jnp.array, np.float32), (np.array, np.float32), (np.array, np.float64)]
     optimizer, same_kind = cls(None), cls(None)
     for seed, (array, dtype) in enumerate(kinds):
@@ -458,7 +458,7 @@ def test_foreign_byte_order_is_refused_before_the_model_changes(cls, size):
 
 @each_class
 def test_moments_keep_their_precision_under_x64(cls):
-    """On the host as in JAX: those of float32 leaves stay float32 beside float64 leaves, and after them."""
+    """In NumPy as in JAX: moments of float32 leaves stay float32 beside float64 leaves, and after them."""
     with jax.enable_x64(True):
         for dtypes in ([np.float32, np.float64], [np.float64, np.float32]):
             for beside in (np.float32, np.float64):
@@ -491,7 +491,7 @@ def test_a_leaf_does_not_depend_on_other_leaves(cls):
     ],
 )
 def test_memory_keeps_kind_and_dtype(array, dtype, moment_dtype):
-    """Moments are at least float32: the square of 300 is no float16."""
+    """Moments are at least float32, because the square of 300 overflows float16."""
     grads = [{"layers": [{"loc": array([300, -1e-3], dtype)}]}] * 3
     memory = updated_memory(*grads, mean_weight=0.9, mean_square_weight=0.8)
     kind = np.ndarray if array is np.array else jax.Array
@@ -544,7 +544,7 @@ def test_a_copy_in_mid_run_continues_identically(cls, copied):
 @each_kind
 @each_class
 def test_a_shallow_copy_and_its_original_both_continue(cls, array):
-    """A compiled step takes over the buffers of the state: two optimizers must not share them."""
+    """A compiled step donates the buffers of the state, so two optimizers must not share them."""
     optimizer = updated(cls(None), gradient(1, array))
     twin, reference = copy.copy(optimizer), copy.deepcopy(optimizer)
     updated(optimizer, gradient(5, array))
@@ -575,7 +575,7 @@ def test_a_gradient_of_integers_is_named(cls, dtype):
 @pytest.mark.parametrize("wrong", [-0.1, np.nan, np.inf, None, "0.1", 1j, np.float32(-1), jnp.float32(np.nan)], ids=str)
 @each_class
 def test_a_wrong_step_size_is_refused_before_the_model_changes(cls, wrong):
-    """Also one that was set after the optimizer was made."""
+    """Also a step size that was set after the optimizer was created."""
     optimizer, model = cls(None), Model(gradient(seed=3))
     optimizer.stepsize = wrong
     for each in (cls(None, stepsize=wrong), optimizer):

@@ -1,4 +1,4 @@
-"""Data as other people have them: integers, bools, holes, sparse matrices, images and labels."""
+"""Users' data: integers, bools, missing values, sparse matrices, images and labels."""
 
 from typing import Any
 
@@ -38,12 +38,12 @@ RUN = dict(epochs=2, key=KEY)
 
 
 def energy(params, v):
-    """As the README writes it: in unsigned integers -v wraps around, and bools have no minus."""
+    """As in the README: for unsigned integers -v wraps around, and bools have no minus."""
     return -v @ params["b"]
 
 
 def turn(params, v, key):
-    """A kernel without chance, in the dtype of the states."""
+    """A deterministic kernel, in the dtype of the states."""
     return jnp.roll(v, 1, axis=1)
 
 
@@ -135,7 +135,7 @@ def of_categories(params, v):
 @pytest.mark.slow_unless("persistent_contrastive_divergence")
 @pytest.mark.parametrize("make", [contrastive_divergence, persistent_contrastive_divergence, parallel_tempering])
 def test_a_model_of_categories_keeps_them(make):
-    """Its energy takes them as indices."""
+    """The energy uses them as indices."""
     result = run(make(Model(of_categories, turn, integer_states=True)), BITS.astype(np.int32))
     assert int(result.outcome) == Outcome.EPOCHS_EXHAUSTED
     with pytest.raises(TypeError) as caught:
@@ -218,7 +218,7 @@ def test_a_loss_may_mask_them(data):
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("place", [np.array, jnp.array])
 def test_one_in_a_later_epoch_leaves_the_epochs_done(place, remote, monkeypatch):
-    """Also where the host must not wait for a batch, as on a GPU, and asks some steps later."""
+    """Also if the host must not wait for a batch, as on a GPU, and checks it some steps later."""
     if remote:
         for module in ("_core.batches", "_train.source"):
             monkeypatch.setattr(f"paysage_jax.{module}.is_remote", lambda x: isinstance(x, jax.Array))
@@ -240,7 +240,7 @@ def test_a_large_array_is_looked_through_to_its_end():
 
 @pytest.mark.parametrize("make", [contrastive_divergence, persistent_contrastive_divergence])
 def test_holes_may_be_where_they_are_filled_in(make):
-    """And nowhere else; an infinity is no hole."""
+    """And nowhere else; infinity is not a missing value."""
     estimator = make(Model(energy, turn, sample_hidden=lambda params, v, key: jnp.where(jnp.isnan(v), 0.25, v)))
     filled = spoiled(0.25)
     expected = run(make(MODEL), [filled]).params
@@ -298,7 +298,7 @@ def test_where_nothing_is_known_nothing_is_said():
 
 
 class Sparse:
-    """As csr_matrix of SciPy: no array, iterable, dense when asked."""
+    """Like csr_matrix of SciPy: not an array, but iterable, with a method that makes it dense."""
 
     def __init__(self, array):
         self._array, self.shape = array, array.shape
@@ -392,7 +392,7 @@ def test_a_run_on_permuted_rows_of_one_batch_is_the_same():
 
 
 def test_a_run_on_complemented_bits_is_the_opposite():
-    """Of -v·b from zero, with a kernel that moves bits and does not look at them."""
+    """For the energy -v·b from zero, with a kernel that permutes bits whatever their values."""
     zero = {"b": jnp.zeros(UNITS)}
     one, other = (run(cd, v.astype(np.uint8), zero).params["b"] for v in (BITS, 1 - BITS))
     np.testing.assert_allclose(one, -other, atol=1e-6)

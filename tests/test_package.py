@@ -1,4 +1,4 @@
-"""What `python -m build` makes: its contents, and that it works without the repository."""
+"""The result of `python -m build`: its contents, and that it works without the repository."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ def run(*command, folder, **environment):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The source distribution, and the wheel that is made of it."""
+    """The source distribution, and the wheel built from it."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, folder=folder)
     return folder / f"paysage_jax-{VERSION}.tar.gz", folder / f"paysage_jax-{VERSION}-py3-none-any.whl"

@@ -18,7 +18,7 @@ from tests.helpers.problems import OPTIMIZERS, each, run
 
 
 def tree(seed=0):
-    """In NumPy: making it compiles nothing."""
+    """In NumPy, so that making it compiles nothing."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape, dtype=np.float32):
@@ -106,7 +106,7 @@ def test_a_checkpoint_of_either_kind_resumes_as_the_other():
 
 @dataclass
 class Variable:
-    """A wrapper of one array, as flax's nnx has round every parameter."""
+    """A wrapper of one array, as flax's nnx uses for every parameter."""
 
     value: object
 

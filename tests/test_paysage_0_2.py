@@ -1,4 +1,4 @@
-"""The API of paysage 0.1 to 0.2.1: the recorded numbers, the interface, array kinds, quirks kept and defects mended."""
+"""The API of paysage 0.1 to 0.2.1: recorded numbers, interface, array types, kept quirks and fixed defects."""
 
 import copy
 import functools
@@ -47,7 +47,7 @@ class Weights(NamedTuple):
 
 
 class Model:
-    """What an optimizer sees of a model."""
+    """The interface of a model that an optimizer uses."""
 
     def parameter_update(self, delta):
         self.delta = delta
@@ -103,7 +103,7 @@ def assert_close(actual, expected, tolerance):
     jax.tree.map(check, actual, expected)
 
 
-# NumPy replays every recording; JAX one of each optimizer and schedule, the others when there is time.
+# NumPy replays every recording; JAX one of each optimizer and schedule, and all of them in the slow tests.
 FIRST = {(case["optimizer"], case["schedule_class"]): case["key"] for case in reversed(MANIFEST["cases"])}
 REPLAYED = [pytest.param(case, np.array, id=f"{case['key']}-numpy") for case in MANIFEST["cases"]] + [
     pytest.param(
@@ -202,7 +202,7 @@ def test_recorded_schedule(case):
 )
 def test_signature_is_that_of_the_original(original):
     def described(function):
-        # A schedule is compared by its type and numbers; what comes after `*` the original does not have.
+        # A schedule is compared by its type and numbers; the original has no arguments after `*`.
         return [
             (p.name, (type(p.default), vars(p.default)) if hasattr(p.default, "reset") else p.default)
             for p in inspect.signature(function).parameters.values()
@@ -501,7 +501,7 @@ def test_numpy_in_writable_numpy_out(cls, dtype):
         for leaf in jax.tree.leaves(optimizer.delta):
             assert type(leaf) is np.ndarray
             assert leaf.dtype == dtype
-            leaf[:] = 0  # It is no part of the optimizer's state: the next step is compared again.
+            leaf[:] = 0  # It is not part of the optimizer's state: the next step is compared again.
     chex.assert_trees_all_equal(g, gradient(dtype=dtype))
 
 
@@ -587,7 +587,7 @@ def test_the_memory_shows_the_running_means(array):
         chex.assert_trees_all_close(optimizer.delta, delta, rtol=1e-5)
         same = optimizer.memory.normalize(g)
         chex.assert_trees_all_close(same, own.normalize(g), rtol=1e-5)
-    for actual, expected in seen:  # at the end: what was handed out must outlive the steps after it
+    for actual, expected in seen:  # at the end, because returned arrays must survive later steps
         chex.assert_trees_all_close(actual, expected, rtol=1e-5)
         assert [type(x) for x in jax.tree.leaves(actual)] == [type(x) for x in jax.tree.leaves(g)]
 

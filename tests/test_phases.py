@@ -124,7 +124,7 @@ def test_integer_weights():
 
 
 def test_gradient_is_that_of_the_negative_log_likelihood():
-    """All states, weighted by their probability, stand for the model; in the place of the data they change the sign."""
+    """All states, weighted by their probability, replace the model; in place of the data they change the sign."""
     every_state = ((np.arange(2**VISIBLE)[:, None] >> np.arange(VISIBLE)) & 1).astype(np.float32)
     v_data = states(6)
 
@@ -140,7 +140,7 @@ def test_gradient_is_that_of_the_negative_log_likelihood():
 
 @hypothesis.given(seed=st.integers(0, 2**31), constant=st.floats(-100, 100))
 def test_laws(seed, constant):
-    """Phases swapped change the sign; the same states in both cancel; a constant in the energy has no part."""
+    """Swapping the phases changes the sign; equal states cancel; a constant in the energy has no effect."""
     a, b = states(5, seed), states(5, seed + 1)
     gradient = free_energy_gradient(PARAMS, a, b)
     assert_trees_close(jax.tree.map(np.negative, free_energy_gradient(PARAMS, b, a)), gradient)
@@ -150,7 +150,7 @@ def test_laws(seed, constant):
 
 @jax.jit
 def shifted_gradient(params, v_data, v_model):
-    """Of the free energy plus a parameter that is the same for all states."""
+    """The gradient of the free energy plus a parameter that is the same for all states."""
 
     def energy(params, v):
         params, constant = params
@@ -183,7 +183,7 @@ def test_states_may_be_trees():
 
 
 def test_samples_are_not_differentiated():
-    """Where the samples are a function of the parameters, only the energy's own dependence counts."""
+    """If the samples are a function of the parameters, only the direct dependence of the energy counts."""
 
     def size(params, v_model):
         gradient = phase_gradient(MODEL.energy)(params, states(6), v_model)

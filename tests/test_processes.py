@@ -1,4 +1,4 @@
-"""Two processes of two devices each train one model, or say on both why not."""
+"""Two processes with two devices each train one model, or raise an error on both."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ ENV = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def launched(folder, *cases):
-    """What each process said of each case."""
+    """The output of each process for each case."""
     done = subprocess.run([*LAUNCH, str(folder), *cases], env=ENV, capture_output=True, text=True, timeout=HUNG)
     assert done.returncode == 0, done.stderr
     return {case: [(folder / f"{case} {rank}.txt").read_text() for rank in (0, 1)] for case in cases}
@@ -69,7 +69,7 @@ SAID = {  # by process 0 and by process 1
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Of a pair of processes that went through all cases: about 40 seconds, most of them compilation."""
+    """From a pair of processes that run all cases: about 40 seconds, mostly compilation."""
     folder = tmp_path_factory.mktemp("processes")
     launched(folder, *SAID)
     return folder

@@ -1,4 +1,4 @@
-"""Declared fields: what they hold, what they refuse, and what `help` shows of them."""
+"""Declared fields: their values, the values they reject, and their `help`."""
 
 import dataclasses
 import pydoc

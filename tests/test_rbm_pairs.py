@@ -85,7 +85,7 @@ def test_float32_energies_means_and_draws_are_those_of_sums_and_quadratures(visi
 @each_pair
 @a_few
 def test_log_z_is_that_of_a_sum_or_quadrature_by_annealing_and_exactly(visible, hidden):
-    """In 8 steps from independent units to the machine, each with a transition."""
+    """Annealed in 8 steps from independent units to the machine, each with a transition."""
     kinds, machine = (visible, hidden), machine_of(visible, hidden)
     params = units.random_params(visible, hidden, SIZES, seed=4)
     expected, params = units.log_partition(params, kinds), units.cast(params, jnp.float32)

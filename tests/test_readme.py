@@ -1,4 +1,4 @@
-"""README, CONTRIBUTING, the pages of docs/ and docstrings: their code runs as it stands."""
+"""The code of README, CONTRIBUTING, the pages of docs/ and docstrings runs as written."""
 
 import doctest
 import importlib
@@ -62,7 +62,7 @@ def test_examples_of_docstrings(room):
 
 
 def test_five_blocks_of_python_are_only_shown():
-    """NetKet turns on 64 bits for the whole process, and the other libraries are not installed."""
+    """NetKet enables 64 bits for the whole process, and the other libraries are not installed."""
     shown = [
         block
         for path in PAGES

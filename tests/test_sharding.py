@@ -1,4 +1,4 @@
-"""Many devices give the run of one: data, chains and the optimizer's state in pieces."""
+"""Runs on many devices equal the run on one: sharded data, chains and optimizer states."""
 
 import contextlib
 from functools import cache, partial
@@ -33,13 +33,13 @@ pytestmark = needs_8_cpus
 
 @pytest.fixture(autouse=True)
 def one_of_them_by_default():
-    """On a machine with a GPU, too, one device and many are of one kind."""
+    """One device and many devices are of the same kind, also on a machine with a GPU."""
     with jax.default_device(CPUS[0]):
         yield
 
 
 def over(devices, kind=AxisType.Auto, model=1):
-    """Rows over the axis "data" of a mesh; the rest of the devices form the axis "model"."""
+    """Rows over the axis "data" of a mesh; the other devices form the axis "model"."""
     shape, names = ((devices // model, model), ("data", "model")) if model > 1 else ((devices,), ("data",))
     mesh = jax.make_mesh(shape, names, axis_types=(kind,) * len(names), devices=CPUS[:devices])
     return NamedSharding(mesh, P("data"))
@@ -54,7 +54,7 @@ LAYOUTS = {
 
 
 def pieces(make):
-    """The optimizer, its state in pieces if there are devices."""
+    """The optimizer, with a sharded state if there are devices."""
     return lambda sharding: make() if sharding is None else pj.shard_state(make(), sharding)
 
 
@@ -68,7 +68,7 @@ OPTIMIZERS = {
 
 
 def train(sharding, optimizer, loader=False, images=IMAGES, **options):
-    """A run; W over the axis "model" where there is one."""
+    """A run, with W sharded over the axis "model" if there is one."""
     params, model, context = PARAMS, MODEL, contextlib.nullcontext()
     if sharding is not None:
         options = {"sharding": sharding} | options
@@ -76,7 +76,7 @@ def train(sharding, optimizer, loader=False, images=IMAGES, **options):
             columns = NamedSharding(sharding.mesh, P(None, "model"))
             params = params | {"weights": [{"matrix": jax.device_put(params["weights"][0]["matrix"], columns)}]}
             if AxisType.Explicit in sharding.mesh.axis_types:
-                # Where axes are explicit, a sum over one in pieces is for its author to lay out.
+                # With explicit axes, the author of a sum over a sharded axis has to choose the sharding of the result.
                 gibbs = auto_axes(MODEL.transition, out_sharding=P("data", None))
                 context, model = jax.set_mesh(sharding.mesh), pj.Model(MODEL.energy, gibbs)
     if loader:
@@ -131,7 +131,7 @@ def test_many_devices_are_one(optimizer, layout, loader):
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "loader"), [(131, False), slow(123, True)])
 def test_rows_and_chains_that_do_not_divide(rows, loader):
-    """The last batch is smaller; weights go with their rows; ten chains are whole on each device."""
+    """The last batch is smaller; weights follow their rows; ten chains are replicated on each device."""
     images = np.resize(IMAGES, (rows, 24))
     weights = np.linspace(1, 2, rows, dtype=np.float32)
     estimator = pj.persistent_contrastive_divergence(MODEL, num_chains=10)
@@ -146,7 +146,7 @@ def test_rows_and_chains_that_do_not_divide(rows, loader):
 @settings(max_examples=8)
 @given(rows=st.integers(1, 60), shards=st.integers(1, 8), each=st.integers(1, 8), shuffle=st.booleans())
 def test_an_epoch_takes_each_row_once(rows, shards, each, shuffle):
-    """Whatever the number of shards; and every batch has as many rows of each."""
+    """For any number of shards; and every batch has equally many rows of each."""
     placement = Placement(shards=shards)
     size, data = rows // shards, np.arange(rows)
     order = np.asarray(placement.order(KEY, rows, shuffle))
@@ -163,7 +163,7 @@ def test_an_epoch_takes_each_row_once(rows, shards, each, shuffle):
 
 @cache
 def program(sharding, name):
-    """A compiled step on the layouts of a run of one epoch, and the run."""
+    """A step compiled with the shardings of a run of one epoch, and the run."""
     images = np.resize(IMAGES, (400, 96))
     params = MODEL.init(images, 64, KEY)
     options = {"epochs": 1, "key": KEY, "batch_size": 400, "shards": 8, "sharding": sharding}
@@ -192,7 +192,7 @@ def test_an_eighth_of_the_state_on_each_of_eight_devices(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["8", slow("8 explicit")])
 def test_data_and_chains_stay_where_they_are(layout):
-    """Nothing but sums goes between devices, and with a state in pieces also the updates."""
+    """Only sums are communicated between devices, and with a sharded state also the updates."""
     text = program(LAYOUTS[layout](), "adam")[1].as_text()
     assert "all-reduce(" in text
     assert not [name for name in COLLECTIVES if f" {name}(" in text]
@@ -203,7 +203,7 @@ def test_data_and_chains_stay_where_they_are(layout):
 
 
 def test_a_whole_run_gathers_no_rows(monkeypatch):
-    """The program of the epochs too, in which batches are cut from the shards."""
+    """Also the program of the epochs, which takes batches from the shards."""
     texts = []
 
     def compiled(*arguments, **static):
@@ -243,7 +243,7 @@ def test_a_run_resumes_on_other_devices(before, after, on_disk, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_without_sharding_resumes_with_sharding(tmp_path):
-    """And the reverse: the state in pieces is that of the optimizer itself."""
+    """And the reverse: the sharded state equals the state of the optimizer itself."""
     for sharding, epochs in ((None, 3), (over(8), 6), (None, EPOCHS)):
         result = train(sharding, OPTIMIZERS["sharded adam"], epochs=epochs, checkpoints=tmp_path / "run")
     assert_same_run(result, on_one_device("adam", False))
@@ -265,12 +265,12 @@ def test_metrics_stopping_and_progress_work_with_sharding():
     assert seen[: len(seen) // 2] == seen[len(seen) // 2 :] == many.history["epoch"].tolist()
 
 
-# --- the optimizer's state in pieces -----------------------------------------------------------------
+# --- the sharded state of an optimizer ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "pieces" in name])
 def test_pieces_in_a_loop_of_ones_own(name):
-    """Parameters stay whole, and the numbers are those of the optimizer alone."""
+    """Parameters stay replicated, and the numbers equal those of the optimizer alone."""
     sharding = over(8)
     alone, split = OPTIMIZERS[name](None), OPTIMIZERS[name](sharding)
     params = jax.device_put(PARAMS, NamedSharding(sharding.mesh, P()))

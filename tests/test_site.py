@@ -1,4 +1,4 @@
-"""The pages of the site before it is built: all public names are in the reference, all links lead somewhere."""
+"""The pages of the site before it is built: all public names are in the reference, all links have targets."""
 
 import inspect
 import re
@@ -34,7 +34,7 @@ def public_names(module):
 
 
 def names_in_the_reference():
-    """The full names that have an entry, each as often as it has one."""
+    """The full names of all entries, with repetitions."""
     entries = []
     for page in (DOCS / "reference").glob("*.md"):
         module = ""
@@ -74,7 +74,7 @@ def test_entries_are_names():
 
 
 def links(page):
-    """Relative targets of the links and pictures of a page, code left out."""
+    """Relative targets of the links and pictures of a page, without its code."""
     text = re.sub(r"^(```+|~~~+).*?^\1", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^:link: (\S+)$", text, re.MULTILINE)
     return [link.split("#")[0] for link in found if not re.match(r"\w+:|#", link)]

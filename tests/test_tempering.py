@@ -1,4 +1,4 @@
-"""Parallel tempering on spins that all point up or all down, between which plain Gibbs sampling does not go."""
+"""Parallel tempering on spins that all point up or all point down; plain Gibbs sampling stays in one mode."""
 
 import itertools
 from functools import cache
@@ -27,7 +27,7 @@ def energy(params, s, sum=jnp.sum):
 
 @jax.jit
 def gibbs(params, s, key):
-    """A sweep: every spin is drawn given the others."""
+    """A sweep: every spin is drawn given all other spins."""
     uniform = jax.random.uniform(key, s.shape)
 
     def draw(i, s):
@@ -75,7 +75,7 @@ tempered = pj.parallel_tempering(MODEL, steps=60, betas=BETAS)
 
 @pytest.mark.slow
 def test_every_temperature_has_its_exact_probabilities_where_plain_gibbs_stays_in_one_mode():
-    """Of each number of spins up: in each of 5 runs within 5 standard errors, and their mean within 4 of its own."""
+    """The probability of each number of spins up: each of 5 runs within 5 standard errors, their mean within 4."""
     up = (EVERY_STATE > 0).sum(1)
     expected = np.array([np.bincount(up, exact(beta), SPINS + 1) for beta in BETAS])
     error = np.sqrt(expected * (1 - expected) / CHAINS)
@@ -94,7 +94,7 @@ def test_every_temperature_has_its_exact_probabilities_where_plain_gibbs_stays_i
 
 
 def test_swap_rates_are_the_exact_ones():
-    """The sum over all pairs of states, of their probabilities times that of an exchange."""
+    """The sum over all pairs of states of their probability times the probability of an exchange."""
     energies = energy64(EVERY_STATE)
     expected = []
     for hot, cold in itertools.pairwise(BETAS):
@@ -124,7 +124,7 @@ def test_the_gradient_is_that_of_the_chains_at_beta_1():
 
 
 def test_an_exchange_loses_and_invents_no_state():
-    """Under a transition that stands still, each ladder keeps its states in some order; they differ everywhere."""
+    """Under the identity as transition, each ladder keeps its states in some order; all states differ."""
     states = np.arange(CHAINS, dtype=np.float32)[:, None]
 
     def stand(params, v, key):
@@ -142,7 +142,7 @@ def test_an_exchange_loses_and_invents_no_state():
 
 
 def test_states_may_be_trees_and_weights_and_hidden_units_go_as_in_pcd():
-    """A first chain value of a ladder is repeated at each temperature; the data phase is that of PCD, bit for bit."""
+    """The initial state of a ladder is repeated at each temperature; the data phase equals that of PCD bit for bit."""
 
     def of_tree(params, state):
         return energy(params, state["s"])

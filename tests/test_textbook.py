@@ -203,7 +203,7 @@ def test_agrees_with_optax_on_its_schedule(name):
 
 
 def equations(optimizer, g, p):
-    """The updates of a run in float64, from the sums that the papers' recursions stand for."""
+    """The updates of a run in float64, from the sums that the recursions of the papers compute."""
     t = np.arange(1, len(g) + 1)
     column = t.reshape(-1, *[1] * (g.ndim - 1))
 
@@ -263,7 +263,7 @@ def six_steps():
 
 
 def six_gradients():
-    """Six steps of gradients in the tree of START: nothing, or between 1e-3 and 1e3 in size."""
+    """Six steps of gradients in the tree of START: zero, or with magnitudes between 1e-3 and 1e3."""
     sizes = st.floats(2.0**-10, 1e3, width=32)
     elements = st.one_of(st.just(0.0), sizes, sizes.map(lambda x: -x))
 
@@ -373,7 +373,7 @@ def pickled_at_every_step():
 
 
 def continued():
-    """Cut after three steps, and continued from numpy copies of the state and the parameters."""
+    """Interrupted after three steps, and continued from NumPy copies of the state and the parameters."""
 
     @jax.jit
     def three_steps(optimizers, params, g, states):
@@ -390,7 +390,7 @@ def continued():
 
 
 def vmapped():
-    """The second of three models that are trained side by side."""
+    """The second of three models that are trained in a vmap."""
     batch = jax.tree.map(lambda p: np.stack([-p, p, 2 * p]), START)
     many = jax.tree.map(lambda x: np.stack([x[::-1], x, 3 * x]), SIX)
     runs = jax.vmap(run_all, in_axes=(None, 0, 0))(OPTIMIZERS, batch, many)
@@ -604,7 +604,7 @@ DRIFTS = [
 def test_dtypes_never_drift(optimizer, run_either, pairs):
     """100 scanned steps with parameters and gradients of pairs of dtypes, all in one tree.
 
-    Moments and arithmetic are float32 at least: the updates are those of float32, rounded once.
+    Moments and arithmetic are at least float32: the updates equal those of float32, rounded once.
     """
     params = {name: jnp.linspace(0.5, 2.0, 4).astype(p) for name, (p, _) in pairs.items()}
     g = gradients({name: jnp.ones(4, g) for name, (_, g) in pairs.items()}, 100, decades=(-2, 1))

@@ -171,7 +171,7 @@ def test_logistic_regression_is_that_of_scikit_learn():
 
 
 class Recorder(Estimator):
-    """Gradients of zero; the chain state is a log of all batches and of a draw from every key."""
+    """Gradients of zero; the estimator's state records all batches and a draw from every key."""
 
     steps: int = static(default=0)
 
@@ -230,7 +230,7 @@ def test_a_schedule_by_epoch_sees_the_epoch(kind):
 
 
 class Recorded(Estimator):
-    """Gradients that were written down: one a step, whatever the data."""
+    """Recorded gradients: one per step, whatever the data."""
 
     gradients: Any
 
@@ -242,7 +242,7 @@ class Recorded(Estimator):
 
 
 class Model:
-    """The same gradients behind paysage's protocol."""
+    """The same gradients with the interface of paysage's models."""
 
     def __init__(self, params, gradients):
         self.params, self.gradients, self.step = params, gradients, 0

@@ -222,7 +222,7 @@ def test_columns_of_moduli():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @hypothesis.given(seed=st.integers(0, 2**32 - 1))
 def test_projected_parameters_are_in_the_set(dtype, seed):
-    """They are the projected ones to the last digit in low precision, and where these are of the parameters' size."""
+    """They equal the projected ones exactly in low precision, and if both have similar magnitudes."""
     rng = np.random.default_rng(seed)
     p, q = (jnp.asarray(10 ** rng.uniform(-2, 2, 50) * rng.choice([-1, 0, 1], 50), dtype) for _ in "pq")
     moved = np.float64(apply_updates(p, project(lambda params: q).update(jnp.zeros_like(p), (), p)[0]))
@@ -233,7 +233,7 @@ def test_projected_parameters_are_in_the_set(dtype, seed):
 
 
 def test_predicates_and_projections_see_the_leaves_of_packed_parameters():
-    """And one that selects none of them, by a name of a buffer say, is an error."""
+    """A predicate that selects no leaf, for example by the name of a buffer, is an error."""
     g = row(gradients(PARAMS, 1), 0)
     for optimizer in (
         freeze(adam(0.1), is_weight),

@@ -1,4 +1,4 @@
-"""What is done to trees: paths, checks that name the leaf, dtypes of moments, norms, roots, finiteness."""
+"""Functions of trees: paths, checks that name the leaf, dtypes of moments, norms, roots, finiteness."""
 
 from collections import OrderedDict
 

@@ -1,4 +1,4 @@
-"""Kinds of units: extremes of fields, quantiles, what data they take, starts, imputation, and training."""
+"""Kinds of units: extreme fields, quantiles, checks of data, initial parameters, imputation, and training."""
 
 from functools import partial
 
@@ -88,7 +88,7 @@ def test_extreme_fields_give_finite_numbers_and_values_that_the_unit_takes(kind,
 
 @each_kind
 def test_independent_units_start_as_the_data(kind):
-    """With their means, and of real numbers with their variances."""
+    """With their means, and for real numbers also their variances."""
     unit, data = KINDS[kind], np.abs(DATA[kind]) if kind == "relu" else DATA[kind]
     weights = np.random.default_rng(1).random(len(data)).astype(np.float32)
     params = unit.start("start", unit.rows("data", pj.Weighted(data, weights)))
@@ -249,7 +249,7 @@ def test_training_with_persistent_chains_makes_weighted_data_more_likely(kind):
 @pytest.mark.parametrize("kind", ["spin", "categorical", "drelu"])
 @pytest.mark.slow_unless("categorical")
 def test_half_precision_is_computed_in_float32(kind):
-    """Energies of bfloat16 are those of the rounded numbers; draws and means have the dtype of the states."""
+    """Energies in bfloat16 equal those of the rounded numbers; draws and means have the dtype of the states."""
     machine = rbm.RBM(KINDS[kind], rbm.ReLU())
     half = units.cast(units.random_params(kind, "relu", (4, 3)), jnp.bfloat16)
     rounded = jax.tree.map(lambda p: p.astype(jnp.float32), half)
@@ -271,7 +271,7 @@ def test_half_precision_is_computed_in_float32(kind):
     ("visible", "hidden"), [("gaussian", "binary"), ("categorical", "gaussian"), ("drelu", "spin")]
 )
 def test_activations_are_the_means_of_the_statistics(visible, hidden):
-    """Of t(v) over the rows, and of t(h) over rows and hidden units, in the place of the biases."""
+    """The means of t(v) over rows, and of t(h) over rows and hidden units, in place of the biases."""
     kinds, machine = (visible, hidden), rbm.RBM(KINDS[visible], KINDS[hidden])
     params, v = units.random_params(*kinds, (3, 2)), units.random_states(visible, 6, 3)
     states = jnp.asarray(v, None if visible == "categorical" else float)

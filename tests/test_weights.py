@@ -1,4 +1,4 @@
-"""Weights of rows: they mean the same in every batch size, from memory and from a loader."""
+"""Weights of rows have the same meaning for every batch size, from memory and from a loader."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def energy(params, v):
 
 
 def turn(params, v, key):
-    """A kernel without chance."""
+    """A deterministic kernel."""
     return jnp.roll(v, 1, axis=1)
 
 
@@ -63,7 +63,7 @@ def estimate(estimator, v, weights):
 
 
 def weighted_gradient(estimator, v, weights):
-    """Σ wᵢ ∂E(vᵢ) / Σ wᵢ less the mean over the samples, in float64."""
+    """Σ wᵢ ∂E(vᵢ) / Σ wᵢ minus the mean over the samples, in float64."""
     data = np.average(-v.astype(np.float64), axis=0, weights=weights)
     if estimator is cd:
         return data - np.roll(data, 1)

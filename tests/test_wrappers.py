@@ -99,7 +99,7 @@ def test_a_skipped_update_does_not_count_for_convergence():
 
 
 def test_skip_nonfinite_takes_an_optimizer_whose_state_changes_its_dtype():
-    """optax's moments start in the dtype of the parameters and go on in that of the gradients."""
+    """optax's moments start in the dtype of the parameters and continue in the dtype of the gradients."""
     params, optimizer = jnp.ones(2, jnp.bfloat16), skip_nonfinite(optax.adam(0.1))
     state = optimizer.init(params)
     with jax.numpy_dtype_promotion("standard"):

@@ -1,4 +1,4 @@
-"""SIGKILL a run with checkpoints at random moments, start it again until it ends, and compare with the uncut run.
+"""SIGKILL a run with checkpoints at random moments, restart it until it ends, and compare with an uninterrupted run.
 
     python -m tests.helpers.kills [--kills 20] [--seed 0]
 
@@ -37,7 +37,7 @@ KINDS = {"in memory": (IMAGES, {"batch_size": BATCH}), "loader": (batches, {})}
 
 
 def train(kind, epochs=EPOCHS, **options):
-    """Chance in every part of the run, and everything that a checkpoint holds."""
+    """A run with random numbers in every part, and with everything that a checkpoint can contain."""
     data, size = KINDS[kind]
     return pj.fit(
         MODEL.init(IMAGES, 32, jax.random.key(1)),
@@ -86,7 +86,7 @@ def one_life(kind, folder, end, epochs, seconds, *, compiling):
 
 
 def live(kind, folder, end, epochs):
-    """What a started process does."""
+    """The work of a started process."""
     print("imported", flush=True)
     run = partial(train, kind, int(epochs), checkpoints=folder)
     result = run(callback=lambda result: print(int(result.epochs_done), flush=True))

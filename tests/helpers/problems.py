@@ -1,4 +1,4 @@
-"""What the tests share: a zoo of optimizers and trees, gradients, runs, comparisons, and the golden data."""
+"""Shared test problems: a zoo of optimizers and trees, gradients, runs, comparisons, and the golden data."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What each of two processes of two devices does in tests/test_processes.py: `processes.py FOLDER CASE...`.
+"""The work of each of the two processes in tests/test_processes.py: `processes.py FOLDER CASE...`.
 
 Started by examples/launch.py. Each writes what came of a case as "CASE RANK.txt"; process 0 also the numbers.
 """
@@ -13,7 +13,7 @@ RANK, FOLDER = int(os.environ.get("RANK", 0)), Path(sys.argv[1])
 
 
 def train(case):
-    """A run, with what the case makes of its arguments."""
+    """A run, with the arguments changed by the case."""
     from jax.sharding import NamedSharding, PartitionSpec
 
     import paysage_jax as pj
@@ -62,7 +62,7 @@ def train(case):
 
 
 def main():
-    """Train; say what came of it."""
+    """Train, and print the result or the error."""
     import numpy as np
     from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 

@@ -1,4 +1,4 @@
-"""Programs as their users start them: the environment they get, what they print, draw and refuse."""
+"""Programs as users start them: their environment, output, pictures and errors."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ def run_as_command(name, *arguments, folder, **environment):
 
 
 def run(example, folder, *arguments):
-    """What the example prints; its picture must be one, with something to see in each quarter."""
+    """The output of the example; its picture must be a PNG with content in each quarter."""
     path = folder / "picture"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         example.main([*map(str, arguments), "--output", str(path)])
@@ -39,7 +39,7 @@ def run(example, folder, *arguments):
 
 
 def run_and_record(example, name, folder, *arguments):
-    """What the example prints, and the arguments and the result of every call of its function of that name."""
+    """The output of the example, and the arguments and result of every call of the named function."""
     function, calls = getattr(example, name), []
 
     def recording(*args):
@@ -52,7 +52,7 @@ def run_and_record(example, name, folder, *arguments):
 
 
 def assert_is_picture(path, height=300, contrast=0.05):
-    """A PNG with something to see in each quarter."""
+    """Check that a file is a PNG with content in each quarter."""
     assert path.read_bytes().startswith(b"\x89PNG")
     for part in np.array_split(imread(path, format="png")[..., :3], 4, axis=1):
         assert min(part.shape[:2]) > height
@@ -60,7 +60,7 @@ def assert_is_picture(path, height=300, contrast=0.05):
 
 
 def assert_one_line(capsys, arguments, expected, example):
-    """The example ends with status 2 and one line on standard error that has the expected words in it."""
+    """Check that the example ends with status 2 and one line on standard error that contains the expected words."""
     with pytest.raises(SystemExit) as exit_:
         example.main(arguments)
     out, err = capsys.readouterr()
@@ -70,5 +70,5 @@ def assert_one_line(capsys, arguments, expected, example):
 
 
 def numbers(pattern, printed):
-    """What the groups of the pattern match, as numbers."""
+    """The groups of the pattern, as numbers."""
     return [float(x) for x in re.search(pattern, printed).groups()]

@@ -1,4 +1,4 @@
-"""What the tests of runs share: a small regression and a Boltzmann machine, from memory or batch by batch."""
+"""Shared by tests of runs: a small regression and a Boltzmann machine, from memory or from a loader."""
 
 import os
 import subprocess
@@ -89,7 +89,7 @@ def compilations():
 
 
 def python(code, *arguments, **environment):
-    """What a fresh Python with the paths of this one prints."""
+    """The output of a new Python process with the same paths."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG)
@@ -102,7 +102,7 @@ def a_draw(state, key):
 
 
 class Poisoned(Estimator):
-    """Another estimator, except that the gradient of step number `at` is NaN; the chain state is (steps, its own)."""
+    """Another estimator, but with a NaN gradient at step number `at`; its state is (steps, inner state)."""
 
     estimator: Estimator
     at: int
@@ -122,7 +122,7 @@ def largest(state, key):
 
 
 def regress(kind, *, epochs=8, rate: Any = 0.05, tolerance: Any = 0.0, wait=1, nan_at: Any = -1, **more):
-    """Few programs for many tests: all that follows runs the same two, unless `more` has other functions."""
+    """One configuration for many tests, which share two programs unless `more` contains other functions."""
     data, size = kind(DATA)
     options: dict[str, Any] = {
         "metrics": {"largest": largest, "draw": a_draw},
@@ -158,7 +158,7 @@ def first_weight(state, key):
 
 
 def train(data, options, *, params=MACHINE, epochs=4, key=KEY, learning_rate=0.1, tolerance=1e-9, nan_at=-1, **more):
-    """Few programs for many tests: all that follows runs the same ones, but for the number of epochs."""
+    """One configuration for many tests, which share programs and differ in the number of epochs."""
     optimizer = skip_nonfinite(
         chain(
             center(0.9),
@@ -176,7 +176,7 @@ def train(data, options, *, params=MACHINE, epochs=4, key=KEY, learning_rate=0.1
 
 
 class Slow(Estimator):
-    """The regression, but every step after the first epoch takes so many turns of a loop."""
+    """The regression, but with a loop of so many iterations in every step after the first epoch."""
 
     turns: int
 

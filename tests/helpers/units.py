@@ -58,7 +58,7 @@ def energy(kind, p, i, x):
 
 
 def statistic(kind, p, i, x):
-    """t(x) of unit i for values x; of categories with an axis more."""
+    """t(x) of unit i for values x; for categories with one more axis."""
     if kind == "categorical":
         return np.eye(STATES)[x]
     return x / np.exp(p["log_var"][i]) if kind == "gaussian" else x
@@ -78,7 +78,7 @@ def random_params(visible, hidden, sizes, seed=0, coupling=0.2):
 
 
 def cast(params, dtype=np.float32):
-    """The parameters as JAX takes them."""
+    """The parameters as JAX arrays."""
     return jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
 
 
@@ -91,7 +91,7 @@ def random_states(kind, rows, n, seed=1):
 
 
 def fields(params, kinds, side, x):
-    """What the units of the other layer see of states x (rows, n) of one, one unit after the other."""
+    """The fields on the units of the other layer from states x (rows, n), one unit at a time."""
     matrix = params["weights"][0]["matrix"]
     matrix = matrix.reshape(*params["layers"][0]["loc"].shape[:1], -1, *params["layers"][1]["loc"].shape)
     total = 0.0
@@ -132,7 +132,7 @@ def log_partition(params, kinds, nodes=40):
 
 
 def conditionals(params, kinds, side, x):
-    """Of each unit of the other layer, given one state x: values, and the probabilities, or their density's weights."""
+    """For each unit of the other layer given one state x: values, and probabilities or quadrature weights."""
     f = fields(params, kinds, side, x[None])
     for j in range(f.shape[1]):
         values, log_weights = log_weights_of(kinds[1 - side], params["layers"][1 - side], j, f[:, j])
