@@ -1,4 +1,4 @@
-"""`python -m benchmarks` measures everything and keeps it; `python -m benchmarks W5 shim` shows some parts."""
+"""`python -m benchmarks` measures everything and saves it; `python -m benchmarks W5 shim` shows some parts."""
 
 import argparse
 import inspect
@@ -12,7 +12,7 @@ from . import boltzmann, potts, report, reporting, shim, steps, trainers
 from .trees import TREES
 
 PARTS = {
-    # what yields the results, seconds for each of its comparisons
+    # a function that yields results, and the seconds for each of its comparisons
     **{name: (partial(steps.one_step, name), 1.5) for name in TREES if name != "W4"},
     "bfloat16": (steps.bfloat16, 3),
     "training": (steps.training, 3),
@@ -24,7 +24,7 @@ PARTS = {
     "trainers": (trainers.trainers, 30),
     "potts": (potts.potts, 30),
     "reporting": (reporting.reporting, 30),
-    # Last what mostly compiles: a thousand leaves take an accelerator minutes.
+    # Last the parts that mostly compile: a thousand leaves take minutes on an accelerator.
     "W4": (partial(steps.one_step, "W4"), 1.5),
     "compile": (steps.compiling, 2),
 }
@@ -32,11 +32,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main():
-    """Measure the parts, print their tables, and keep the whole."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Times beside those of peers.")
-    parser.add_argument("parts", nargs="*", metavar="part", help="what to measure (default: all, kept as JSON and PNG)")
-    parser.add_argument("--list", action="store_true", help="show the parts and stop")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the time, for a first look; keeps nothing")
+    """Measure the parts, print their tables, and save the results."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare times with other libraries.")
+    parser.add_argument("parts", nargs="*", metavar="part", help="parts (default: all, saved as JSON and PNG)")
+    parser.add_argument("--list", action="store_true", help="list the parts and exit")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time, for a first look; saves nothing")
     options = parser.parse_args()
     if unknown := set(options.parts) - PARTS.keys():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -57,7 +57,7 @@ def main():
             results[name].append(result)
             print(f"{name}  {report.table(result)}", end="\n\n", flush=True)
         if not (options.parts or options.quick):
-            kept = report.keep(results, RESULTS)  # after each part: a run that is cut keeps what it has measured
+            kept = report.keep(results, RESULTS)  # after each part, so that an interrupted run keeps its results
     print(f"{time.perf_counter() - start:.0f} s", *(f"wrote {path}" for path in kept), sep="\n")
 
 

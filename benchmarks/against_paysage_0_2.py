@@ -1,17 +1,17 @@
-"""Train a Boltzmann machine of paysage 0.2.1 with its own optimizers and with `paysage_jax.paysage_0_2`.
+"""Train a Boltzmann machine of paysage 0.2.1 with paysage's optimizers and with `paysage_jax.paysage_0_2`.
 
-In an environment of its own, with Python 3.11 (`--no-deps` leaves out packages that paysage names but does not need):
+In a separate environment with Python 3.11 (`--no-deps` skips packages that paysage lists but does not need):
 
     pip install --no-deps paysage==0.2.1
     pip install numexpr tables pandas cytoolz scipy matplotlib seaborn scikit-learn jax
     pip install --no-deps -e .
     python -W ignore benchmarks/against_paysage_0_2.py
 
-trains on scikit-learn's digits with paysage's own `fit.SGD` and persistent contrastive divergence, from the same seeds
-with the one and with the other, and prints |ours - theirs| / |theirs| of all parameters together. A model of 16 hidden
-units is updated in NumPy, one of 256 in JAX. Beside it stand, also relative to |theirs|, how far the parameters have
-come from where they started, and what a step size larger by 2e-7, about one rounding error, changes in paysage itself:
-where rounding makes one sampled unit come out differently, two runs part, whosever optimizer it is.
+trains on scikit-learn's digits with paysage's `fit.SGD` and persistent contrastive divergence, from the same seeds with
+both, and prints |ours - theirs| / |theirs| of all parameters together. A model of 16 hidden units is updated in NumPy,
+a model of 256 in JAX. The other columns, also relative to |theirs|, are the effect in paysage of a step size larger by
+2e-7, about one rounding error, and the distance of the parameters from their start. As soon as rounding changes one
+sampled unit, two runs diverge, with any optimizer.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
     theirs, ours = (paysage.optimizers, paysage.schedules), (paysage_0_2.optimizers, paysage_0_2.schedules)
     print(f"relative differences after {options.epochs} epochs, the largest of {options.seeds} seeds")
-    print(f"{'':10}{'hidden':>8}{'ours - theirs':>16}{'2e-7 more':>12}{'way gone':>12}")
+    print(f"{'':10}{'hidden':>8}{'ours - theirs':>16}{'2e-7 more':>12}{'distance':>12}")
     for hidden in (16, 256):
         for name in STEPSIZES:
             rows = []

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.averages`: what the average of the parameters gains; digits, exact likelihoods, many seeds."""
+"""`python -m benchmarks.averages`: the gain from averaging parameters; digits, exact likelihoods, many seeds."""
 
 import argparse
 
@@ -52,16 +52,16 @@ def exact(params, rows):
 
 
 def last_parameters(result):
-    """After the last update; of the schedule-free method those that it is judged by."""
+    """The parameters after the last update; for the schedule-free method its evaluation parameters."""
     free = find_states(result.optimizer_state, optax.contrib.ScheduleFreeState)
     return optax.contrib.schedule_free_eval_params(free[0], result.params) if free else result.params
 
 
 def likelihoods(optimizer, averages, epochs, seeds, chains, hidden=16):
-    """(seeds, 1 + averages, 2): of the training and the held-out images, by the last parameters and their averages."""
+    """Likelihoods (seeds, 1 + averages, 2) of training and held-out images, for the last and the averaged parameters."""
     rows = digits()
     estimator = pj.persistent_contrastive_divergence(MODEL, num_chains=chains)
-    every = pj.chain(optimizer, *averages)  # an average does not change the run, so one run has them all
+    every = pj.chain(optimizer, *averages)  # averages do not change the run, so one run computes all of them
 
     def run(key):
         start_key, fit_key = jax.random.split(key)
@@ -76,7 +76,7 @@ def likelihoods(optimizer, averages, epochs, seeds, chains, hidden=16):
 def main(argv=None):
     """Print a row for each optimizer, rate and schedule."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.averages", description=__doc__)
-    parser.add_argument("optimizers", nargs="*", default=list(OPTIMIZERS), help=f"of {', '.join(OPTIMIZERS)}")
+    parser.add_argument("optimizers", nargs="*", default=list(OPTIMIZERS), help=f"some of {', '.join(OPTIMIZERS)}")
     parser.add_argument("--schedules", nargs="*", choices=SCHEDULES, default=["falling", "constant", "half"])
     parser.add_argument("--shares", nargs="*", type=float, default=[0.2])
     for name, default in {"epochs": 30, "seeds": 10, "chains": 50}.items():

@@ -1,4 +1,4 @@
-"""Epochs of a restricted Boltzmann machine by `fit`, beside numpy, scikit-learn and a loop over a jitted optax step."""
+"""Epochs of a restricted Boltzmann machine: `fit`, NumPy, scikit-learn, and a loop over a jitted optax step."""
 
 import sys
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ RATE = 0.005
 
 
 class Runs:
-    """Whole runs of training, each from the same start; `train()` returns the parameters."""
+    """Whole training runs from the same initial parameters; `train()` returns the parameters."""
 
     def __init__(self, train):
         self.train = train
@@ -53,20 +53,20 @@ def epochs_of_training(seconds: float) -> Iterator[Result]:
 
 
 def patterns(rows=1000, pixels=784, patterns=20, flipped=0.1):
-    """Random binary rows, each one of a few random patterns with some pixels flipped: there is something to learn."""
+    """Random binary rows, each one of a few random patterns with some pixels flipped, so that they can be learned."""
     random = np.random.default_rng(0)
     clean = (random.random((patterns, pixels)) < 0.5)[random.integers(patterns, size=rows)]
     return (clean ^ (random.random(clean.shape) < flipped)).astype(np.float32)
 
 
 def check_learned_alike(data, trained):
-    """Raise AssertionError unless all reconstruct the data about as well (their random numbers differ)."""
+    """Raise AssertionError unless all reconstruct the data about equally well (their random numbers differ)."""
     errors = {}
     for name, params in trained.items():
         b, c, W = map(np.asarray, jax.tree.leaves(params))
         errors[name] = float(np.mean(np.abs(data - sigmoid(sigmoid(data @ W + c) @ W.T + b))))
     if max(errors.values()) > 1.05 * min(errors.values()):
-        raise AssertionError(f"the machines did not learn alike; mean error of reconstruction: {errors}")
+        raise AssertionError(f"the machines did not learn equally well; mean reconstruction errors: {errors}")
 
 
 def _fit(estimator, start, data, batch_size, epochs):
@@ -123,7 +123,7 @@ def _numpy(start, data, batch_size, epochs):
 
 
 def as_tree(b, c, W):
-    """The parameters as paysage has them."""
+    """The parameters in paysage's structure."""
     return {"layers": [{"loc": b}, {"loc": c}], "weights": [{"matrix": W}]}
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.log_z`: how near log Z, tracked and annealed, comes to the exact one; digits, many seeds."""
+"""`python -m benchmarks.log_z`: the errors of tracked and annealed log Z against the exact one; digits, many seeds."""
 
 import argparse
 
@@ -23,7 +23,7 @@ def digits():
 
 
 def tracked_run(data, optimizer, key, hidden, epochs, chains, steps):
-    """The result of a centred run that tracks log Z and reanneals every epoch; its history has the exact one."""
+    """The result of a centred run that tracks log Z and reanneals every epoch; its history has the exact log Z."""
     start_key, path_key, anneal_key, track_key, fit_key = jax.random.split(key, 5)
     start = MODEL.init(data, hidden, start_key)
     annealing = MODEL.annealing(start, data, chains, path_key)
@@ -60,7 +60,7 @@ def annealed(params, training_chains, data, held_out, key, chains, steps):
 
 
 def exact_samples(params, count, key):
-    """Draws from p(h), by the probabilities of all hidden states, then from p(v | h)."""
+    """Samples from p(h), from the probabilities of all hidden states, and then from p(v | h)."""
     hidden = len(params["layers"][1]["loc"])
     h_key, v_key = jax.random.split(key)
     states = ((jnp.arange(2**hidden)[:, None] >> jnp.arange(hidden)[None]) & 1).astype(float)
@@ -69,7 +69,7 @@ def exact_samples(params, count, key):
 
 
 def main(argv=None):
-    """Train so many seeds in one program and print how far off they are."""
+    """Train with many seeds in one program, and print the errors."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.log_z", description=__doc__)
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     parser.add_argument("--rate", type=float, help="the learning rate; each optimizer has its own default")
@@ -104,7 +104,7 @@ def main(argv=None):
             print(
                 f"  seed {seed}: {of_run[at]:.2f} off in epoch {at + 1}, stated error {history['error'][seed, at]:.2f}"
             )
-    print(f"the others at any epoch: at most {np.where(error.max(axis=1) > 0.3, 0, error.max(axis=1)).max():.3f} off")
+    print(f"other seeds, at any epoch: at most {np.where(error.max(axis=1) > 0.3, 0, error.max(axis=1)).max():.3f} off")
     low, forward, back, high, of_model, of_data = np.asarray(off).T
     width = np.sort(high - low)[[0, options.seeds // 2, -1]]
     print(f"log Z between bounds in {np.sum((low < 0) & (high > 0))}, which are {width.round(3)} apart (least to most)")

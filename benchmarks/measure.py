@@ -1,7 +1,7 @@
-"""Times of things that do the same work, taken in turn in one process, and their ratios.
+"""Times of variants that do the same work, measured alternately in one process, and their ratios.
 
-A variant is a callable: `variant(count)` does the work `count` times, one after the other, and returns when all of
-it is done; `variant.values()` is what the work has led to so far, as arrays.
+A variant is a callable: `variant(count)` does the work `count` times in sequence and returns when all of it is done.
+`variant.values()` returns the current results of the work, as arrays.
 """
 
 import gc
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SHORTEST = 0.02  # seconds: what is faster than this is done several times between two looks at the clock
+SHORTEST = 0.02  # seconds: faster work is repeated several times per measurement
 PAUSE = 0.01  # seconds: another library's threads may spin for a while after their work; JAX's do not
 LEAST_ROUNDS, MOST_ROUNDS = 5, 150
 
@@ -33,7 +33,7 @@ def quartiles(samples: Any) -> Quartiles:
 
 @dataclass
 class Result:
-    """What was measured about one piece of work: seconds by variant, ratios[variant][peer], and other figures."""
+    """The measurements for one piece of work: seconds by variant, ratios[variant][peer], and other figures."""
 
     title: str
     seconds: dict[str, Quartiles]
@@ -45,9 +45,9 @@ class Result:
 def compare(
     title: str, ours: Mapping[str, Any], peers: Mapping[str, Any], seconds: float, each: int = 1, pause: float = 0
 ) -> Result:
-    """Times of all variants in turn for about `seconds`, with a `pause` before each.
+    """Measure all variants alternately for about `seconds`, with a `pause` before each measurement.
 
-    One call of a variant is `each` units of work. A variant that is None is left out.
+    One call of a variant is `each` units of work. Variants that are None are skipped.
     """
     present = {name: variant for name, variant in {**ours, **peers}.items() if variant is not None}
     for variant in present.values():
@@ -64,7 +64,7 @@ def in_turn(
     seconds: float,
     least_rounds: int = LEAST_ROUNDS,
 ) -> Result:
-    """Quartiles of what the timers return, called A B C, A B C for about `seconds`, and of the ratios in a round."""
+    """Quartiles of the times of the timers, called A B C, A B C for about `seconds`, and of their ratios per round."""
     rounds = []
     end = time.perf_counter() + seconds
     while len(rounds) < least_rounds or (time.perf_counter() < end and len(rounds) < MOST_ROUNDS):
@@ -89,7 +89,7 @@ def timed(variant: Callable[[int], Any], count: int, pause: float = 0) -> float:
 
 
 def check_same_work(start: Any, variants: Mapping[str, Any], steps: int = 3, tolerance: float = 1e-4) -> None:
-    """Let every variant do `steps` steps and raise AssertionError unless all have moved from `start` alike."""
+    """Make `steps` steps with every variant, and raise AssertionError unless all moved equally from `start`."""
     moves = {}
     for name, variant in variants.items():
         if variant is not None:

@@ -1,4 +1,4 @@
-"""The others, each where it is installed; and the floor, what the memory allows."""
+"""Other libraries, if they are installed, and the lower bound that the memory bandwidth sets."""
 
 import importlib
 import os
@@ -65,7 +65,7 @@ class NumpyAdam:
 
 
 class TorchAdam:
-    """torch.optim.Adam(fused=True) on so many threads."""
+    """torch.optim.Adam(fused=True) with the given number of threads."""
 
     def __init__(self, params, gradients, learning_rate, threads):
         self.threads = threads
@@ -84,7 +84,7 @@ class TorchAdam:
 
 
 def steps_of_adam(params, gradients, learning_rate):
-    """The variants on numpy arrays, None where there is nothing to compare with."""
+    """The variants on NumPy arrays; None if there is nothing to compare with."""
 
     def with_torch(threads):
         return TorchAdam(params, gradients, learning_rate, threads) if torch and on_cpu() else None
@@ -100,7 +100,7 @@ def steps_of_adam(params, gradients, learning_rate):
 
 
 class Floor:
-    """a += b in numpy, on a thread for each core, on arrays so large that it moves `moved` bytes."""
+    """a += b in NumPy, with one thread per core, on arrays of a size that moves `moved` bytes."""
 
     def __init__(self, moved):
         threads = os.cpu_count() or 1
@@ -130,7 +130,7 @@ class DeviceFloor:
 
 
 def floor(moved):
-    """What moving so many bytes in place takes, or None where they are so few that they do not count."""
+    """The time to move so many bytes in place; None if they are too few to matter."""
     if moved < 2**20:
         return None
     return Floor(moved) if on_cpu() else DeviceFloor(moved)

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-STEP = {  # how each way to make a step is drawn
+STEP = {  # how each form of a step is drawn
     "tree": ("o", "C0"),
     "packed moments": ("^", "C0"),
     "packed parameters": ("s", "C0"),
@@ -49,7 +49,7 @@ OTHER_PARTS = (
 def save(path: Path, title: str, results: Mapping[str, list[Result]]) -> None:
     """Draw the results of all parts."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 11), layout="constrained", width_ratios=(1, 0.9))
-    figure.suptitle(f"{title}\nmedians and quartiles of ratios of times measured in turn; left of 1 is faster")
+    figure.suptitle(f"{title}\nmedians and quartiles of ratios of times measured alternately; left of 1 is faster")
     _draw_steps(left, results)
     _draw_others(right, results)
     figure.savefig(path, dpi=120)
@@ -105,7 +105,7 @@ def _legend(axes):
 
 
 def _finish(axes, labels, places, least, most):
-    """Scales, a labelled band for each place (its top and bottom), and the legend under all."""
+    """Add scales, a labelled band for each place (its top and bottom), and the legend below."""
     axes.axvline(1, color="0.2", linewidth=1, zorder=0)
     axes.set_xscale("log")
     low, high = axes.get_xlim()

@@ -19,7 +19,7 @@ from .peers import on_cpu
 
 
 def computer() -> str:
-    """What the figures depend on: the processor and its cores, or the accelerator."""
+    """The processor and its cores, or the accelerator."""
     return f"{_processor()}, {os.cpu_count()} cores" if on_cpu() else jax.devices()[0].device_kind
 
 
@@ -30,7 +30,7 @@ def _processor() -> str:
 
 
 def versions():
-    """The versions of the libraries that take part; None where one is not installed."""
+    """The versions of the compared libraries; None for those that are not installed."""
     installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     names = ("jax", "jaxlib", "numpy", "optax", "torch", "rbms", "adabmdca", "scikit-learn")
     return {"python": platform.python_version()} | {name: installed.get(name) for name in names}
@@ -63,13 +63,13 @@ def _ratio(ratio: Quartiles | None) -> str:
 
 
 def heading() -> str:
-    """The machine, the versions, and the peers that are not there."""
+    """The machine, the versions, and the missing peers."""
     found = versions()
     lines = [computer(), ", ".join(f"{name} {version}" for name, version in found.items() if version)]
     if missing := [name for name, version in found.items() if not version]:
         lines.append(f"not installed and skipped: {', '.join(missing)}")
     if not on_cpu():
-        lines.append("beside an accelerator numpy, torch and scikit-learn are skipped: they compute on the CPU here")
+        lines.append("skipped on an accelerator, because they run on the CPU here: numpy, torch and scikit-learn")
     return "\n".join(lines)
 
 
@@ -77,7 +77,7 @@ def heading() -> str:
 
 
 def keep(results: Mapping[str, list[Result]], folder: Path) -> list[Path]:
-    """Write the figures and their picture under the machine's name."""
+    """Write the figures and their picture to files named after the machine."""
     folder.mkdir(exist_ok=True)
     figures = {
         "machine": computer(),

@@ -1,4 +1,4 @@
-"""What a run costs that reports, stops in time and survives, beside the same run without."""
+"""The cost of metrics, early stopping and checkpoints, compared with a run without them."""
 
 import shutil
 import tempfile

@@ -1,4 +1,4 @@
-"""`update` of the class ADAM on a numpy model, beside the original's formulas in numpy."""
+"""`update` of the class ADAM on a NumPy model, compared with the original's formulas in NumPy."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -44,7 +44,7 @@ class Model:
 
 
 class Idle:
-    """A model whose gradient is at hand and that makes nothing of an update."""
+    """A model with a fixed gradient that ignores updates."""
 
     def __init__(self, gradient):
         self.constant = gradient
@@ -57,7 +57,7 @@ class Idle:
 
 
 class Updates:
-    """`optimizer.update`, again and again."""
+    """Repeated calls of `optimizer.update`."""
 
     def __init__(self, optimizer, model, v_data, v_model):
         self.optimizer, self.arguments = optimizer, (model, v_data, v_model, 3)
@@ -71,7 +71,7 @@ class Updates:
 
 
 def update(seconds: float) -> Iterator[Result]:
-    """`update` of the class ADAM, the optimizer's part of it alone, and how often it compiles."""
+    """`update` of the class ADAM, the optimizer's part alone, and the number of compilations."""
     random = np.random.default_rng(0)
     for (visible, hidden), (*recorded, numpy_there) in PAYSAGE.items():
         data = [(random.random((50, visible)) < 0.5).astype(np.float32) for _ in range(2)]
@@ -93,7 +93,7 @@ def update(seconds: float) -> Iterator[Result]:
 
 
 def compiles_over_kinds_of_epoch():
-    """The programs compiled for updates whose epoch is of ten types: Python's, numpy's and JAX's."""
+    """The number of compiled programs for epochs of ten types of Python, NumPy and JAX."""
     kinds = (int, float, np.int32, np.int64, np.float32, np.float64, np.array, jnp.int32, jnp.float32, jnp.array)
     epochs = [kind(number) for number, kind in enumerate(kinds)]
     optimizer, model = pj.ADAM(None), Idle({"layers": [{"loc": jnp.ones(3)}], "weights": []})  # not in numpy: jitted

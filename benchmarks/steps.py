@@ -1,7 +1,7 @@
-"""Steps of an optimizer beside optax's. Every function yields results, given the seconds for each comparison.
+"""Steps of our optimizers and of optax's. Every function yields results, given the seconds for each comparison.
 
-The forms of our step: "tree": parameters and gradients are trees; "packed": all is packed; "packed parameters":
-parameters and moments are packed, the gradients come as a tree; "packed moments": nothing else is packed.
+The forms of our step: "tree": parameters and gradients are trees; "packed": everything is packed; "packed parameters":
+parameters and moments are packed, the gradients are a tree; "packed moments": only the moments are packed.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ OPTIMIZERS = {  # ours, optax's, the number of moments
 
 
 class Loop:
-    """A step(params, state, *rest) -> (params, state), jitted and donated, called over and over on what it returns."""
+    """A step(params, state, *rest) -> (params, state), jitted and donated, called repeatedly on its results."""
 
     def __init__(self, step, params, state, *rest):
         self.step = jax.jit(step, donate_argnums=(0, 1))
@@ -96,7 +96,7 @@ def one_step(workload: str, seconds: float) -> Iterator[Result]:
         floor = {"floor": peers.floor(4 * (3 + 2 * moments) * sum(p.size for p in leaves))}
         yield compare(title, mine, others | floor, seconds)
         if any(not_jax.values()):
-            # Apart from the first: the threads of torch go on spinning after its work, and slow down what follows.
+            # A separate comparison, because the threads of torch spin after its work and slow down later work.
             yield compare(f"{title}, beside other libraries", mine, others | not_jax, seconds, pause=PAUSE)
 
 
@@ -105,14 +105,14 @@ def _forms(workload, optimizer):
         return FORMS[:1]  # a large leaf is never packed
     if optimizer == "adam" or workload == "W5":
         return FORMS
-    # Trees and packed moments of 2,000 leaves take too long to compile to do it for every optimizer.
+    # Trees and packed moments of 2,000 leaves take too long to compile for every optimizer.
     return FORMS[1:3] if workload == "W4" else FORMS[:1]
 
 
 def bfloat16(seconds: float) -> Iterator[Result]:
     """bfloat16 parameters with float32 moments, and whether the second moment is right after 5,000 steps."""
     gradients = on_device(normal(TREES["W1"][1]), jnp.bfloat16)
-    # From zero: beside a parameter of 0.1 bfloat16 could not hold a step of 0.001.
+    # From zero, because in bfloat16 a parameter of 0.1 would lose a step of 0.001.
     trees = jax.tree.map(jnp.zeros_like, gradients), gradients
     mine = {"tree": Loop(*ours("tree", pj.adam(RATE), *trees))}
     others: dict[str, Any] = {"optax": optax and Loop(*theirs(optax.adam(RATE, mu_dtype=jnp.float32), *trees))}
@@ -130,7 +130,7 @@ def bfloat16(seconds: float) -> Iterator[Result]:
 
 
 def _second_moment(optimizer, apply_updates, read, steps=5000, gradient=0.01):
-    """What Adam makes of so many equal gradients, over gradient² (1 - b2**steps)."""
+    """Adam's second moment after so many equal gradients, divided by gradient² (1 - b2**steps)."""
     params, gradients = jnp.zeros(8, jnp.bfloat16), jnp.full(8, gradient, jnp.bfloat16)
     step = step_of(optimizer, apply_updates)
     start = params, optimizer.init(params)
@@ -155,7 +155,7 @@ def schedules(seconds: float) -> Iterator[Result]:
 
 
 def wrappers(seconds: float) -> Iterator[Result]:
-    """Adam with something before or round it, against the same in optax."""
+    """Adam with a transformation before or around it, compared with the same in optax."""
     pairs = {
         "clip_by_global_norm": (
             lambda: pj.chain(pj.clip_by_global_norm(1.0), pj.adam(RATE)),
@@ -180,11 +180,11 @@ def wrappers(seconds: float) -> Iterator[Result]:
             yield compare(f"adam with {name}, one step: {TREES[workload][0]}", mine, others, seconds)
 
 
-# --- more than one step, and more than the step ------------------------------------------------------
+# --- several steps, whole training steps, compilation ------------------------------------------------
 
 
 class Calls:
-    """So many calls of a variant as one."""
+    """Several calls of a variant as one."""
 
     def __init__(self, variant, number):
         self.variant, self.number, self.values = variant, number, variant.values
@@ -197,7 +197,7 @@ def fifty_steps(seconds: float) -> Iterator[Result]:
     """50 steps in one jit, against 50 calls."""
 
     def fitting(step, *rest):
-        # A gradient that stayed the same would have its products with b1 and b2 computed once, before the loop.
+        # With a constant gradient, its products with b1 and b2 would be computed once, before the loop.
         return lambda params, state, target: step(params, state, jax.tree.map(jnp.subtract, params, target)), *rest
 
     def fifty(step, *rest):

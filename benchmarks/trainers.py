@@ -1,4 +1,4 @@
-"""Epochs of centred persistent contrastive divergence by `fit`, beside torch's rbms, scikit-learn and numpy."""
+"""Epochs of centred persistent contrastive divergence: `fit`, torch's rbms, scikit-learn and NumPy."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -47,7 +47,7 @@ def _fit(start, data, sweeps):
 
 
 def _rbms(start, data, sweeps):
-    """The loop of its `training.pcd.train`, without what that writes to files after every step."""
+    """The loop of `training.pcd.train` of rbms, without the files that it writes after every step."""
     b, c, W = (torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(start))
     params = rbms_model.BBRBM(weight_matrix=W, vbias=b, hbias=c)
     params.init_grad()

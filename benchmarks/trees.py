@@ -43,13 +43,13 @@ def normal(shapes, seed=0):
 
 
 def params_and_gradients(workload):
-    """What a workload starts from and is given at every step, as numpy trees."""
+    """The initial parameters of a workload and its gradients, as NumPy trees."""
     shapes = TREES[workload][1]
     return normal(shapes), normal(shapes, seed=1)
 
 
 def on_device(tree, dtype=jnp.float32):
-    """A copy as JAX arrays: numpy's own memory must not be donated."""
+    """A copy as JAX arrays, because the memory of NumPy arrays must not be donated."""
     return jax.tree.map(lambda x: jnp.array(x, dtype), tree)
 
 

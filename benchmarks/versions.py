@@ -1,9 +1,9 @@
-"""Times of this version beside those of an earlier commit, taken in turn in two processes.
+"""Compare the times of this version and of an earlier commit, measured alternately in two processes.
 
     python -m benchmarks.versions COMMIT                     # everything
     python -m benchmarks.versions COMMIT "step 784 x 500"    # some cases; --list shows them
 
-A ratio above 1 means that this version is slower. Commit or stash first: the working tree is what is measured.
+A ratio above 1 means that this version is slower. The working tree is measured, with uncommitted changes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BATCH = 100
-PAIRS = 7  # of processes, for each case
+PAIRS = 7  # pairs of processes for each case
 
 # --- in a process of one version ---------------------------------------------------------------------
 
 
 def machine(visible, hidden, gaussian):
-    """The start of a machine, an estimator of its gradient, an optimizer, and ten batches of data."""
+    """The initial parameters of a machine, an estimator, an optimizer, and ten batches of data."""
     import jax
     import numpy as np
 
@@ -37,7 +37,7 @@ def machine(visible, hidden, gaussian):
     bits = (random.random((10 * BATCH, visible)) < 0.3).astype(np.float32)
     data = random.normal(size=bits.shape).astype(np.float32) if gaussian else bits
     model: Any
-    functions: Any = rbm  # of versions before kinds of units
+    functions: Any = rbm  # in versions before kinds of units
     if hasattr(rbm, "Gaussian"):
         machine = rbm.RBM(rbm.Gaussian() if gaussian else rbm.Binary())
         model, start = [machine], machine.init(data, hidden, jax.random.key(0))
@@ -123,7 +123,7 @@ CASES = {
 
 
 def serve(case):
-    """Does the work as often as each line of standard input says, and prints the seconds."""
+    """Repeat the work as often as each line of standard input says, and print the seconds."""
     work = CASES[case]()
     work(1)
     print("ready", flush=True)
@@ -161,7 +161,7 @@ class Worker:
 
 
 def compare_case(folders, case, seconds):
-    """The times of one case in all versions, in pairs of processes that are started anew: one may be fast by chance."""
+    """The times of one case in all versions, in several pairs of new processes, because one may be fast by chance."""
     import numpy as np
 
     from .measure import PAUSE, SHORTEST, Result, quartiles
@@ -206,9 +206,9 @@ def compare_starts(folders, seconds):
 def main():
     """Measure the cases, or serve one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("commit", nargs="?", help="what to compare with")
-    parser.add_argument("cases", nargs="*", help="(default: all)")
-    parser.add_argument("--list", action="store_true", help="show the cases and stop")
+    parser.add_argument("commit", nargs="?", help="the commit to compare with")
+    parser.add_argument("cases", nargs="*", help="cases to measure (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the cases and exit")
     parser.add_argument("--seconds", type=float, default=20, help="for each case")
     parser.add_argument("--serve", metavar="CASE", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -217,7 +217,7 @@ def main():
     if options.list:
         return print(*CASES, "starts", sep="\n")
     if options.commit is None:
-        parser.error("name a commit")
+        parser.error("expected a commit")
     if unknown := set(options.cases) - {*CASES, "starts"}:
         parser.error(f"no case {', '.join(sorted(unknown))}; --list shows them")
 
