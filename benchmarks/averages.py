@@ -58,7 +58,7 @@ def last_parameters(result):
 
 
 def likelihoods(optimizer, averages, epochs, seeds, chains, hidden=16):
-    """Likelihoods (seeds, 1 + averages, 2) of training and held-out images, for the last and the averaged parameters."""
+    """Likelihoods (seeds, 1 + averages, 2) of training and held-out images, for last and averaged parameters."""
     rows = digits()
     estimator = pj.persistent_contrastive_divergence(MODEL, num_chains=chains)
     every = pj.chain(optimizer, *averages)  # averages do not change the run, so one run computes all of them

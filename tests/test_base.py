@@ -333,7 +333,7 @@ def test_a_donated_step_moves_nothing_it_need_not(optimizer, arrange, dtype):
 
     def donated_step(params, state, gradients):
         _, state, params = step(optimizer, gradients, state, params)
-        return params, state  # in the order of what is given, so that each takes the place of its own
+        return params, state  # in the order of the arguments, so that each output reuses the buffer of its argument
 
     state = jax.eval_shape(optimizer.init, params)
     compiled = jax.jit(donated_step, donate_argnums=(0, 1)).lower(params, state, params).compile()

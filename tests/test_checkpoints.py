@@ -88,7 +88,7 @@ def test_however_a_run_ends_its_last_state_is_on_disk(options, end, tmp_path):
     if ended.outcome != Outcome.STOPPED:
         assert_identical(regress(in_memory, checkpoints=tmp_path, **options), expected)
     if ended.outcome != Outcome.CONVERGED:
-        options = {"early_stopping": stopping()}  # without what ended it, it goes on
+        options = {"early_stopping": stopping()}  # without the cause of its end, the run continues
         assert_identical(regress(in_memory, checkpoints=tmp_path, **options).params, regress(in_memory).params)
 
 

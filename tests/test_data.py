@@ -64,7 +64,7 @@ def test_every_epoch_is_one_pass_of_the_loader_also_after_a_cut():
     assert (whole.passes, whole.batches) == (3, 15)
     result = run(cut, epochs=1)
     assert (cut.passes, cut.batches) == (1, 5)
-    assert_identical(run(cut, resume=result), expected)  # the loader's own numbers go on where they were
+    assert_identical(run(cut, resume=result), expected)  # the loader's random numbers continue
     assert (cut.passes, cut.batches) == (3, 15)
 
 

@@ -65,7 +65,7 @@ def free_energy(v):
 
 
 def test_pseudo_log_likelihood_is_in_the_mean_over_draws_that_of_all_units():
-    """Σᵢ log p(vᵢ | the others), with p(vᵢ | the others) = e^-F(v) / (e^-F(v) + e^-F(v with unit i flipped))."""
+    """Σᵢ log p(vᵢ | other units), with p(vᵢ | other units) = e^-F(v) / (e^-F(v) + e^-F(v with unit i flipped))."""
     exact = 0.0
     for v in np.float64(V):
         for i in range(5):

@@ -60,7 +60,7 @@ SAID = {  # by process 0 and by process 1
         "ValueError fit: batch_size",
     ],
     "checkpoints on one": ["ValueError fit: checkpoints must be the same in all 2 processes"] * 2,
-    "a loader whose rows lie on both": ["ValueError fit: sharding: 2 processes with 8 rows each make 8 rows"] * 2,
+    "a loader with the same rows on both": ["ValueError fit: sharding: 2 processes with 8 rows each make 8 rows"] * 2,
     "fewer batches": [f"{UNEQUAL} 7 in processes 0 to 1: 8, none"] * 2,
     "other shapes": [f"{UNEQUAL} 3 in processes 0 to 1: 8, 8"] * 2,
     "a loader that raises": ["RuntimeError fit: data raised in process 1", "OSError the disk is gone"],

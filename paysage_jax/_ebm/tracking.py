@@ -85,10 +85,10 @@ class track_log_partition(Transformation):
 
     The updates pass unchanged. The chains v are separate from the chains of the estimator, on which the gradient
     depends. When their effective sample size falls below the fraction `resample_below`, the chains are resampled by
-    their weights, and the mean weight is added to log Z. Errors accumulate, and mostly make log Z too small. `error`
-    does not reveal modes that the chains have lost. If parameters change fast or the model has many modes, reanneal
-    from time to time: the chains then restart from `estimate` and are annealed along the straight line from the initial
-    to the current parameters.
+    their weights, and the log of the mean weight is added to log Z. Errors accumulate, and mostly make log Z too small.
+    `error` does not reveal modes that the chains have lost. If parameters change fast or the model has many modes,
+    reanneal from time to time: the chains then restart from `estimate` and are annealed along the straight line from
+    the initial to the current parameters.
 
     After `average_parameters` in the same chain, the log Z of the average is tracked. `tracked_log_partition(state)`
     reads the result, and `tracked_log_likelihood` is a metric for `fit`. Chain it outside `freeze` and `partition`,

@@ -2,7 +2,7 @@
 
     python -m tests.helpers.kills [--kills 20] [--seed 0]
 
-It says where the kills fell, and fails unless every run ended bit for bit as the uncut one.
+It prints the moments of the kills, and fails unless every run ends bit for bit like the uninterrupted one.
 """
 
 import argparse

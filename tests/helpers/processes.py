@@ -20,7 +20,7 @@ def train(case):
     from tests import test_sharding as one
 
     sharding = NamedSharding(jax.make_mesh((4,), ("data",)), PartitionSpec("data"))
-    if case == "a loader whose rows lie on both":
+    if case == "a loader with the same rows on both":
         sharding = NamedSharding(jax.make_mesh((2, 2), ("model", "data")), PartitionSpec("data"))
     params, images, options = one.PARAMS, one.IMAGES, {"epochs": one.EPOCHS, "key": one.KEY, "sharding": sharding}
     optimizer = pj.shard_state(pj.adam(0.01), sharding)
