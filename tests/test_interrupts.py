@@ -131,7 +131,7 @@ def test_a_second_ctrl_c_during_a_save_is_heard_at_once(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt) as caught:
             regress(in_memory, checkpoints=tmp_path)
     assert written == [1]
-    assert any("no checkpoint" in note for note in caught.value.__notes__)
+    assert any("could not be written" in note for note in caught.value.__notes__)
     assert how(caught.value.result) == (2, Outcome.INTERRUPTED)
 
 
