@@ -340,7 +340,7 @@ def test_mistakes_are_named(make, message):
 def test_center_needs_the_statistics_of_two_phases():
     optimizer = center()
     state = optimizer.init(PARAMS)
-    with pytest.raises(ValueError, match=r"update\(..., statistics=...\) of a two-phase estimator, got NoneType"):
+    with pytest.raises(ValueError, match=r"update\(..., statistics=...\) from a two-phase estimator, got NoneType"):
         optimizer.update(PARAMS, state, PARAMS)
     squares = loss_gradient(lambda params, batch: sum(jnp.sum(p**2) for p in jax.tree.leaves(params)))
     gradient, _, statistics = squares.estimate(PARAMS, None, (), KEY)
