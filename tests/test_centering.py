@@ -344,7 +344,7 @@ def test_center_needs_the_statistics_of_two_phases():
         optimizer.update(PARAMS, state, PARAMS)
     squares = loss_gradient(lambda params, batch: sum(jnp.sum(p**2) for p in jax.tree.leaves(params)))
     gradient, _, statistics = squares.estimate(PARAMS, None, (), KEY)
-    with pytest.raises(ValueError, match="of a two-phase estimator, got LossStatistics"):
+    with pytest.raises(ValueError, match="from a two-phase estimator, got LossStatistics"):
         optimizer.update(gradient, state, PARAMS, statistics=statistics)
 
 
