@@ -1,13 +1,16 @@
 """The result of `python -m build`: its contents, and that it works without the repository."""
 
 import re
+import stat
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import paysage_jax
 
@@ -79,3 +82,47 @@ def test_the_hooks_of_a_commit_have_the_pinned_versions():
     assert len(pinned) == 2
     for requirement in pinned:
         assert f'["{requirement}"]' in hooks, requirement
+
+
+# --- continuous integration --------------------------------------------------------------------------
+
+
+def workflow(name):
+    """A file of GitHub Actions; YAML 1.1 reads its key `on` as True."""
+    return yaml.safe_load((ROOT / ".github/workflows" / name).read_text())
+
+
+def test_ci_runs_the_script_on_every_python_that_is_supported():
+    (job,) = workflow("ci.yml")["jobs"].values()
+    pythons = job["strategy"]["matrix"]["python"]
+    oldest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert oldest == f">={pythons[0]}"
+    assert pythons == [f"3.{minor}" for minor in range(11, 11 + len(pythons))]
+    assert ".ci/run" in [step.get("run") for step in job["steps"]]
+    # Both ends of jax, in every one of them.
+    script = (ROOT / ".ci/run").read_text()
+    assert '"jax==$oldest"' in script
+    assert "environment ../newest" in script
+    assert stat.S_IXUSR & (ROOT / ".ci/run").stat().st_mode
+
+
+def test_a_release_is_tested_and_only_then_published_without_a_password():
+    release = workflow("release.yml")
+    assert release[True] == {"release": {"types": ["published"]}}
+    assert release["permissions"] == {"contents": "read"}
+    test, publish = release["jobs"]["test"], release["jobs"]["publish"]
+    assert publish["needs"] == "test"
+    runs = [step["run"] for step in test["steps"] if "run" in step]
+    assert runs[0] == ".ci/run"
+    assert "permissions" not in test  # no step that runs code of ours may ask for an identity
+    assert publish["permissions"] == {"id-token": "write"}
+    download, upload = publish["steps"]
+    assert download["with"]["path"] == "dist"  # where the next step looks for it
+    assert upload["uses"].startswith("pypa/gh-action-pypi-publish@")
+    assert upload["with"] == {"attestations": True}
+    assert "password" not in (ROOT / ".github/workflows/release.yml").read_text().replace("no password", "")
+    # What the script leaves is what is uploaded.
+    assert test["steps"][-1]["with"]["path"] == ".ci/work/copy/dist"
+    script = (ROOT / ".ci/run").read_text()
+    assert "python -m build\n" in script
+    assert "twine check --strict dist/*\n" in script
