@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -232,9 +233,8 @@ class persistent_contrastive_divergence(Estimator):
         v = states_of(self, params, batch, key).v
         size = rows("batch", v)
         if self.chains is None:
-            chosen = jnp.arange(self.num_chains or size) % size
             with hints_for(self.model, v):
-                return as_states(self.model.transition, params, jax.tree.map(lambda x: jnp.asarray(x)[chosen], v), key)
+                return as_states(self.model.transition, params, _repeated(v, self.num_chains or size, size), key)
         num_chains = rows("chains", self.chains)
         chains = as_floats(self.chains, entry_of(self, params).dtype)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_chains, *jnp.shape(x)[1:]), jnp.float32), v)
@@ -253,6 +253,12 @@ class persistent_contrastive_divergence(Estimator):
             samples = Weighted(chains, None)
             gradient, statistics = two_phases(self.model.energy, params, data, samples, self.energy_penalty)
         return gradient, chains, statistics
+
+
+@partial(jax.jit, static_argnames=("number", "size"))
+def _repeated(v: Batch, number: int, size: int) -> Batch:
+    """So many of the `size` states, from the first on, and again from the first on."""
+    return jax.tree.map(lambda x: x[jnp.arange(number) % size], v)
 
 
 # --- an ordinary loss --------------------------------------------------------------------------------

@@ -60,12 +60,12 @@ class Program(Pytree):
 class Epoch(NamedTuple):
     """An epoch in progress.
 
-    number: its number. key: the PRNG key of its steps. state: the current `TrainState`. sums: the sums of the
+    number: its number. keys: its PRNG keys. state: the current `TrainState`. sums: the sums of the
     statistics over rows, and the sum of the weights of the rows.
     """
 
     number: jax.Array
-    key: jax.Array
+    keys: _Keys
     state: TrainState
     sums: Tree
 
@@ -85,12 +85,12 @@ def _keys_of(program: Program, epoch: ArrayLike) -> _Keys:
 
 def begin_epoch(program: Program, result: FitResult) -> Epoch:
     number = result.epochs_done
-    return Epoch(number, _keys_of(program, number).steps, result.state, program.zero_sums)
+    return Epoch(number, _keys_of(program, number), result.state, program.zero_sums)
 
 
 def step(program: Program, epoch: Epoch, batch: Batch, i: ArrayLike) -> Epoch:
     """Step number i of an epoch."""
-    key = jax.random.fold_in(epoch.key, i)
+    key = jax.random.fold_in(epoch.keys.steps, i)
     state, statistics = update(program.estimator, program.optimizer, epoch.state, batch, key, epoch=epoch.number)
     sums = jax.tree.map(jnp.add, epoch.sums, _sums_of(statistics, batch))
     return epoch._replace(state=lay_out(state, program.placement.state), sums=sums)
@@ -216,7 +216,7 @@ def _all_steps(program: Program, data: object, epoch: Epoch) -> Epoch:
     place, size = program.placement, batch_size_of("data", data)
     each = program.batch_size // place.shards  # rows per shard in a batch
     full = size // place.shards // each
-    order = place.order(_keys_of(program, epoch.number).order, size, program.shuffle)
+    order = place.order(epoch.keys.order, size, program.shuffle)
     whole = order[:, : full * each].reshape(place.shards, full, each).swapaxes(0, 1)
 
     def numbered(epoch: Epoch, numbered_rows: Tree) -> tuple[Epoch, None]:

@@ -200,7 +200,8 @@ def start_or_resume(
         result = disk.latest(like=result)
     if program.early_stopping is not None and not is_traced():
         result = result._replace(best=program.early_stopping.resumed(result))
-    result = result._replace(outcome=outcome_now(program, result))
+    if resume is not None or disk:
+        result = result._replace(outcome=outcome_now(program, result))
     _check_first_step(program, result, first, resumed=resume is not None)
     return program, result
 
@@ -208,7 +209,7 @@ def start_or_resume(
 def _start(program: Program, params: Params, first: Batch, key: jax.Array) -> FitResult:
     place = program.placement
     params = place.put_whole("params", copy_to_device(params))
-    zero = jnp.zeros((), jnp.int32)
+    zero = jnp.asarray(np.int32(0))
     optimizer_state = place.put_whole("the optimizer's state", program.optimizer.init(params))
     states = optimizer_state, place.put_chains(program.estimator.init(params, first, key))
     return FitResult(params, *states, epochs_done=zero, outcome=zero, best=(), history={})
@@ -237,10 +238,16 @@ def _carrying(resume: FitResult | None) -> Iterator[None]:
 
 def _split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     try:
-        init_key, run_key = jax.random.split(key)
+        init_key, run_key = _two_keys(key)
     except (TypeError, ValueError) as error:
         raise TypeError(f"key must be one key, of jax.random.key: {error}") from None
     return init_key, run_key
+
+
+@jax.jit
+def _two_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    first, second = jax.random.split(key)
+    return first, second
 
 
 def _resumed(resume: FitResult) -> FitResult:

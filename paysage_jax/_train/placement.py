@@ -144,7 +144,7 @@ class Placement:
 
     def first_rows(self, data: Batch, size: int) -> Batch:
         """The first rows, whole on each device."""
-        return _first_rows(data, size, self.replicated) if self.sharding else jax.tree.map(lambda x: x[:size], data)
+        return _first_rows(data, size, self.replicated)
 
     @property
     def replicated(self) -> Any:
@@ -207,10 +207,12 @@ class Placement:
 
 
 @partial(jax.jit, static_argnames=("size", "whole"))
-def _first_rows(data: Batch, size: int, whole: NamedSharding) -> Batch:
+def _first_rows(data: Batch, size: int, whole: NamedSharding | None) -> Batch:
     def take(data: Batch) -> Batch:
         return jax.tree.map(lambda x: x[:size], data)
 
+    if whole is None:
+        return take(data)
     return jax.sharding.auto_axes(take, out_sharding=whole)(data) if is_explicit(whole) else lay_out(take(data), whole)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.nn import sigmoid, softplus
+from jax.nn import sigmoid
 from jax.scipy.special import logit, logsumexp
 
 from .._core.batches import Weighted, as_floats
@@ -127,6 +127,15 @@ def _means(data: Weighted) -> Array:
 
 
 _SMALLEST = 2.0**-23  # the smallest initial probability
+
+
+@jax.custom_jvp
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x)). Its derivative is the sigmoid, which that of `jax.nn.softplus` finds from the logarithm."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+softplus.defjvps(lambda tangent, _, x: sigmoid(x) * tangent)
 
 
 class Binary(Unit):
