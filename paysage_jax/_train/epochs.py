@@ -115,7 +115,7 @@ def finish_epoch(program: Program, result: FitResult, epoch: Epoch) -> tuple[Fit
     ended = result._replace(**state._asdict(), epochs_done=result.epochs_done + 1, outcome=outcome)
     failed = result._replace(outcome=jnp.int32(Outcome.NON_FINITE))
     good = all_finite(state.params) & ~is_lost(result.state, state, statistics)
-    return jax.tree.map(lambda new, old: jnp.where(good, new, old), ended, failed), statistics
+    return jax.lax.cond(good, lambda: ended, lambda: failed), statistics
 
 
 def measure_epoch(program: Program, result: FitResult, statistics: Statistics) -> tuple[FitResult, Row]:

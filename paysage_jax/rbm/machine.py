@@ -83,17 +83,11 @@ class RBM(Pytree):
         """
         check_count("init: num_hidden", num_hidden)
         rows = self.visible.rows("init: data", data)
-        visible, hidden = self.visible.start("init", rows), self.hidden.zeros(num_hidden)
-        dtype = visible["loc"].dtype
-        hidden = jax.tree.map(lambda p: p.astype(dtype), hidden)
-        mean, deviation = _start_statistics(self.visible, visible)
-        deviation = deviation.reshape(*deviation.shape, *[1] * hidden["loc"].ndim)
-        matrix = 0.01 / deviation * jax.random.normal(key, visible["loc"].shape + hidden["loc"].shape, dtype)
-        field = jnp.tensordot(mean, matrix, mean.ndim, precision="highest")
-        hidden = hidden | {"loc": hidden["loc"] - field}
-        params = {"layers": [visible, hidden], "weights": [{"matrix": matrix}]}
-        dtype = rows.v.dtype if jnp.issubdtype(rows.v.dtype, jnp.floating) else dtype
-        return jax.tree.map(lambda p: p.astype(dtype), params)
+        visible = self.visible.start("init", rows)
+        shape = visible["loc"].shape + self.hidden.zeros(num_hidden)["loc"].shape
+        params = _with_weights(self, visible, jax.random.normal(key, shape, visible["loc"].dtype))
+        given = rows.v.dtype if jnp.issubdtype(rows.v.dtype, jnp.floating) else None
+        return jax.tree.map(lambda p: p.astype(given or p.dtype), params)
 
     # --- the energy ----------------------------------------------------------------------------------
 
@@ -372,6 +366,19 @@ class RBM(Pytree):
         n, dtype = _size(layer)
         noise = unit.noise(key, (rows, n), dtype)
         return jax.vmap(lambda noise: unit.draw(layer, jnp.zeros_like(layer["loc"]), noise))(noise)
+
+
+@jax.jit
+def _with_weights(machine: RBM, visible: Layer, noise: Array) -> Params:
+    """The parameters with which `RBM.init` starts, of the visible units and the noise in the weights."""
+    hidden = machine.hidden.zeros(noise.shape[visible["loc"].ndim])
+    hidden = jax.tree.map(lambda p: p.astype(noise.dtype), hidden)
+    mean, deviation = _start_statistics(machine.visible, visible)
+    deviation = deviation.reshape(*deviation.shape, *[1] * hidden["loc"].ndim)
+    matrix = 0.01 / deviation * noise
+    field = jnp.tensordot(mean, matrix, mean.ndim, precision="highest")
+    hidden = hidden | {"loc": hidden["loc"] - field}
+    return {"layers": [visible, hidden], "weights": [{"matrix": matrix}]}
 
 
 # --- properties of one layer -------------------------------------------------------------------------
