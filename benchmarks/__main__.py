@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from . import boltzmann, potts, report, reporting, shim, steps, trainers
+from . import boltzmann, potts, report, reporting, scaling, shim, steps, trainers
 from .trees import TREES
 
 PARTS = {
@@ -24,6 +24,7 @@ PARTS = {
     "trainers": (trainers.trainers, 30),
     "potts": (potts.potts, 30),
     "reporting": (reporting.reporting, 30),
+    "scaling": (scaling.scaling, 1),
     # Last the parts that mostly compile: a thousand leaves take minutes on an accelerator.
     "W4": (partial(steps.one_step, "W4"), 1.5),
     "compile": (steps.compiling, 2),
@@ -56,8 +57,10 @@ def main():
         for result in part(seconds / 10 if options.quick else seconds):
             results[name].append(result)
             print(f"{name}  {report.table(result)}", end="\n\n", flush=True)
-        if not (options.parts or options.quick):
-            kept = report.keep(results, RESULTS)  # after each part, so that an interrupted run keeps its results
+        if name == "scaling" and not options.quick:
+            report.keep({name: results.pop(name)}, RESULTS, "-scaling", scaling.draw)
+        elif not (options.parts or options.quick):
+            kept = report.keep(results, RESULTS)  # after each part: so that an interrupted run keeps its results
     print(f"{time.perf_counter() - start:.0f} s", *(f"wrote {path}" for path in kept), sep="\n")
 
 

@@ -136,6 +136,42 @@ def floor(moved):
     return Floor(moved) if on_cpu() else DeviceFloor(moved)
 
 
+class Products:
+    """The matrix products of a step of a Boltzmann machine alone, in XLA, one after the other.
+
+    up, down: the rows of each product with W and with its transpose; then come those of the gradient, of the first and
+    the last rows of `up`: data and samples. each: steps in one call.
+    """
+
+    def __init__(self, visible: int, hidden: int, up: list[int], down: list[int], each: int = 1):
+        random = np.random.default_rng(0)
+        rows = max(up)
+        shapes = (rows, visible), (rows, hidden), (visible, hidden)
+        self.carry = (*(jnp.array(random.random(shape, np.float32)) for shape in shapes), jnp.zeros(()))
+
+        def product(total, a, b):
+            """a @ b, which waits for the product before: none is left out, taken from another or out of the loop."""
+            shape = len(a), b.shape[1]
+            c = jax.lax.cond(total < jnp.inf, lambda: a @ b, lambda: jnp.zeros(shape))
+            return total + c[jnp.int32(total) % len(a), 0] % 1
+
+        def all_products(_, carry):
+            v, h, W, total = carry
+            for n in up:
+                total = product(total, v[:n], W)
+            for n in down:
+                total = product(total, h[:n], W.T)
+            for n in (up[0], up[-1]):
+                total = product(total, v[:n].T, h[:n])
+            return v, h, W, total % 1
+
+        run = jax.jit(lambda count, carry: jax.lax.fori_loop(0, count, all_products, carry), donate_argnums=1)
+        self.run, self.each = run, each
+
+    def __call__(self, count):
+        self.carry = jax.block_until_ready(self.run(count * self.each, self.carry))
+
+
 # --- the optimizer of 2017 ---------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -14,6 +14,8 @@ import jax
 from . import picture
 from .measure import Quartiles, Result
 from .peers import on_cpu
+
+Draw = Callable[[Path, str, Mapping[str, list[Result]]], None]
 
 # --- the computer ------------------------------------------------------------------------------------
 
@@ -76,7 +78,7 @@ def heading() -> str:
 # --- files -------------------------------------------------------------------------------------------
 
 
-def keep(results: Mapping[str, list[Result]], folder: Path) -> list[Path]:
+def keep(results: Mapping[str, list[Result]], folder: Path, suffix: str = "", draw: Draw = picture.save) -> list[Path]:
     """Write the figures and their picture to files named after the machine."""
     folder.mkdir(exist_ok=True)
     figures = {
@@ -87,11 +89,11 @@ def keep(results: Mapping[str, list[Result]], folder: Path) -> list[Path]:
         "parts": {part: [_as_json(result) for result in of_part] for part, of_part in results.items()},
     }
     text = json.dumps(figures, indent=1, ensure_ascii=False)
-    name = re.sub(r"[^a-z0-9]+", "-", computer().lower())
+    name = re.sub(r"[^a-z0-9]+", "-", computer().lower()) + suffix
     data, image = folder / f"{name}.json", folder / f"{name}.png"
     data.write_text(re.sub(r"\[\s+(\S+)\s+(\S+)\s+(\S+)\s+\]", r"[\1 \2 \3]", text) + "\n")
     libraries = ", ".join(f"{name} {version}" for name, version in versions().items() if version)
-    picture.save(image, f"{computer()} · {figures['date']} · {libraries}", results)
+    draw(image, f"{computer()} · {figures['date']} · {libraries}", results)
     return [data, image]
 
 

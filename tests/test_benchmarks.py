@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import log_z, measure, report
 from benchmarks.__main__ import main
+from benchmarks.peers import Products
 from tests.helpers.programs import start
 
 
@@ -57,6 +58,14 @@ def test_work_that_differs_is_noticed():
         measure.check_same_work(start, {"a": Walk(1), "b": Walk(1.001)})
     with pytest.raises(AssertionError, match="b and a"):
         measure.check_same_work(start, {"a": Walk(1), "b": Walk(np.nan)})
+
+
+def test_the_floor_leaves_no_product_out():
+    up, down = [20, 10, 10], [10]
+    floor = Products(64, 32, up, down)
+    floor(2)
+    compiled = floor.run.lower(1, floor.carry).compile().as_text()
+    assert compiled.count(" dot(") == len(up) + len(down) + 2
 
 
 def test_table_shows_every_ratio():

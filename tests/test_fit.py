@@ -42,6 +42,7 @@ from tests.helpers.runs import (
     each_kind,
     first_weight,
     how,
+    python,
     regress,
     regression,
     stopping,
@@ -163,6 +164,29 @@ def test_fit_compiles_once(kind):
         jax.jit(lambda x: x + 1)(1.0)
         assert programs  # they are counted
     assert first_weight(first, None) != first_weight(second, None)
+
+
+FIRST_FIT = """
+import jax, numpy as np, paysage_jax as pj
+from tests.helpers.runs import compilations
+
+jax.config.update("jax_enable_compilation_cache", False)
+data, key, machine = np.eye(64, dtype=np.float32), jax.random.key(0), pj.rbm.RBM()
+with compilations() as of_init:
+    params = machine.init(data, 16, key)
+with compilations() as of_fit:
+    estimator = pj.persistent_contrastive_divergence(machine, num_chains=32)
+    pj.fit(params, pj.sgd(0.1), estimator, data, epochs=1, batch_size=32, key=key)
+print(len(of_init), len(of_fit))
+"""
+
+
+@pytest.mark.slow
+def test_a_first_fit_compiles_few_programs():
+    """Operations of `jax.numpy` outside of a compiled program are programs, which take longer than what they do."""
+    of_init, of_fit = map(int, python(FIRST_FIT).split())
+    assert 1 <= of_fit <= 6
+    assert 1 <= of_init <= 10
 
 
 def test_epochs_without_end_cost_no_memory():

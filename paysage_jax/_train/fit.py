@@ -30,11 +30,6 @@ from .processes import agree, raise_on_all_processes
 from .source import Loader, Memory, check_leaves, open_source
 from .step import FitResult
 
-try:
-    from jax.extend.core import get_opaque_trace_state
-except ImportError:  # jax 0.9
-    from jax.core import get_opaque_trace_state  # type: ignore
-
 
 def fit(
     params: Params,
@@ -157,6 +152,10 @@ def fit(
 
 def is_traced() -> bool:
     """Whether JAX is tracing the caller (`jit`, `vmap`, `scan`, `grad`), even if no argument is a tracer."""
+    try:  # imported here because it imports Pallas, which takes a third of the import time of this package
+        from jax.extend.core import get_opaque_trace_state
+    except ImportError:  # jax 0.9
+        from jax.core import get_opaque_trace_state  # type: ignore
     with eval_context():
         untraced = get_opaque_trace_state()
     return get_opaque_trace_state() != untraced
