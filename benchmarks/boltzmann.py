@@ -14,7 +14,7 @@ import paysage_jax as pj
 from paysage_jax import rbm
 
 from .measure import PAUSE, Result, compare
-from .peers import NumpyAdam, on_cpu, optax, sigmoid, sklearn_networks
+from .peers import NumpyAdam, Products, on_cpu, optax, sigmoid, sklearn_networks
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import digits
@@ -47,7 +47,9 @@ def epochs_of_training(seconds: float) -> Iterator[Result]:
                 "scikit-learn": Runs(partial(_sklearn, *run)) if sklearn_networks and on_cpu() else None,
             }
             title = f"RBM, an epoch: {name}, {data.shape[1]} × {hidden}, batches of {batch_size}"
-            result = compare(title, mine, others, seconds, each=epochs, pause=PAUSE)
+            steps = epochs * -(-len(data) // batch_size)
+            floor = {"products": Products(data.shape[1], hidden, [batch_size] * 2, [batch_size], each=steps)}
+            result = compare(title, mine, others | floor, seconds, each=epochs, pause=PAUSE)
             check_learned_alike(data, {n: v.params for n, v in (mine | others).items() if v and n != "scikit-learn"})
             yield result
 

@@ -29,6 +29,7 @@ PEERS = {
     "constant": "C5",
     "bare": "C6",
     "rbms": "C3",
+    "products": "C7",
     "adabmDCA": "C7",
 }
 OTHER_PARTS = (
