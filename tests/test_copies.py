@@ -21,6 +21,7 @@ from paysage_jax import (
     sgd,
     train_step,
 )
+from paysage_jax._core.batches import copy_to_device
 from paysage_jax.packing import pack, pack_all_like, pack_like, pack_moments, unpack, unpack_all
 from tests.helpers.problems import OPTIMIZERS, each, gradients, rbm_tree, run
 from tests.helpers.runs import KEY
@@ -163,3 +164,16 @@ def test_members_of_a_chain_and_a_partition_are_replaced():
     assert replaced != by_tree
     with pytest.raises(ValueError, match="chain: sgd comes after track_convergence"):
         dataclasses.replace(chain(sgd(0.1)), members=(pj.track_convergence(1.0), sgd(0.1)))
+
+
+def test_copied_numbers_have_no_weak_types():
+    """A weak type in a carried state would cause a second compilation."""
+    copied = copy_to_device({"float": 2.0, "int": 3, "array": np.ones(2), "scalar": np.float32(1), "jax": jnp.ones(2)})
+    assert [x.weak_type for x in jax.tree.leaves(copied)] == [False] * 5
+    assert {name: x.dtype.name for name, x in copied.items()} == {
+        "float": "float32",
+        "int": "int32",
+        "array": "float32",
+        "scalar": "float32",
+        "jax": "float32",
+    }

@@ -456,3 +456,30 @@ def test_the_gaussian_start_in_half_precision(dtype):
     exact = np.asarray(data, np.float64)
     expected = stats.norm.logpdf(exact, exact.mean(0), exact.std(0)).sum(axis=1).mean()
     assert abs(log_likelihood(params, data) - expected) < 0.05
+
+
+# --- training ----------------------------------------------------------------------------------------
+
+WRONG = {
+    "bytes": (rbm.Binary(), np.array([[0, 255], [1, 0]], np.uint8), r"numbers in \[0, 1\], got 255 in row 0, column 1"),
+    "spins": (rbm.Spin(), np.array([[1.0, -1], [0, 1]]), "spins, -1 or 1, got 0.0 in row 1, column 0"),
+    "states": (rbm.Categorical(3), np.array([[0, 2], [3, 1]]), "integers from 0 to 2, got 3 in row 1, column 0"),
+    "signs": (rbm.ReLU(), np.array([[0.5, 1], [2, -1]]), "nonnegative numbers, got -1.0 in row 1, column 1"),
+    "missing": (rbm.Gaussian(), np.array([[0.5, 1], [np.nan, -1]]), "finite numbers, got nan in row 1, column 0"),
+    "images": (rbm.Binary(), np.zeros((2, 1, 2)), r"one array \(rows, visible\), got shapes .*flatten each row"),
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("unit", "data", "message"), WRONG.values(), ids=WRONG)
+def test_fit_rejects_what_the_units_do_not_take(unit, data, message, weighted):
+    """Also from a loader, where the batch is named."""
+    machine = rbm.RBM(visible=unit)
+    layer = {name: jnp.zeros(p.shape) for name, p in unit.zeros(2).items()}
+    params = {"layers": [layer, {"loc": jnp.zeros(3)}], "weights": [{"matrix": jnp.zeros((*layer["loc"].shape, 3))}]}
+    fit = partial(pj.fit, params, pj.sgd(0.1), pj.contrastive_divergence(machine), epochs=1, key=KEY)
+    data, leaf = (pj.Weighted(data, np.ones(2)), r"\.v") if weighted else (data, "")
+    with pytest.raises(ValueError, match=f"^fit: data{leaf}: expected {message}"):
+        fit(data, batch_size=2)
+    with pytest.raises(ValueError, match=f"^fit: batch 0 of epoch 0{leaf}: expected {message}"):
+        fit([data])

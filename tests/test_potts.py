@@ -271,7 +271,7 @@ def test_contact_scores_are_corrected_norms_of_zero_sum_couplings():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: MODEL.init(EVERY + 1), "init: data: expected integers from 0 to 2, got 3 in row 2, column 2: count"),
+        (lambda: MODEL.init(EVERY + 1), "init: data: expected integers from 0 to 2, got 3 in row 2, column 2; count"),
         (lambda: MODEL.energy(NARROW, EVERY[:, :2]), r"energy: expected states \(rows, 3\) as in params, got shape"),
         (
             lambda: rbm.PottsModel(4).energy(NARROW, EVERY),

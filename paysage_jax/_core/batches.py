@@ -42,12 +42,19 @@ class Entry(NamedTuple):
     """The conversions and checks of data that an estimator asks for.
 
     dtype: the floating dtype for integers and bools; None leaves them unchanged. missing: whether NaN marks a missing
-    value, which the estimator fills in. finite: whether other nonfinite numbers are rejected.
+    value, which the estimator fills in. check: check(name, rows) raises an error for values that are not states of the
+    model; None accepts all values.
     """
 
     dtype: DTypeLike | None = None
     missing: bool = False
-    finite: bool = False
+    check: Callable[[str, Batch], None] | None = None
+
+    def check_rows(self, name: str, batch: Batch) -> None:
+        """Check the rows of a batch, weighted or not, whose values are known."""
+        if self.check is not None:
+            name, v = (f"{name}.v", batch.v) if isinstance(batch, Weighted) else (name, batch)
+            self.check(name, v)
 
 
 def batch_size_of(name: str, batch: Batch) -> int:
@@ -124,7 +131,8 @@ def _check_range(where: str, x: np.ndarray) -> None:
 
 def copy_to_device(tree: Tree) -> Tree:
     """A copy, because JAX may alias a NumPy buffer that its owner still writes to. It compiles nothing."""
-    return jax.device_put(tree, may_alias=False)
+    typed = jax.tree.map(lambda x: x if hasattr(x, "dtype") else np.asarray(x), tree)  # no weak types
+    return jax.device_put(typed, may_alias=False)
 
 
 def as_floats(tree: Tree, dtype: DTypeLike | None) -> Tree:

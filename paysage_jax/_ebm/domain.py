@@ -107,17 +107,18 @@ def measured(name: str, data: Batch, check: Callable[[str, Tree], None] = check_
     return Weighted(as_arrays(name, v), weights)
 
 
-def matrix(name: str, data: Batch, check: Callable[[str, Tree], None]) -> Weighted:
-    """`measured`, for one array (rows, visible)."""
+def check_matrix(name: str, v: Batch) -> None:
+    """Raise ValueError unless v is one array (rows, visible)."""
+    shapes = [x.shape for x in jax.tree.leaves(v)]
+    if not all_leaves([v]) or v.ndim != 2:
+        hint = "; flatten each row: data.reshape(len(data), -1)" if len(shapes) == 1 and len(shapes[0]) > 2 else ""
+        raise ValueError(f"{name}: expected one array (rows, visible), got shapes {shapes}{hint}")
 
-    def check_matrix(name: str, v: Batch) -> None:
-        shapes = [x.shape for x in jax.tree.leaves(v)]
-        if not all_leaves([v]) or v.ndim != 2:
-            hint = "; flatten each row: data.reshape(len(data), -1)" if len(shapes) == 1 and len(shapes[0]) > 2 else ""
-            raise ValueError(f"{name}: expected one array (rows, visible), got shapes {shapes}{hint}")
-        check(name, v)
 
-    return measured(name, data, check_matrix)
+def check_real_matrix(name: str, v: Batch) -> None:
+    """Raise TypeError or ValueError unless v is one array (rows, visible) of finite real numbers."""
+    check_matrix(name, v)
+    check_real(name, v)
 
 
 def mean_over_rows(x: jax.Array, weights: Leaf) -> jax.Array:

@@ -77,7 +77,15 @@ def entry_of(estimator: object, params: Params) -> Entry:
     if not isinstance(estimator, contrastive_divergence | persistent_contrastive_divergence):
         return Entry()
     dtype = None if estimator.model.integer_states else floating_dtype(params)
-    return Entry(dtype, missing=estimator.model.sample_hidden is not None, finite=True)
+    missing = estimator.model.sample_hidden is not None
+    # A model whose units have a domain checks it.
+    check_states = getattr(estimator.model, "check_states", partial(check_finite, missing=missing))
+
+    def check(name: str, v: Batch) -> None:
+        with hints_for(estimator.model, v):
+            check_states(name, v)
+
+    return Entry(dtype, missing, check)
 
 
 def states_of(

@@ -91,8 +91,7 @@ class Memory:
             raise ValueError(f"batch_size must be a multiple of the {placement.shards} shards, got {batch_size}")
         if isinstance(data, Weighted) and data.weights is not None:
             data = data._replace(weights=relative("data.weights", data.weights, self.rows))
-        if entry.finite:
-            check_finite("data", data, entry.missing)
+        entry.check_rows("data", data)
         self.data = as_arrays("data", states_as_floats(data, entry.dtype), placement.copy)
         self.batch_size = int(batch_size)
 
@@ -211,15 +210,15 @@ class Loader:
         if (size := batch_size_of("batch", batch)) == 0:
             raise ValueError(f"{where}: expected rows, got 0")
         later, missing = [], self._entry.missing
-        numbers = [x for x in jax.tree.leaves(batch) if has_values(x)] if self._entry.finite else []
+        numbers = [x for x in jax.tree.leaves(batch) if has_values(x)] if self._entry.check else []
         if any(map(is_remote, numbers)):
             later = [(where, batch, is_finite(numbers, missing=missing))]
-        elif numbers:
-            check_finite(where, batch, missing)
+        else:
+            self._entry.check_rows(where, batch)
         if isinstance(batch, Weighted) and batch.weights is not None and not is_remote(batch.weights):
             check_weights(f"{where}.weights", batch.weights, size)
         batch = states_as_floats(batch, self._entry.dtype)
-        if self._entry.finite and self._entry.dtype is None:  # integers stay integers
+        if self._entry.check and self._entry.dtype is None:  # integers stay integers
             return as_arrays("fit: batch", batch, self._copy), later
         return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else self._copy(x), batch), later
 

@@ -62,6 +62,10 @@ class RBM(Pytree):
         """Whether integer data stay integers; otherwise integers and bools are converted to floats."""
         return self.visible.integer_states
 
+    def check_states(self, name: str, v: Batch) -> None:
+        """Raise TypeError or ValueError, which names row and column, for rows that the visible units do not take."""
+        self.visible.check(name, v)
+
     def init(self, data: Batch, num_hidden: int, key: Array) -> Params:
         """Return initial parameters: visible units that match the data, and small random weights.
 

@@ -61,6 +61,10 @@ class PottsModel(Pytree):
         """The kind of its units."""
         return Categorical(self.states)
 
+    def check_states(self, name: str, v: Batch) -> None:
+        """Raise TypeError or ValueError, which names row and column, for rows that the model does not take."""
+        self.visible.check(name, v)
+
     def init(self, data: Batch) -> Params:
         """Independent sites, distributed as the data, without couplings.
 

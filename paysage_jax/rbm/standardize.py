@@ -10,7 +10,7 @@ from jax import Array
 
 from .._core.batches import as_arrays, as_floats
 from .._core.types import Batch
-from .._ebm.domain import check_real, matrix, mean_and_deviation
+from .._ebm.domain import check_real_matrix, mean_and_deviation, measured
 
 
 class Standardization(NamedTuple):
@@ -54,4 +54,4 @@ def standardize(data: Batch) -> Standardization:
     Raises:
         TypeError, ValueError: if the data are not such an array; for NaN and infinity it names row and column.
     """
-    return Standardization(*mean_and_deviation("standardize", matrix("standardize: data", data, check_real)))
+    return Standardization(*mean_and_deviation("standardize", measured("standardize: data", data, check_real_matrix)))

@@ -26,10 +26,11 @@ from .._core.trees import moment_dtype
 from .._core.types import Batch, Leaf, Tree
 from .._ebm.domain import (
     check_each,
+    check_matrix,
     check_real,
+    check_real_matrix,
     check_unit_interval,
     fill_in,
-    matrix,
     mean_and_deviation,
     mean_over_rows,
     measured,
@@ -112,9 +113,13 @@ class Unit(Pytree, ABC):
         """Parameters of n units that are all 0, the initial parameters of hidden units."""
         return {name: jnp.zeros(n) for name in self.names}
 
+    def check(self, name: str, v: Batch) -> None:
+        """Raise TypeError or ValueError, which names row and column, unless v are states (rows, n) of these units."""
+        check_real_matrix(name, v)
+
     def rows(self, name: str, data: Batch) -> Weighted:
-        """Convert data (rows, n) to arrays. Raises an error that names row and column for values not allowed."""
-        return matrix(name, data, check_real)
+        """Convert data to arrays, and check them."""
+        return measured(name, data, self.check)
 
     def start(self, name: str, data: Weighted) -> Layer:
         """Parameters for which independent units match the distribution of each column as closely as possible."""
@@ -162,8 +167,9 @@ class Binary(Unit):
     def draw(self, params: Layer, field: Array, noise: Array) -> Array:
         return (noise < self.mean(params, field)).astype(field.dtype)
 
-    def rows(self, name: str, data: Batch) -> Weighted:
-        return matrix(name, data, check_unit_interval)
+    def check(self, name: str, v: Batch) -> None:
+        check_matrix(name, v)
+        check_unit_interval(name, v)
 
     def start(self, name: str, data: Weighted) -> Layer:
         return {"loc": logit(jnp.clip(_means(data), _SMALLEST, 1 - _SMALLEST))}
@@ -200,8 +206,9 @@ class Spin(Unit):
     def draw(self, params: Layer, field: Array, noise: Array) -> Array:
         return jnp.where(noise < sigmoid(2 * (params["loc"] + field)), 1, -1).astype(field.dtype)
 
-    def rows(self, name: str, data: Batch) -> Weighted:
-        return matrix(name, data, _check_spins)
+    def check(self, name: str, v: Batch) -> None:
+        check_matrix(name, v)
+        _check_spins(name, v)
 
     def start(self, name: str, data: Weighted) -> Layer:
         return {"loc": logit(jnp.clip((1 + _means(data)) / 2, _SMALLEST, 1 - _SMALLEST)) / 2}
@@ -255,10 +262,7 @@ class Categorical(Unit):
     def zeros(self, n: int) -> Layer:
         return {"loc": jnp.zeros((n, self.states))}
 
-    def rows(self, name: str, data: Batch) -> Weighted:
-        return measured(name, data, self._check)
-
-    def _check(self, name: str, v: Batch) -> None:
+    def check(self, name: str, v: Batch) -> None:
         shapes = [x.shape for x in jax.tree.leaves(v)]
         if len(shapes) == 1 and len(shapes[0]) == 2:
             expected = f"integers from 0 to {self.states - 1}"
@@ -337,8 +341,9 @@ class ReLU(Unit):
         s = jnp.exp(params["log_var"] / 2)
         return s * quantile(s * (params["loc"] + field), noise)
 
-    def rows(self, name: str, data: Batch) -> Weighted:
-        return matrix(name, data, _check_nonnegative)
+    def check(self, name: str, v: Batch) -> None:
+        check_matrix(name, v)
+        _check_nonnegative(name, v)
 
     def start(self, name: str, data: Weighted) -> Layer:
         """The maximum-likelihood truncated normal distributions, which match the means and variances of the data."""
