@@ -73,9 +73,9 @@ def draw(path: Path, title: str, results: Mapping[str, list[Result]]) -> None:
     """Time beside the floor, and memory beside what is held, for each of SIZES."""
     import matplotlib.pyplot as plt
 
-    usual = ", ".join(f"{size} {name}" for name, size in USUAL.items())
+    usual = ", ".join(f"{size} {name if size > 1 else name[:-1]}" for name, size in USUAL.items())
     figure, panels = plt.subplots(2, 4, figsize=(15, 7), layout="constrained", sharex="col", sharey="row")
-    figure.suptitle(f"{title}\na step of PCD with SGD, {VISIBLE} visible units; the rest: {usual}")
+    figure.suptitle(f"{title}\na step of PCD with SGD, {VISIBLE} visible units; not varied: {usual}")
     found = iter(results["scaling"])
     for (above, below), (name, sizes) in zip(panels.T, SIZES.items(), strict=True):
         of_sizes = [next(found) for _ in sizes]
@@ -93,8 +93,8 @@ def draw(path: Path, title: str, results: Mapping[str, list[Result]]) -> None:
             below.annotate(f"{over:.2g}", (size, y), (0, 6), textcoords="offset points")
         above.set(xscale="log", yscale="log")
         below.set(xscale="log", yscale="log", xlabel=name)
-    panels[0, 0].set_ylabel("milliseconds (number: over products)")
-    panels[1, 0].set_ylabel("megabytes (number: over what is held)")
+    panels[0, 0].set_ylabel("milliseconds (numbers: step / products)")
+    panels[1, 0].set_ylabel("megabytes (numbers: blue / grey)")
     for row in panels:
         row[0].legend(frameon=False)
     figure.savefig(path, dpi=100)

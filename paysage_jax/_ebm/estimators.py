@@ -265,7 +265,7 @@ class persistent_contrastive_divergence(Estimator):
 
 @partial(jax.jit, static_argnames=("number", "size"))
 def _repeated(v: Batch, number: int, size: int) -> Batch:
-    """So many of the `size` states, from the first on, and again from the first on."""
+    """The first `number` states, repeated cyclically."""
     return jax.tree.map(lambda x: x[jnp.arange(number) % size], v)
 
 

@@ -71,7 +71,7 @@ class Host:
         self.result, self.epochs, self._callback, self._bar, self._disk = result, epochs, callback, bar, disk
         self._history = History(result.history)
         self._began, self._measurements = self.done, 0
-        self._interrupted = jnp.asarray(np.int32(Outcome.INTERRUPTED))  # made now: then it would wait for the epoch
+        self._interrupted = jnp.asarray(np.int32(Outcome.INTERRUPTED))  # later it would wait for the epoch
 
     @property
     def done(self) -> int:

@@ -143,7 +143,7 @@ class Placement:
         return self.sharding is not None and all(mesh_of(x) == self.sharding.mesh for x in jax.tree.leaves(tree))
 
     def first_rows(self, data: Batch, size: int) -> Batch:
-        """The first rows, whole on each device."""
+        """The first rows, replicated on all devices."""
         return _first_rows(data, size, self.replicated)
 
     @property

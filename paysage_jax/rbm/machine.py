@@ -374,7 +374,7 @@ class RBM(Pytree):
 
 @jax.jit
 def _with_weights(machine: RBM, visible: Layer, noise: Array) -> Params:
-    """The parameters with which `RBM.init` starts, of the visible units and the noise in the weights."""
+    """The initial parameters, given those of the visible units and standard normal noise for the weights."""
     hidden = machine.hidden.zeros(noise.shape[visible["loc"].ndim])
     hidden = jax.tree.map(lambda p: p.astype(noise.dtype), hidden)
     mean, deviation = _start_statistics(machine.visible, visible)

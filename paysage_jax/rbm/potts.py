@@ -1,4 +1,4 @@
-"""The Potts model: a Boltzmann machine of categories whose units are coupled to each other, without hidden ones."""
+"""The Potts model: a Boltzmann machine of categorical units with pairwise couplings and no hidden units."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from .units import Categorical
 
 
 def _most_numbers() -> int:
-    """Of one-hot states at a time: what the caches of a CPU hold; elsewhere what does not need much memory."""
+    """The size of a block of one-hot states: small enough for the caches of a CPU, or for the memory of a GPU."""
     return 2**20 if jax.default_backend() == "cpu" else 2**25
 
 
 class PottsModel(Pytree):
-    """A Potts model of sites in one of q states, all coupled to each other; it has no hidden units.
+    """A Potts model: n sites, each in one of q states, with a coupling for every pair of sites and no hidden units.
 
         p(v) = exp(-E(v)) / Z,   E(v) = -Σᵢ hᵢ(vᵢ) - Σ_{i<j} Jᵢⱼ(vᵢ, vⱼ)
 
     The parameters are {"fields": h, "couplings": J} of shapes (n, q) and (n (n - 1) / 2, q, q). J has one matrix for
-    each pair i < j, in the order of `i, j = np.triu_indices(n, 1)`: every coupling is a single parameter, and a penalty
-    counts it once. Of a symmetric array C (n, q, n, q) they are `C[i, :, j]`.
+    each pair i < j, in the order of `i, j = np.triu_indices(n, 1)`, so that every coupling is a single parameter and a
+    penalty counts it once. To convert a symmetric array C of shape (n, q, n, q), use `C[i, :, j]`.
 
-    States are integers from 0 to q - 1, (rows, n), or one-hot, (rows, n, q), and chains have the form of the data.
-    It takes the place of `RBM` in estimators, metrics, annealing and tracking. Where parameters are bfloat16 or
-    float16, energies and probabilities are computed in float32.
+    States are integers from 0 to q - 1 of shape (rows, n), or one-hot of shape (rows, n, q). Chains have the form of
+    the data. The model works wherever `RBM` does: in estimators, metrics, annealing and tracking. If parameters are
+    bfloat16 or float16, energies and probabilities are computed in float32.
 
     Args:
-        states: q, a positive integer.
+        states: the number q of states, a positive integer.
 
     >>> import paysage_jax as pj
     >>> v, key = jnp.array([[0, 1, 2], [2, 1, 0]]), jax.random.key(0)
@@ -58,7 +58,7 @@ class PottsModel(Pytree):
 
     @property
     def visible(self) -> Categorical:
-        """The kind of its units."""
+        """The kind of unit at every site."""
         return Categorical(self.states)
 
     def check_states(self, name: str, v: Batch) -> None:
@@ -66,13 +66,13 @@ class PottsModel(Pytree):
         self.visible.check(name, v)
 
     def init(self, data: Batch) -> Params:
-        """Independent sites, distributed as the data, without couplings.
+        """Create parameters of independent sites that match the distribution of the data at each site.
 
         Args:
-            data: (rows, n) or (rows, n, q), or `Weighted`.
+            data: states of shape (rows, n) or (rows, n, q), or `Weighted`.
 
         Raises:
-            TypeError, ValueError: for other states, naming row and column.
+            TypeError, ValueError: for values that are not states; it names row and column.
         """
         fields = self.visible.start("init", self.visible.rows("init: data", data))["loc"]
         sites = len(fields)
@@ -92,13 +92,13 @@ class PottsModel(Pytree):
         return _in_blocks(of_rows, params["fields"].size, v)
 
     def pseudo_likelihood_loss(self, params: Params, batch: Batch) -> Array:
-        """Minus the pseudo-log-likelihood (Besag, 1975), exactly; a loss for `loss_gradient`.
+        """The negative pseudo-log-likelihood (Besag, 1975), a loss for `loss_gradient`.
 
-            -1/rows Σ w Σᵢ log p(vᵢ | the other sites)
+            -1/rows Σ w Σᵢ log p(vᵢ | all other sites)
 
         Args:
-            params: of the model.
-            batch: rows, or `Weighted` rows with weights w of mean 1, as `fit` makes them.
+            params: the parameters of the model.
+            batch: rows, or `Weighted` rows with weights w of mean 1, as `fit` passes them.
         """
         v, weights = weighted(batch)
         params, v = self._checked("pseudo_likelihood_loss", params, v)
@@ -115,7 +115,7 @@ class PottsModel(Pytree):
         return jax.vmap(lambda v: self.visible.statistic({"loc": params["fields"]}, v))(v)
 
     def _checked(self, name: str, params: Params, v: States) -> tuple[Params, Array]:
-        """Parameters at least in float32, and states as an array. Raises ValueError for other shapes."""
+        """Parameters in at least float32, and states as an array. Raises ValueError for other shapes."""
         fields, couplings = (jnp.shape(params[leaf]) for leaf in ("fields", "couplings"))
         pairs = fields[0] * (fields[0] - 1) // 2
         if fields[1:] != (self.states,) or couplings != (pairs, self.states, self.states):
@@ -132,26 +132,28 @@ class PottsModel(Pytree):
     # --- sampling ------------------------------------------------------------------------------------
 
     def transition(self, params: Params, v: States, key: Array) -> Array:
-        """One sweep of Gibbs sampling: each site is drawn given the others, in a random order, the same for all rows.
+        """One sweep of Gibbs sampling: every site is sampled given all other sites, in a random order.
 
-        A Markov kernel that leaves p(v) as it is, and reversible, since an order and its reverse are equally likely.
+        All rows use the same order. The kernel leaves p(v) invariant, and it is reversible, because an order and its
+        reverse are equally likely.
         """
         return self._sweep("transition", params, v, None, key)
 
     def impute(self, params: Params, v: States, missing: States, key: Array, steps: int = 100) -> Array:
-        """A draw of the missing sites of every row given the others, by Gibbs sampling with these clamped.
+        """Sample the missing sites of every row given its known sites, by Gibbs sampling with the known sites clamped.
 
-        It starts from independent sites. The mean of many draws is that of the missing sites given the others.
+        The chain starts from independent sites. The mean of many samples estimates the conditional mean.
 
         Args:
-            params: of the model.
-            v: (rows, n) or (rows, n, q); what stands in the place of missing sites is ignored.
-            missing: (rows, n), bools: True where a site is missing.
+            params: the parameters of the model.
+            v: states of shape (rows, n) or (rows, n, q); values at missing sites are ignored.
+            missing: bools of shape (rows, n), True where a site is missing.
             key: a PRNG key.
-            steps: sweeps, a positive integer.
+            steps: the number of sweeps, a positive integer.
 
         Raises:
-            TypeError, ValueError: for other states, naming row and column, and a mask that does not fit.
+            TypeError, ValueError: for values that are not states, naming row and column, and for a mask of another
+                shape.
         """
         check_count("impute: steps", steps)
         self._checked("impute", params, v)
@@ -162,7 +164,7 @@ class PottsModel(Pytree):
         return _clamped_sweeps(self, params, start, mask.reshape(mask.shape[:2]), key, steps)
 
     def _sweep(self, name: str, params: Params, v: States, free: Array | None, key: Array) -> Array:
-        """Each site is drawn given the others; `free`, (rows, n), says in which rows, None in all."""
+        """Sample each site given all other sites, in the rows where `free` (rows, n) is True; None means all rows."""
         given, (params, v) = v, self._checked(name, params, v)
         fields, matrix = params["fields"], _matrix(params)
         order_key, key = jax.random.split(key)
@@ -172,7 +174,7 @@ class PottsModel(Pytree):
         def of_rows(v: Array, noise: Array, *free: Array) -> Array:
             def draw(x: Array, site: tuple[Array, ...]) -> tuple[Array, None]:
                 i, noise, *is_free = site
-                # Transposed at the end: a product is not, or it would be a slow one.
+                # The result is transposed, not a factor, which would make the product slow.
                 inputs = (fields[i][:, None] + jnp.tensordot(matrix[i], x, 2)).T
                 new = self.visible.draw({"loc": inputs}, jnp.zeros_like(inputs), noise)
                 new = (new[None] == jnp.arange(self.states, dtype=new.dtype)[:, None]).astype(x.dtype)
@@ -180,7 +182,7 @@ class PottsModel(Pytree):
                     new = jnp.where(mask[None], new, x[i])
                 return jax.lax.dynamic_update_index_in_dim(x, new, i, 0), None
 
-            # Rows are the last axis, along which products and draws are fast.
+            # Rows are the last axis, which makes products and draws fast.
             x = jnp.moveaxis(self._one_hot(params, v), 0, 2)
             x, _ = jax.lax.scan(draw, x, (order, noise.T, *(mask.T[order] for mask in free)))
             return jnp.argmax(x, axis=1).T
@@ -189,13 +191,13 @@ class PottsModel(Pytree):
         return self._as_given(given, _in_blocks(of_rows, fields.size, v, noise, *masks))
 
     def _as_given(self, given: States, v: Array) -> Array:
-        """States in the form and dtype of those given: one-hot or not."""
+        """Convert states to the form (one-hot or not) and dtype of the given states."""
         if v.ndim < np.ndim(given):
             v = v[..., None] == jnp.arange(self.states, dtype=v.dtype)[None, None]
         return v.astype(jnp.result_type(given))
 
     def _independent(self, fields: Array, rows: int, key: Array) -> Array:
-        """States drawn without couplings."""
+        """Sample states without couplings."""
         fields = widen(fields)
         noise = self.visible.noise(key, (rows, len(fields)), fields.dtype)
         return jax.vmap(lambda noise: self.visible.draw({"loc": fields}, jnp.zeros_like(fields), noise))(noise)
@@ -203,12 +205,12 @@ class PottsModel(Pytree):
     # --- the gauge -----------------------------------------------------------------------------------
 
     def zero_sum(self, params: Params) -> Params:
-        """The same distribution with parameters in the zero-sum gauge: over the states of a site they sum to 0.
+        """Project onto the zero-sum gauge: the parameters of each site sum to 0 over its states, and p is unchanged.
 
             Jᵢⱼ(a, b) -= Jᵢⱼ(a, ·) + Jᵢⱼ(·, b) - Jᵢⱼ(·, ·),   hᵢ(a) += Σⱼ Jᵢⱼ(a, ·),   hᵢ(a) -= hᵢ(·)
 
-        A dot stands for the mean over states. Of all parameters with the same p these have the smallest Σ J², so that
-        a penalty Σ J² and the gauge agree. Energies change by a constant. (Ekeberg et al., 2013.)
+        A dot denotes the mean over states. Among all parameters with the same p, these have the smallest Σ J², so a
+        penalty Σ J² is compatible with the gauge. Energies change by a constant (Ekeberg et al., 2013).
 
         >>> import paysage_jax as pj
         >>> decay = pj.add_decayed_weights(0.01, where=lambda path: path == "couplings")
@@ -228,23 +230,23 @@ class PottsModel(Pytree):
         """The mean of log p(v) over the rows of v, in nats.
 
         Args:
-            params: of the model.
-            v: (rows, n) or (rows, n, q), or `Weighted`; then the mean is weighted.
-            log_z: log Z of the model; None: the exact one, of `log_partition`.
+            params: the parameters of the model.
+            v: states of shape (rows, n) or (rows, n, q), or `Weighted` for a weighted mean.
+            log_z: log Z of the model. None computes it exactly, by `log_partition`.
 
         Raises:
-            TypeError, ValueError: for other states, naming row and column, and for a model that is too large for
-                `log_partition`.
+            TypeError, ValueError: for values that are not states, naming row and column, and for a model that is too
+                large for `log_partition`.
         """
         data = self.visible.rows("log_likelihood: v", v)
         log_z = self.log_partition(params) if log_z is None else log_z
         return -mean_over_rows(self.energy(params, data.v), data.weights) - jnp.asarray(log_z)
 
     def log_partition(self, params: Params) -> Array:
-        """log Z exactly, as a sum over all states, at most 2**20.
+        """Compute log Z exactly, as a sum over all states of the model.
 
         Raises:
-            ValueError: for more.
+            ValueError: for more than 2**20 states.
         """
         if self.states ** len(params["fields"]) > MOST_STATES:
             raise ValueError(
@@ -254,19 +256,19 @@ class PottsModel(Pytree):
         return _log_sum(self, params)
 
     def annealing(self, params: Params, data: Batch | None, num_chains: int, key: Array) -> Annealing:
-        """The path from independent sites, distributed as the data, to the model itself.
+        """Construct an annealing path from independent sites, distributed as the data, to this model.
 
-            h: (1 - β) those of the data + β its own,   J: β its own
+            h(β) = (1 - β) h(data) + β h,   J(β) = β J
 
         Args:
-            params: of the model at the end of the path.
-            data: rows or `Weighted`, as `init` takes them; None: all states equally likely instead, a path that needs
-                more steps, but finds modes far from the data.
-            num_chains: the number of states to draw.
+            params: the parameters at the end of the path.
+            data: rows or `Weighted`, as for `init`. With None, all states start equally likely. That path needs more
+                steps, but finds modes far from the data.
+            num_chains: the number of initial states.
             key: a PRNG key.
 
         Raises:
-            TypeError, ValueError: for data that `init` refuses, or of another width.
+            TypeError, ValueError: for data that `init` rejects, or that have another number of sites.
         """
         fields = jnp.asarray(params["fields"])
         if data is None:
@@ -281,7 +283,7 @@ class PottsModel(Pytree):
 
 
 def _matrix(params: Params) -> Array:
-    """All couplings, (n, q, n, q): symmetric, and 0 between the states of one site."""
+    """All couplings as a symmetric array (n, q, n, q), with zeros between the states of one site."""
     n, couplings = len(params["fields"]), jnp.asarray(params["couplings"])
     first, second = np.triu_indices(n, 1)
     pair = np.zeros((n, n), np.int32)
@@ -293,14 +295,14 @@ def _matrix(params: Params) -> Array:
 
 
 def _inputs(params: Params, matrix: Array, x: Array) -> Array:
-    """What each state of a site would add to -E given the other sites: hᵢ(a) + Σⱼ Jᵢⱼ(a, vⱼ), of one-hot rows."""
+    """hᵢ(a) + Σⱼ Jᵢⱼ(a, vⱼ), the contribution to -E of state a at site i given all other sites, for one-hot rows x."""
     return params["fields"][None] + jnp.tensordot(x, matrix, 2)
 
 
 def _in_blocks(function: Callable[..., Array], numbers: int, *rows: Array) -> Array:
-    """function(*rows), computed in blocks where all rows together, of so many numbers each, would need much memory."""
+    """function(*rows), in blocks of rows if all rows, each of `numbers` numbers, would need much memory."""
     size, every = max(1, _most_numbers() // numbers), len(rows[0])
-    if every <= size or not jax.typeof(rows[0]).sharding.mesh.empty:  # rows over devices stay where they are
+    if every <= size or not jax.typeof(rows[0]).sharding.mesh.empty:  # sharded rows stay on their devices
         return function(*rows)
     whole = every - every % size
     blocks = [x[:whole].reshape(-1, size, *x.shape[1:]) for x in rows]

@@ -1,4 +1,4 @@
-"""What families of sequences need beside a model: weights of related sequences, and contacts from couplings."""
+"""Weights for related sequences, and contacts from the couplings of a Potts model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .potts import PottsModel
 
 
 def sequence_weights(v: States, identity: float = 0.8) -> Array:
-    """Weights of sequences that make up for relatives: 1 / the number of similar sequences, itself included.
+    """Compute weights that correct for related sequences: 1 / the number of sequences similar to each row.
 
-        wᵣ = 1 / |{s: vₛ and vᵣ are the same at a share of the sites of at least identity}|
+        wᵣ = 1 / |{s: vₛ and vᵣ agree at a fraction of at least `identity` of the sites}|
 
-    Their sum is the effective number of sequences (Morcos et al., 2011). Memory grows with the number of rows, not with
-    its square.
+    Every row counts itself. The sum of the weights is the effective number of sequences (Morcos et al., 2011). Memory
+    grows linearly with the number of rows.
 
     Args:
-        v: (rows, sites), or one-hot (rows, sites, q).
-        identity: a number in [0, 1].
+        v: sequences of shape (rows, sites), or one-hot (rows, sites, q).
+        identity: the fraction of equal sites from which two sequences count as similar, a number in [0, 1].
 
     >>> sequence_weights(jnp.array([[0, 1, 2, 3, 0], [0, 1, 2, 3, 4], [4, 3, 2, 1, 0]])).tolist()
     [0.5, 0.5, 1.0]
@@ -49,18 +49,18 @@ def _weights(v: Array, least: int) -> Array:
 
 
 def contact_scores(params: Params) -> Array:
-    """How strongly sites are coupled in a `PottsModel`: Frobenius norms with average-product correction.
+    """Score the coupling strength of every pair of sites by Frobenius norms with average-product correction.
 
         Sᵢⱼ = Fᵢⱼ - Fᵢ Fⱼ / F,   Fᵢⱼ = √ Σ Jᵢⱼ(a, b)² in the zero-sum gauge
 
-    Fᵢ is the mean of Fᵢⱼ over the other sites j, F that over all pairs. In proteins the largest are contacts. (Ekeberg
-    et al., 2013; the correction: Dunn, Wahl & Gloor, 2008.)
+    Fᵢ is the mean of Fᵢⱼ over all other sites j, and F is the mean over all pairs. In a protein, the pairs with the
+    largest scores are likely contacts (Ekeberg et al., 2013; the correction is from Dunn, Wahl & Gloor, 2008).
 
     Args:
-        params: of the model, in any gauge.
+        params: the parameters of a `PottsModel`, in any gauge.
 
     Returns:
-        (n, n), symmetric, with zeros on the diagonal.
+        A symmetric array (n, n) with zeros on the diagonal.
     """
     n, q = jnp.shape(params["fields"])
     norms = jnp.linalg.norm(PottsModel(q).zero_sum(params)["couplings"], axis=(1, 2))

@@ -136,7 +136,7 @@ _SMALLEST = 2.0**-23  # the smallest initial probability
 
 @jax.custom_jvp
 def softplus(x: Array) -> Array:
-    """log(1 + exp(x)). Its derivative is the sigmoid, which that of `jax.nn.softplus` finds from the logarithm."""
+    """log(1 + exp(x)), with the sigmoid as its derivative, which is faster than the derivative of jax.nn.softplus."""
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
