@@ -98,7 +98,7 @@ def run():
         (BLUE, "report: history,", "callback, checkpoint"),
     ]
     endings = [
-        ("CONVERGED", "the steps became small"),
+        ("CONVERGED", "small updates"),
         ("NON_FINITE", "NaN: the last good epoch"),
         ("NOT_IMPROVING", "patience is over: result.best"),
         ("STOPPED", "the callback returned True"),
