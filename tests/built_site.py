@@ -5,6 +5,7 @@ The browser is Debian's package `chromium`; without it those tests are skipped, 
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -124,11 +125,13 @@ def opened(tmp_path_factory):
     server = ThreadingHTTPServer(("localhost", 0), partial(Handler, directory=SITE))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    (SITE / "narrow.html").write_text(NARROW % json.dumps(PAGES))
+    narrow = SITE / f"narrow-{os.getpid()}.html"  # each worker of pytest has its own
+    narrow.write_text(NARROW % json.dumps(PAGES))
 
     def open_(address):
         missing.clear()
         sent.clear()
+        address = narrow.name if address == "narrow.html" else address
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom"]
         profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
         command = [chromium, *options, profile, f"http://localhost:{server.server_port}/{address}"]
@@ -139,7 +142,7 @@ def opened(tmp_path_factory):
     yield open_
     server.shutdown()
     server.server_close()
-    (SITE / "narrow.html").unlink()
+    narrow.unlink()
 
 
 def test_the_start_page_opens(opened):

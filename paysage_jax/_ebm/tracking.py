@@ -231,7 +231,7 @@ class tracked_log_likelihood(Pytree):
         v: a pytree of finite arrays (rows, ...), or `Weighted` for a weighted mean.
         at_least: a function (params, key) -> lower bound on log Z; None for no bound. For example, an estimate by
             forward annealing along another path, minus 3: such an estimate exceeds log Z + t with probability at most
-                exp(-t).
+            exp(-t).
         discrete: whether exp(-E) / Z is a probability; False if it is a density, for example for Gaussian units.
 
     Raises:
