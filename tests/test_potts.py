@@ -281,9 +281,31 @@ def test_contact_scores_are_corrected_norms_of_zero_sum_couplings():
         (lambda: MODEL.impute(NARROW, EVERY, np.zeros(3, bool), KEY), r"missing: expected bools of shape \(27, 3\)"),
         (lambda: MODEL.annealing(NARROW, EVERY[:, :2], 5, KEY), r"annealing: data: expected states \(rows, 3\)"),
         (lambda: rbm.sequence_weights(EVERY[0]), r"sequence_weights: v: expected sequences \(rows, sites\), got shape"),
+        (lambda: rbm.sequence_weights(EVERY * np.nan), "sequence_weights: v: expected finite numbers, got nan"),
+        (lambda: contact_scores({"layers": [], "weights": []}), r"contact_scores: params: expected .* got \['layers'"),
         (lambda: rbm.sequence_weights(EVERY, 80), r"sequence_weights: identity must be in \[0, 1\], got 80"),
     ],
 )
 def test_wrong_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_training_on_wrong_states_by_pseudo_likelihood_does_not_end_well():
+    """A loss is traced, so it cannot name the row; `loss_gradient` accepts any data."""
+    estimator = pj.loss_gradient(MODEL.pseudo_likelihood_loss)
+    result = pj.fit(cast(PARAMS), pj.sgd(0.1), estimator, EVERY + 1, epochs=2, batch_size=len(EVERY), key=KEY)
+    assert pj.Outcome(result.outcome) is pj.Outcome.NON_FINITE
+
+
+def test_two_states_may_be_bools_and_a_mask_may_be_a_list():
+    model, v = rbm.PottsModel(2), np.array([[0, 1, 1], [1, 0, 1]])
+    params = model.init(v) | {"couplings": jnp.ones((3, 2, 2)).at[0, 1, 1].set(2)}
+    np.testing.assert_array_equal(model.energy(params, v > 0), model.energy(params, v))
+    completed = model.impute(params, v > 0, [[True, False, False]] * 2, KEY, steps=1)
+    assert completed.dtype == bool
+    np.testing.assert_array_equal(completed[:, 1:], v[:, 1:] > 0)
+
+
+def test_without_couplings_all_scores_are_zero():
+    np.testing.assert_array_equal(contact_scores(MODEL.init(EVERY)), np.zeros((3, 3)))

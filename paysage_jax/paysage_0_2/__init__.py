@@ -33,7 +33,8 @@ Defects of paysage that are fixed:
 * `get_config()` returned the live attributes, which changed with the schedule.
 * `PowerLawDecay` raised ZeroDivisionError at the value 0. Now it stays 0.
 * A weight of 0 raised AttributeError (`Momentum`, the mean of `ADAM`), scaled the model's gradient in place
-  (`RMSProp`), or scaled the optimizer's running mean (the mean square of `ADAM`). Now it means no averaging, or no normalization.
+  (`RMSProp`), or scaled the optimizer's running mean (the mean square of `ADAM`). Now it means no averaging, or no
+  normalization.
   `Gradient` of 0.1 also scaled the model's gradient in place.
 * `update` before `update_lr()` raised a ValueError of numexpr. Now it raises a RuntimeError with a clear message.
 * `check_convergence()` before the first update raised AttributeError. Now it is False.

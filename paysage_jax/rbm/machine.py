@@ -424,12 +424,11 @@ def widen(tree: Tree) -> Tree:
 
 
 def mask_for(name: str, mask: States, v: States) -> Array:
-    """Bools (rows, units), with an axis more where v is one-hot. Raises ValueError for what is no such mask."""
-    shape = jnp.shape(v)[:2]
-    if jnp.shape(mask) != shape or not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
-        got = f"shape {jnp.shape(mask)} and dtype {jnp.result_type(mask)}"
-        raise ValueError(f"{name}: expected bools of shape {shape}, got {got}")
-    return jnp.asarray(mask).reshape(*shape, *[1] * (jnp.ndim(v) - 2))
+    """The mask as bools (rows, units), with a third axis if v is one-hot. Raises ValueError for other masks."""
+    mask, shape = jnp.asarray(mask), jnp.shape(v)[:2]
+    if mask.shape != shape or mask.dtype != bool:
+        raise ValueError(f"{name}: expected bools of shape {shape}, got shape {mask.shape} and dtype {mask.dtype}")
+    return mask.reshape(*shape, *[1] * (jnp.ndim(v) - 2))
 
 
 def _in_float_dtype_of(given: States, x: Array) -> Array:

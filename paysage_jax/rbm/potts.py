@@ -98,10 +98,14 @@ class PottsModel(Pytree):
 
         Args:
             params: the parameters of the model.
-            batch: rows, or `Weighted` rows with weights w of mean 1, as `fit` passes them.
+            batch: rows, or `Weighted` rows with weights w of mean 1, as `fit` passes them. For values that are
+                not states the loss and its gradient are NaN, because a traced function cannot raise an error.
         """
         v, weights = weighted(batch)
         params, v = self._checked("pseudo_likelihood_loss", params, v)
+        are_states = jnp.all(jnp.sum(self._one_hot(params, v), axis=2) == 1)
+        # A factor of parameters, not of log p: the gradient would be 0 times NaN, which XLA may simplify to 0.
+        params = params | {"fields": params["fields"] * jnp.where(are_states, 1, jnp.nan)}
         matrix = _matrix(params)
 
         def of_rows(v: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .._core.batches import as_arrays
+from .._core.batches import as_arrays, check_finite
 from .._core.pytree import as_number
 from .._core.types import Params
 from .machine import States
@@ -33,6 +33,7 @@ def sequence_weights(v: States, identity: float = 0.8) -> Array:
     """
     as_number("sequence_weights: identity", identity, "[0, 1]")
     v = as_arrays("sequence_weights: v", v)
+    check_finite("sequence_weights: v", v)
     if v.ndim not in (2, 3) or len(v) == 0:
         raise ValueError(f"sequence_weights: v: expected sequences (rows, sites), got shape {v.shape}")
     return _weights(v if v.ndim == 2 else jnp.argmax(v, axis=2), math.ceil(round(identity * v.shape[1], 6)))
@@ -61,11 +62,17 @@ def contact_scores(params: Params) -> Array:
 
     Returns:
         A symmetric array (n, n) with zeros on the diagonal.
+
+    Raises:
+        ValueError: if `params` are not those of a `PottsModel`.
     """
+    if set(params) != {"fields", "couplings"}:
+        raise ValueError(f"contact_scores: params: expected fields and couplings of a PottsModel, got {sorted(params)}")
     n, q = jnp.shape(params["fields"])
     norms = jnp.linalg.norm(PottsModel(q).zero_sum(params)["couplings"], axis=(1, 2))
     first, second = np.triu_indices(n, 1)
     norms = jnp.zeros((n, n), norms.dtype).at[first, second].set(norms).at[second, first].set(norms)
     means = jnp.sum(norms, axis=1) / (n - 1)
-    scores = norms - means[:, None] * means[None] / jnp.mean(means)
+    mean = jnp.mean(means)
+    scores = norms - means[:, None] * means[None] / jnp.where(mean > 0, mean, 1)
     return jnp.where(np.eye(n, dtype=bool), 0, scores)

@@ -247,7 +247,7 @@ class Categorical(Unit):
 
     def statistic(self, params: Layer, x: Array) -> Array:
         if x.ndim == 1:
-            x = x[:, None] == jnp.arange(self.states, dtype=x.dtype)[None]
+            x = x[:, None] == jnp.arange(self.states).astype(x.dtype)[None]  # also for bools
         return x.astype(params["loc"].dtype)
 
     def log_normalizer(self, params: Layer, field: Array) -> Array:
