@@ -1,11 +1,12 @@
-"""The lower halves of held-out digits, drawn by a restricted Boltzmann machine (RBM) given the upper halves.
+"""Complete the lower halves of held-out digits given the upper halves, with a restricted Boltzmann machine (RBM).
 
     python examples/impute.py
 
-The RBM learns whole digits. `impute` draws missing pixels given the others by Gibbs sampling, here 200 times
-for every digit; the mean of these draws is the probability of every missing pixel. Prints its squared error and its
-log-likelihood beside those of two guesses without a model: the mean of each pixel over the training images, and the
-mean over the training images whose upper halves are nearest. Draws digits, single draws, and the means.
+The RBM is trained on whole digits. `impute` samples the missing pixels given the known pixels by Gibbs sampling, here
+200 times for every digit. The mean of these draws estimates the probability that a missing pixel is on. Prints the
+squared error and the log-likelihood of this estimate and of two guesses without a model: the mean of each pixel over
+all training images, and over the training images with the most similar upper halves. Draws digits, single draws, and
+the means.
 """
 
 from functools import partial
@@ -27,7 +28,7 @@ SHOWN = 12
 
 
 def train(images, hidden, epochs, key):
-    """The averaged parameters of centred SGD at a constant rate."""
+    """Train by centred SGD at a constant rate; return the averaged parameters."""
     init_key, key = jax.random.split(key)
     result = pj.fit(
         MACHINE.init(images, hidden, init_key),
@@ -43,27 +44,27 @@ def train(images, hidden, epochs, key):
 
 @partial(jax.jit, static_argnames="count")
 def draw(params, images, missing, key, count):
-    """Completions of every image, (count, images, pixels)."""
+    """Complete every image `count` times; return (count, images, pixels)."""
     known = jnp.where(missing, jnp.nan, images)
     return jax.vmap(lambda key: MACHINE.impute(params, known, missing, key))(jax.random.split(key, count))
 
 
 def mean_of_nearest(train, images, missing):
-    """The mean of the training images whose pixels differ least from those of an image that are not missing."""
+    """For every image, the mean of the training images that differ least from its known pixels."""
     different = (train[None] != images[:, None]) & ~missing[:, None]
     order = np.argsort(different.sum(axis=2), axis=1, kind="stable")
     return train[order[:, :NEIGHBOURS]].mean(axis=1)
 
 
 def errors(p, images, missing):
-    """The mean squared error and the mean log-likelihood of a missing pixel by probabilities p."""
+    """The mean squared error and the mean log-likelihood of the missing pixels, predicted with probabilities p."""
     p, v = p[missing], images[missing]
-    uncertain = np.clip(p, 1 / DRAWS, 1 - 1 / DRAWS)  # what no draw has shown is not impossible
+    uncertain = np.clip(p, 1 / DRAWS, 1 - 1 / DRAWS)  # a value that no draw has shown is still possible
     return np.mean((p - v) ** 2), np.mean(np.log(np.where(v == 1, uncertain, 1 - uncertain)))
 
 
 def main(argv=None):
-    """Train, impute, print, draw."""
+    """Train, impute, print the results, and draw the picture."""
     parser = shared.make_parser(__doc__, 60, "impute.png")
     parser.add_argument("--hidden", type=int, default=64, help="hidden units")
     options = shared.parse(parser, argv, hidden=(1, 1000))
@@ -79,7 +80,7 @@ def main(argv=None):
         f"mean of {NEIGHBOURS} nearest": mean_of_nearest(images.train, v, missing),
         f"mean of {DRAWS} draws": draws.mean(axis=0),
     }
-    print(f"lower halves of {len(v)} held-out digits: of one pixel")
+    print(f"lower halves of {len(v)} held-out digits, mean per pixel:")
     print(f"{'':20}squared error   log-likelihood in nats")
     for name, p in guesses.items():
         error, nats = errors(p, v, missing)

@@ -1,15 +1,15 @@
-"""The couplings of an Ising model, read from a restricted Boltzmann machine (RBM) of spins that learned from samples.
+"""Recover the couplings of an Ising model from a restricted Boltzmann machine (RBM) of spins, trained on samples.
 
     python examples/ising.py
 
 4 × 4 spins v = ±1 on a torus have the energy E(v) = -Σ J_ij v_i v_j, with random couplings J between neighbours. All
-2¹⁶ states can be listed: the samples are independent, and the divergence of every model from the truth is exact. The
-RBM knows of no pairs. Its free energy F has interactions of all orders, of which those of pairs are
+2¹⁶ states can be enumerated, so the samples are independent and the divergence of a model from the truth is exact. The
+RBM has no couplings between visible spins. Its free energy F has interactions of all orders; those of pairs are
 
     J_ij = -2⁻¹⁶ Σ_v F(v) v_i v_j   (Cossu, Del Debbio, Giani, Khamseh & Wilson, Physical Review B 100, 2019)
 
-Prints the divergences and the errors of the couplings, beside those of the mean-field inversion J = -C⁻¹ of the
-correlations, and draws both.
+Prints and draws the divergence and the errors of the couplings, for the RBM and for the mean-field inversion J = -C⁻¹
+of the correlations C.
 """
 
 import jax
@@ -27,13 +27,13 @@ MACHINE = pj.rbm.RBM(visible=pj.rbm.Spin(), hidden=pj.rbm.Spin())
 
 STATES = (2 * (np.arange(2**SPINS)[:, None] >> np.arange(SPINS) & 1) - 1).astype(np.float32)
 PAIRS = np.triu_indices(SPINS, 1)
-# The difference of two positions, the short way round the torus.
+# Absolute differences of positions; the way around the torus may be shorter.
 APART = np.abs(np.indices((SIDE, SIDE)).reshape(2, -1)[:, :, None] - np.indices((SIDE, SIDE)).reshape(2, 1, -1))
 NEIGHBOURS = (np.minimum(APART, SIDE - APART).sum(axis=0) == 1)[PAIRS]
 
 
 def matrix(couplings):
-    """Those of PAIRS as a symmetric matrix."""
+    """Arrange the couplings of PAIRS in a symmetric matrix."""
     upper = np.zeros((SPINS, SPINS))
     upper[PAIRS] = couplings
     return upper + upper.T
@@ -46,13 +46,13 @@ def log_probabilities(couplings):
 
 
 def effective_couplings(params):
-    """Of PAIRS, the interactions of two spins in the free energy of the machine."""
+    """The pair interactions in the free energy of the machine, in the order of PAIRS."""
     free_energies = np.asarray(MACHINE.energy(params, STATES), float)
     return -(STATES.T @ (free_energies[:, None] * STATES))[PAIRS] / len(STATES)
 
 
 def train(data, log_p, hidden, epochs, key):
-    """The result of `pj.fit`, with KL(p, machine) by epoch."""
+    """Train and return the result of `pj.fit`, whose history records KL(p, machine)."""
 
     def divergence(state, key):
         log_q = jax.nn.log_softmax(-MACHINE.energy(state.params, STATES))
@@ -73,7 +73,7 @@ def train(data, log_p, hidden, epochs, key):
 
 
 def main(argv=None):
-    """Draw the data, train, print, draw the picture."""
+    """Sample the data, train, print the results, and draw the picture."""
     parser = shared.make_parser(__doc__, 40, "ising.png")
     parser.add_argument("--samples", type=int, default=10_000, help="states to learn from")
     parser.add_argument("--hidden", type=int, default=32, help="hidden units")
@@ -97,7 +97,7 @@ def main(argv=None):
     print(f"{'':22}divergence from the truth, nats   root mean square error of the couplings")
     for name, (nats, couplings) in found.items():
         print(f"{name:22}{nats:31.4f}   {np.sqrt(np.mean((couplings - truth) ** 2)):39.4f}")
-    # Half a nat for each parameter and sample, as of every fit by maximum likelihood (Wilks, 1938).
+    # Maximum likelihood with k parameters and n samples has an expected divergence of k / 2n nats (Wilks, 1938).
     expected = len(truth) / (2 * options.samples)
     print(f"{'Ising model, expected':22}{expected:31.4f}")
     print(f"\nmixing of the chains:\n{pj.mixing(MACHINE, params, result.estimator_state, mixing_key)}")

@@ -1,14 +1,15 @@
-"""Motifs of a synthetic protein family, each found by a hidden unit: Potts visible units, double rectified hidden ones.
+"""Hidden units find the motifs of a synthetic protein family: an RBM of Potts and double rectified linear units.
 
     python examples/motifs.py
 
-At the sites of each of three groups a sequence follows one of two motifs, which a fair coin chooses: the family has
-eight subfamilies. Letters of the background blur the motifs. The groups are equally strong, so that principal
-components mix them, and so can Gaussian hidden units. Double rectified units (DReLU) learn the shape of their energy:
-it becomes bimodal, and each unit finds a coin (Tubiana, Cocco & Monasson, eLife 8, 2019). Binary units have that shape
-from the start.
-Prints how each coin correlates with the unit that knows it best, and the log-likelihood of held-out sequences beside
-that of the truth. Draws the weights of the DReLU units, and their means given held-out sequences.
+Most sites belong to one of three groups. In each group a fair coin chooses which of two motifs a sequence follows, so
+the family has eight subfamilies. Random background letters blur the motifs. The groups are equally strong, so principal
+components mix them, and Gaussian hidden units may mix them too. Double rectified linear units (DReLU) learn the shape
+of their energy: it becomes bimodal, and each unit finds one coin (Tubiana, Cocco & Monasson, eLife 8, 2019). Binary
+units are bimodal from the start.
+Prints the correlation of each coin with the unit that follows it best, and the log-likelihood of held-out sequences
+under each machine and under the true distribution. Draws the weights of the DReLU units, and their means given held-out
+sequences.
 """
 
 import jax
@@ -20,22 +21,22 @@ import paysage_jax as pj
 
 LETTERS = 8
 GROUPS, SIZE, OTHERS = 3, 8, 6
-SITES = GROUPS * SIZE + OTHERS  # the last ones belong to no group
-KEPT = 0.7  # the probability of the letter of the motif; otherwise it comes from the background
+SITES = GROUPS * SIZE + OTHERS  # the last OTHERS sites belong to no group
+KEPT = 0.7  # the probability that a site has the letter of its motif and not a background letter
 
 KINDS = {"Gaussian": pj.rbm.Gaussian(), "DReLU": pj.rbm.DReLU(), "Binary": pj.rbm.Binary()}
 MACHINES = {name: pj.rbm.RBM(pj.rbm.Categorical(LETTERS), unit) for name, unit in KINDS.items()}
 
 
 class Family:
-    """Motifs (group, coin, site of the group), and probabilities of the background (site, letter)."""
+    """The motifs (group, coin, site of the group) and the background probabilities (site, letter)."""
 
     def __init__(self, random):
         self.motifs = random.permuted(np.tile(np.arange(LETTERS), (GROUPS, SIZE, 1)), axis=2)[..., :2].swapaxes(1, 2)
         self.background = random.dirichlet(np.ones(LETTERS), SITES)
 
     def draw(self, count, random):
-        """Sequences (count, SITES), and the coins (count, GROUPS) behind them."""
+        """Draw sequences (count, SITES); return them and their coins (count, GROUPS)."""
         coins = random.integers(0, 2, (count, GROUPS))
         v = np.stack([random.choice(LETTERS, count, p=p) for p in self.background], axis=1).astype(np.int32)
         motifs = self.motifs[np.arange(GROUPS), coins].reshape(count, -1)
@@ -44,7 +45,7 @@ class Family:
         return v, coins
 
     def log_likelihood(self, v):
-        """The mean of log p(v), a sum over both motifs in each group."""
+        """The mean of log p(v), where p(v) sums over both motifs in each group."""
         p = self.background[np.arange(SITES), v]
         groups, others = np.split(p, [GROUPS * SIZE], axis=1)
         letters, p = (x.reshape(len(v), GROUPS, 1, SIZE) for x in (v[:, : GROUPS * SIZE], groups))
@@ -53,7 +54,7 @@ class Family:
 
 
 def train(machine, v, epochs, key):
-    """The averaged parameters of centred SGD, in the zero-sum gauge."""
+    """Train by centred SGD in the zero-sum gauge; return the averaged parameters."""
     init_key, key = jax.random.split(key)
     sgd = pj.chain(pj.center(activations=machine.activations), pj.sgd(0.3), pj.project(machine.zero_sum))
     return pj.averaged_parameters(
@@ -70,7 +71,7 @@ def train(machine, v, epochs, key):
 
 
 def annealed_log_likelihood(machine, params, training, held_out, key):
-    """That of the held-out sequences; no layer of a Potts and a real-valued one has few states."""
+    """The log-likelihood of held-out sequences. With real-valued hidden units the exact log Z is out of reach."""
     path_key, key = jax.random.split(key)
     annealing = machine.annealing(params, training, 200, path_key)
     estimate = pj.annealed_importance_sampling(machine, annealing, key, steps=500)
@@ -78,19 +79,19 @@ def annealed_log_likelihood(machine, params, training, held_out, key):
 
 
 def correlations(x, coins):
-    """|corr| of every column of x with every coin, (units, GROUPS)."""
+    """The absolute correlation of every column of x with every coin, (units, GROUPS)."""
     return np.abs(np.corrcoef(x.T, coins.T)[: x.shape[1], x.shape[1] :])
 
 
 def principal_components(training, v):
-    """The first GROUPS ones of one-hot sequences."""
+    """Project v onto the first GROUPS principal components of the one-hot training sequences."""
     one_hot, of_v = (np.eye(LETTERS)[x].reshape(len(x), -1) for x in (training, v))
     axes = np.linalg.svd(one_hot - one_hot.mean(axis=0), full_matrices=False)[2]
     return of_v @ axes[:GROUPS].T
 
 
 def main(argv=None):
-    """Make the family, train, print, draw."""
+    """Make the family, train, print the results, and draw the picture."""
     options = shared.parse(shared.make_parser(__doc__, 30, "motifs.png"), argv)
     random = np.random.default_rng(options.seed)
     family = Family(random)

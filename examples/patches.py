@@ -1,14 +1,14 @@
-"""Patches of photographs, learned by a restricted Boltzmann machine (RBM) of Gaussian visible and ReLU hidden units.
+"""Patches of photographs, learned by a restricted Boltzmann machine (RBM) with Gaussian visible and ReLU hidden units.
 
     python examples/patches.py
 
-8 × 8 pixels of scikit-learn's two photographs, at half their size, are projected on their 32 largest principal
-components and whitened: no correlation is left, and the Gaussian of the same mean and covariance sees nothing in them.
-But natural images are sparse. A ReLU unit is silent until a patch looks like its filter, and then widens the
-distribution along it. If the weights are too large, the energy falls without end and there is no distribution;
-likelihood alone drives them there, because the data have heavy tails. So `project` keeps them below that limit.
-Prints the log-likelihood of held-out patches, with log Z annealed forward (tends to say too much) and in reverse (too
-little), beside that of the Gaussian. Draws patches, samples, and the filters.
+The data are patches of 8 × 8 pixels from scikit-learn's two photographs at half size, projected onto their 32 largest
+principal components and whitened. Whitening removes all correlations, so a Gaussian finds no structure in the patches.
+But natural images are sparse. A ReLU unit is silent until a patch resembles its filter, and then widens the
+distribution along the filter. If the weights are too large, the energy is unbounded below and no distribution exists.
+The data have heavy tails, so maximizing the likelihood leads to such weights; `project` keeps them below the limit.
+Prints the log-likelihood of held-out patches under the RBM and under the Gaussian. Annealing log Z forward tends to
+overestimate the likelihood, and annealing in reverse to underestimate it. Draws patches, samples, and filters.
 """
 
 import jax
@@ -23,12 +23,12 @@ import paysage_jax as pj
 SIDE, COMPONENTS = 8, 32
 PATCHES = 15_000  # to train on; a third as many are held out
 SHOWN = 49
-LARGEST = 0.95  # of the singular values in `limit`
+LARGEST = 0.95  # the largest singular value after `limit`
 MACHINE = pj.rbm.RBM(visible=pj.rbm.Gaussian(), hidden=pj.rbm.ReLU())
 
 
 def load(photographs):
-    """Whitened patches to train on and held out, (patches, COMPONENTS), and the axes (COMPONENTS, pixels) back."""
+    """Whitened training and held-out patches (patches, COMPONENTS), and the axes back to pixels (COMPONENTS, pixels)."""
     random = np.random.default_rng(0)
     rows = []
     for photograph in photographs:
@@ -38,7 +38,7 @@ def load(photographs):
         rows.append(random.permutation(every)[: PATCHES * 2 // 3])
     patches = random.permutation(np.concatenate(rows))
     patches = patches - patches.mean(axis=1, keepdims=True)
-    # Much of the heavy tails is a contrast that differs from patch to patch.
+    # The contrast differs between patches, which causes much of the heavy tails.
     contrast = patches.std(axis=1, keepdims=True)
     patches = patches / (contrast + np.median(contrast))
     patches = patches - patches[:PATCHES].mean(axis=0)
@@ -49,14 +49,14 @@ def load(photographs):
 
 
 def gaussian_log_likelihood(white):
-    """That of the standard normal distribution, which fits the whitened training patches best of all Gaussians."""
+    """The mean log-likelihood under the standard normal, the Gaussian that fits the whitened training patches best."""
     return -np.mean(np.sum(white**2 + np.log(2 * np.pi), axis=1)) / 2
 
 
 def limit(params):
-    """The nearest weights with which the energy grows in all directions, even where all hidden units are active.
+    """The nearest weights for which the energy grows in all directions, even if all hidden units are active.
 
-    all singular values of W σ / s < 1,   s, σ = the deviations of visible and hidden units
+    all singular values of W σ / s < 1,   s, σ = the standard deviations of visible and hidden units
     """
     (s, σ), matrix = (jnp.exp(layer["log_var"] / 2) for layer in params["layers"]), params["weights"][0]["matrix"]
     u, values, v = jnp.linalg.svd(matrix * σ[None] / s[:, None], full_matrices=False)
@@ -65,10 +65,10 @@ def limit(params):
 
 
 def train(patches, hidden, epochs, key):
-    """The result of `pj.fit`."""
+    """Train and return the result of `pj.fit`."""
     init_key, key = jax.random.split(key)
     start = MACHINE.init(patches, hidden, init_key)
-    # Small weights would not grow: their gradient is the covariance of different components, zero for whitened data.
+    # Small weights would not grow: their gradient is a covariance of components, which is zero for whitened data.
     start["weights"][0]["matrix"] *= 4
     start["layers"][1]["loc"] -= 1
     start["layers"][0]["log_var"] -= 0.7  # silent units leave a narrower distribution
@@ -84,7 +84,7 @@ def train(patches, hidden, epochs, key):
 
 
 def bracket(params, training, held_out, chains, key):
-    """The log-likelihood by annealing forward, and in reverse from the chains."""
+    """The log-likelihood with log Z annealed forward, and in reverse from the chains."""
     path_key, forward_key, reverse_key = jax.random.split(key, 3)
     annealing = MACHINE.annealing(params, training, 400, path_key)
     forward = pj.annealed_importance_sampling(MACHINE, annealing, forward_key, steps=300)
@@ -93,7 +93,7 @@ def bracket(params, training, held_out, chains, key):
 
 
 def main(argv=None):
-    """Train, print, draw."""
+    """Train, print the results, and draw the picture."""
     parser = shared.make_parser(__doc__, 30, "patches.png")
     parser.add_argument("--hidden", type=int, default=48, help="hidden units")
     options = shared.parse(parser, argv, hidden=(1, 200))

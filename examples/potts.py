@@ -1,12 +1,12 @@
-"""The contacts in a protein, found from the sequences of its family by a Potts model.
+"""Find the contacts in a protein from the sequences of its family, with a Potts model.
 
     python examples/potts.py
 
-A sequence v of letters has the energy E(v) = -Σ_i h_i(v_i) - Σ_{i<j} J_ij(v_i, v_j). The family is made: the chain is
-folded into a sheet, couplings are random where two sites touch and zero elsewhere, and Gibbs sampling draws sequences.
-A few of them have many close relatives, as some species do in a database; a sequence with n such relatives has the
-weight 1 / (n + 1). From these data pseudo-likelihood and persistent contrastive divergence (PCD) find h and J.
-Prints how many of the strongest couplings are contacts, with and without the weights, and draws the maps of contacts.
+A sequence v of letters has the energy E(v) = -Σ_i h_i(v_i) - Σ_{i<j} J_ij(v_i, v_j). The family is synthetic: the chain
+is folded into a sheet, couplings are random where two sites touch and zero elsewhere, and Gibbs sampling draws the
+sequences. Some of them have many close relatives, as some species have in a database; a sequence with n close relatives
+gets the weight 1 / (n + 1). Pseudo-likelihood and persistent contrastive divergence (PCD) estimate h and J.
+Prints what fraction of the strongest couplings are contacts, with and without the weights, and draws contact maps.
 """
 
 import jax
@@ -22,8 +22,8 @@ STRANDS, LENGTH = 5, 7  # of the sheet
 SITES = STRANDS * LENGTH
 STRENGTH = 0.5  # the standard deviation of the couplings between sites that touch
 UNRELATED = 400  # sequences
-LARGE, RELATIVES = 100, 15  # those of them that have relatives, and how many
-MUTABLE = 0.05  # the part of the sites that are drawn again in a relative
+LARGE, RELATIVES = 100, 15  # how many sequences have relatives, and how many relatives each of them has
+MUTABLE = 0.05  # the fraction of the sites that are drawn again in a relative
 
 MODEL = pj.rbm.PottsModel(LETTERS)
 
@@ -31,14 +31,14 @@ MODEL = pj.rbm.PottsModel(LETTERS)
 STRAND, STEP = np.divmod(np.arange(SITES), LENGTH)
 POSITIONS = np.stack([STRAND, np.where(STRAND % 2, LENGTH - 1 - STEP, STEP)], axis=1)
 
-FIRST, SECOND = np.triu_indices(SITES, 1)  # of all pairs of sites, in the order of the couplings
-FAR = SECOND > FIRST + 1  # but for neighbours along the chain
+FIRST, SECOND = np.triu_indices(SITES, 1)  # all pairs of sites, in the order of the couplings
+FAR = SECOND > FIRST + 1  # pairs that are not neighbours along the chain
 CONTACTS = FAR & (np.abs(POSITIONS[FIRST] - POSITIONS[SECOND]).sum(axis=1) == 1)
 PAIRS, TOUCHING = np.stack([FIRST, SECOND], axis=1)[FAR], CONTACTS[FAR]
 
 
 def make_family(key):
-    """Sequences of which the last LARGE × RELATIVES are close relatives of the first LARGE."""
+    """Draw the sequences. The last LARGE × RELATIVES are close relatives of the first LARGE."""
     keys = jax.random.split(key, 5)
     random = STRENGTH * jax.random.normal(keys[0], (len(FIRST), LETTERS, LETTERS))
     fields = STRENGTH * jax.random.normal(keys[1], (SITES, LETTERS))
@@ -51,7 +51,7 @@ def make_family(key):
 
 
 def train(estimator, data, epochs, key):
-    """The parameters that `pj.fit` finds, from independent sites; the decay is a penalty of 0.03 Σ J²."""
+    """Train from independent sites; return the parameters. The decay amounts to a penalty of 0.03 Σ J²."""
     optimizer = pj.chain(
         pj.add_decayed_weights(0.06, where=lambda path: path == "couplings"),
         pj.adam(pj.per_epoch(pj.power_law_decay(0.01, 0.1))),
@@ -61,7 +61,7 @@ def train(estimator, data, epochs, key):
 
 
 def main(argv=None):
-    """Make the family, train, print, draw."""
+    """Make the family, train, print the results, and draw the picture."""
     options = shared.parse(shared.make_parser(__doc__, 30, "potts.png"), argv)
     family_key, train_key = jax.random.split(jax.random.key(options.seed))
     v = make_family(family_key)
@@ -80,7 +80,7 @@ def main(argv=None):
         fold.plot(*POSITIONS[pair].T, ":", color="C0")
     fold.set(title=f"{SITES} sites, {count} contacts (dotted)", aspect="equal")
     fold.axis("off")
-    print(f"of the {count} strongest couplings are contacts:")
+    print(f"contacts among the {count} strongest couplings:")
     kinds = {"with weights": weights, "without weights": jnp.ones_like(weights)}
     for axes, (kind, w), style in zip(maps, kinds.items(), "-:", strict=True):
         axes.plot(*np.concatenate([PAIRS[TOUCHING], PAIRS[TOUCHING][:, ::-1]]).T, "s", color="0.8", markersize=7)
@@ -97,7 +97,7 @@ def main(argv=None):
         axes.set(title=f"{kind}; contacts in grey", xlabel="site", ylabel="site", xlim=side, ylim=side, box_aspect=1)
         axes.legend(loc="upper left")
     curve.axvline(count, color="C7", linewidth=1)
-    curve.set(title="part that are contacts", xlabel="strongest couplings", ylim=(0, 1.05), box_aspect=1)
+    curve.set(title="fraction that are contacts", xlabel="strongest couplings", ylim=(0, 1.05), box_aspect=1)
     curve.legend()
     shared.save(figure, options.output)
 
