@@ -34,7 +34,7 @@ class Runs:
 
 
 def epochs_of_training(seconds: float) -> Iterator[Result]:
-    """Contrastive divergence (CD-1) with Adam; scikit-learn's chains are persistent and its steps plain."""
+    """Contrastive divergence (CD-1) with Adam; scikit-learn uses persistent chains and plain gradient steps."""
     estimator = pj.contrastive_divergence(rbm.RBM())
     for name, data, hidden, epochs in (("digits", digits.load().train, 64, 30), ("patterns", patterns(), 500, 5)):
         start = rbm.RBM().init(jnp.array(data), hidden, jax.random.key(0))
@@ -55,7 +55,7 @@ def epochs_of_training(seconds: float) -> Iterator[Result]:
 
 
 def patterns(rows=1000, pixels=784, patterns=20, flipped=0.1):
-    """Random binary rows, each one of a few random patterns with some pixels flipped, so that they can be learned."""
+    """Random binary rows with structure to learn: each is one of a few random patterns with some pixels flipped."""
     random = np.random.default_rng(0)
     clean = (random.random((patterns, pixels)) < 0.5)[random.integers(patterns, size=rows)]
     return (clean ^ (random.random(clean.shape) < flipped)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Potts models beside torch's: a sweep of one without hidden units (adabmDCA), an epoch of a machine (rbms)."""
+"""Potts models compared with torch: a Gibbs sweep without hidden units (adabmDCA), and an epoch of an RBM (rbms)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -14,15 +14,15 @@ from .boltzmann import Runs
 from .measure import PAUSE, Result, compare
 from .peers import adabmdca, on_cpu, rbms_potts, rbms_training, rbms_zero_sum, torch
 
-SITES, STATES = 136, 5  # of the riboswitch RF00379, an example of both peers
+SITES, STATES = 136, 5  # the riboswitch RF00379, an example of both peers
 CHAINS = 1000
-HIDDEN, BATCH, STEPS, EPOCHS = 100, 2000, 10, 2  # rbms' own sizes, but for its 100 steps of Gibbs sampling
+HIDDEN, BATCH, STEPS, EPOCHS = 100, 2000, 10, 2  # the sizes of rbms, which takes 100 Gibbs steps instead
 RATE = 0.01  # the length of every step: rbms divides the gradient by its norm
 TINY = 1e-6
 
 
 def potts(seconds: float) -> Iterator[Result]:
-    """A Gibbs sweep of a Potts model and an epoch of a Potts-Bernoulli machine, PCD-10, beside adabmDCA and rbms."""
+    """A Gibbs sweep of a Potts model (adabmDCA), and an epoch of a Potts-Bernoulli machine trained by PCD-10 (rbms)."""
     for states in (STATES, 21):
         data = sequences(CHAINS, states)
         model = rbm.PottsModel(states)
@@ -44,7 +44,7 @@ def potts(seconds: float) -> Iterator[Result]:
 
 
 def sequences(rows: int, states: int, families: int = 20, mutated: float = 0.3) -> np.ndarray:
-    """Random sequences, each one of a few with some sites drawn again."""
+    """Random sequences, each a copy of one of a few ancestors with some sites drawn again."""
     random = np.random.default_rng(0)
     clean = random.integers(states, size=(families, SITES))[random.integers(families, size=rows)]
     drawn = random.integers(states, size=clean.shape)
@@ -63,7 +63,7 @@ def check_learned_alike(machine, data, trained):
 
 
 class Sweeps:
-    """Chains that go on, a call of the compiled transition for each sweep."""
+    """Chains that continue from call to call, with one call of the compiled transition for each sweep."""
 
     def __init__(self, model, params, data):
         self.transition, self.params, self.v = jax.jit(model.transition), params, jnp.asarray(data)
@@ -77,7 +77,7 @@ class Sweeps:
 
 
 class TorchSweeps:
-    """The sampler that adabmDCA trains with: as many sites as a sweep has, drawn at random, the same for all chains."""
+    """The sampler of adabmDCA. It updates as many sites as a sweep has, drawn at random and the same in all chains."""
 
     def __init__(self, params, data):
         couplings = np.zeros((SITES, SITES, *params["couplings"].shape[1:]), np.float32)
@@ -104,7 +104,7 @@ def _fit(machine, start, data):
 
 
 def _rbms(start, data):
-    """The loop of its `training.pcd.train`, without what that writes to files after every step."""
+    """The loop of `training.pcd.train` in rbms, without the files that it writes after every step."""
     visible, hidden = start["layers"]
     b, c, W = (torch.from_numpy(np.array(x)) for x in (visible["loc"], hidden["loc"], start["weights"][0]["matrix"]))
     params = rbms_potts.PBRBM(weight_matrix=W, vbias=b, hbias=c)

@@ -1,4 +1,4 @@
-"""How the cost of a step grows with hidden units, chains, rows and transitions: time, floor and memory."""
+"""How the time and memory of a step grow with the numbers of hidden units, chains, rows and transitions."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ SIZES = {
 
 
 class Steps:
-    """Steps of PCD with SGD on one batch, and what the compiler says of their memory."""
+    """Steps of PCD with SGD on one batch, and the memory that the compiler plans for them."""
 
     def __init__(self, hidden: int, chains: int, rows: int, transitions: int) -> None:
         random, self.key = np.random.default_rng(0), jax.random.key(0)
@@ -37,7 +37,7 @@ class Steps:
         self.holds = sum(x.nbytes for x in jax.tree.leaves((params, self.state.estimator_state, self.batch)))
         step = pj.train_step(estimator, optimizer)
 
-        # The statistics are left out, as in `fit`: among them are the gradients of both phases.
+        # Discard the statistics, as `fit` does: they include the gradients of both phases.
         def state_after(state: pj.TrainState, batch: jax.Array, key: jax.Array) -> pj.TrainState:
             return step(state, batch, key)[0]
 
@@ -45,7 +45,7 @@ class Steps:
 
     @property
     def memory(self) -> int:
-        """Bytes at the peak, as XLA lays them out before it runs: the same every time."""
+        """The peak memory in bytes. XLA plans it at compile time, so it is the same in every run."""
         memory = self.step.memory_analysis()
         used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         return used - memory.alias_size_in_bytes
@@ -57,7 +57,7 @@ class Steps:
 
 
 def scaling(seconds: float) -> Iterator[Result]:
-    """A step of PCD with SGD over its matrix products, and its memory, over hidden units, chains, rows, transitions."""
+    """A step of PCD with SGD over its matrix products, and its memory, as hidden units, chains, rows, transitions grow."""
     for name, sizes in SIZES.items():
         for size in sizes:
             hidden, chains, rows, transitions = (USUAL | {name: size}).values()
@@ -70,7 +70,7 @@ def scaling(seconds: float) -> Iterator[Result]:
 
 
 def draw(path: Path, title: str, results: Mapping[str, list[Result]]) -> None:
-    """Time beside the floor, and memory beside what is held, for each of SIZES."""
+    """Plot the times of steps and matrix products, and the memory beside parameters, batch and chains, for SIZES."""
     import matplotlib.pyplot as plt
 
     usual = ", ".join(f"{size} {name if size > 1 else name[:-1]}" for name, size in USUAL.items())

@@ -19,7 +19,7 @@ HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"
 
 
 def svg(title, width, height, *shapes):
-    """The file: a title, and shapes, one on each line."""
+    """The text of an SVG file with this title and these shapes, each on its own line."""
     return HEAD.format(title=title, width=width, height=height, grey=GREY) + "\n".join(shapes) + "\n</g>\n</svg>\n"
 
 
@@ -32,7 +32,7 @@ def label(x, y, *lines, fill=GREY):
 
 
 def box(x, y, width, height, fill, *lines):
-    """A rounded box with its upper left corner at (x, y), and lines of text in it."""
+    """A rounded box that contains lines of text; (x, y) is its upper left corner."""
     shape = f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6" fill="{fill}"/>'
     return shape + label(x + width / 2, y + height / 2, *lines, fill="#fff")
 
@@ -44,12 +44,12 @@ def line(*points, end=""):
 
 
 def arrow(*points):
-    """A line through the points with a head at the last."""
+    """A line through the points, with an arrowhead at the last point."""
     return line(*points, end=' marker-end="url(#head)"')
 
 
 def layers():
-    """The folders of the package, the highest first."""
+    """The folders of the package, from the highest layer to the lowest."""
     rows = [
         (GREEN, "public", "rbm, extend, packing, states;", "paysage: classic, optimizers, paysage_0_2"),
         (BLUE, "_train", "fit: epochs, history, early stopping,", "checkpoints, devices and processes"),
@@ -91,7 +91,7 @@ def pcd():
 
 
 def run():
-    """A run of `fit`: its epochs, its endings, and how it resumes."""
+    """A run of `fit`: its epochs, the ways it can end, and how it resumes."""
     stages = [
         (BLUE, "epoch: one step", "for each batch"),
         (BLUE, "measure: metrics,", "early stopping"),
@@ -100,7 +100,7 @@ def run():
     endings = [
         ("CONVERGED", "small updates"),
         ("NON_FINITE", "NaN: the last good epoch"),
-        ("NOT_IMPROVING", "patience is over: result.best"),
+        ("NOT_IMPROVING", "patience ran out: result.best"),
         ("STOPPED", "the callback returned True"),
         ("EPOCHS_EXHAUSTED", "all epochs were done"),
         ("INTERRUPTED", "an exception: exception.result"),

@@ -28,7 +28,7 @@ MACHINE = pj.rbm.RBM(visible=pj.rbm.Gaussian(), hidden=pj.rbm.ReLU())
 
 
 def load(photographs):
-    """Whitened training and held-out patches (patches, COMPONENTS), and the axes back to pixels (COMPONENTS, pixels)."""
+    """Whitened training and held-out patches, (patches, COMPONENTS), and the axes to map them back to pixels."""
     random = np.random.default_rng(0)
     rows = []
     for photograph in photographs:
