@@ -57,7 +57,7 @@ class Steps:
 
 
 def scaling(seconds: float) -> Iterator[Result]:
-    """A step of PCD with SGD over its matrix products, and its memory, as hidden units, chains, rows, transitions grow."""
+    """A step of PCD with SGD over its matrix products, and its memory, as units, chains, rows and transitions grow."""
     for name, sizes in SIZES.items():
         for size in sizes:
             hidden, chains, rows, transitions = (USUAL | {name: size}).values()

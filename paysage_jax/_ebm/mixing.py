@@ -31,7 +31,7 @@ class MixingStatistic(NamedTuple):
     """How well the chains sample one statistic, or each element of an array.
 
     autocorrelation_time: the integrated autocorrelation time in steps; 1 for independent states.
-    r_hat: 1 if the chains agree, larger if they do not. At 1.05, the time is about a twentieth of the steps.
+    r_hat: 1 if the chains agree, larger if they do not; 1.05 if the run is about twenty autocorrelation times long.
     effective_sample_size: the number of independent states whose mean would be equally accurate.
 
     All are NaN if the energy never changes.
@@ -144,9 +144,9 @@ def mixing(model: EnergyModel, params: Params, chains: Batch, key: jax.Array, st
     variance of their means, and V = W (1 - 2 / steps) + B. These statistics are reported for
 
     - the energy;
-    - the derivative of the energy along one direction d of the parameters, d·∂E/∂params, which the gradient averages.
-      d is the direction with the largest covariance between earlier and later states of a chain. Power iteration finds
-      it during steps // 4 transitions before the measured ones;
+    - the derivative d·∂E/∂params of the energy along a direction d of the parameters. The gradient averages such
+      derivatives. d is the direction with the largest covariance between earlier and later states of a chain. Power
+      iteration finds it during steps // 4 transitions before the measured ones;
     - each unit of the states. Its ESS is 2 chains V / B (Vats & Knudson, 2021), with a relative error of about
       1 / √chains, and its τ is chains steps / ESS.
 
@@ -166,7 +166,7 @@ def mixing(model: EnergyModel, params: Params, chains: Batch, key: jax.Array, st
             recompiles.
 
     Raises:
-        TypeError, ValueError: for energies or states that do not fit, fewer than 2 chains, or fewer than 4 steps.
+        TypeError, ValueError: for invalid energies or states, fewer than 2 chains, or fewer than 4 steps.
     """
     check_count("mixing: steps", steps)
     if int(steps) < 4:

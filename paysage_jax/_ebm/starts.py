@@ -75,7 +75,7 @@ def compare_starts(
         steps: the maximum number of transitions, a positive integer. Changing it does not recompile.
 
     Raises:
-        TypeError, ValueError: for energies or states that do not fit, and for other than two sets of states.
+        TypeError, ValueError: for invalid energies or states, or if `starts` is not a pair of states.
     """
     check_count("compare_starts: steps", steps)
     model = as_model("compare_starts: model", model)

@@ -65,7 +65,7 @@ class average_parameters(_Average):
 
     The window grows with the run, so there is nothing to tune: the weight of the parameters after update s grows as
     s^(1 / share - 1) (polynomial-decay averaging; Shamir & Zhang, 2013). With share=1 the average is the mean of all
-    parameters so far (Polyak & Juditsky, 1992). `averaged_parameters` reads it. Metrics, early stopping, and a
+    parameters so far (Polyak & Juditsky, 1992). `averaged_parameters` returns it. Metrics, early stopping, and a
     `track_log_partition` later in the chain use the average. Integer leaves keep their last value.
 
     Args:
@@ -83,7 +83,7 @@ class exponential_average(_Average):
 
         average += (1 - decay) / (1 - decay^t) (p - average)   after update number t = 1, 2, ...
 
-    The average looks back about 1 / (1 - decay) updates, however long the run. Otherwise it behaves like
+    The average covers about the last 1 / (1 - decay) updates, however long the run is. Otherwise it behaves like
     `average_parameters`.
 
     Args:

@@ -30,7 +30,7 @@ VISIBLE, HIDDEN = 0, 1
 
 
 class RBM(Pytree):
-    """A restricted Boltzmann machine, a model for estimators, metrics, annealing and tracking.
+    """A restricted Boltzmann machine, for use with estimators, metrics, annealing and tracking.
 
         E(v, h) = e(v) + e(h) - t(v)·W t(h),   p(v) = exp(-F(v)) / Z,   F(v) = e(v) - Σ log z(t(v) W)
 
@@ -63,7 +63,7 @@ class RBM(Pytree):
         return self.visible.integer_states
 
     def check_states(self, name: str, v: Batch) -> None:
-        """Raise TypeError or ValueError, which names row and column, for rows that the visible units do not take."""
+        """Raise a TypeError or ValueError that names row and column, if v is not a state of the visible units."""
         self.visible.check(name, v)
 
     def init(self, data: Batch, num_hidden: int, key: Array) -> Params:
@@ -72,18 +72,18 @@ class RBM(Pytree):
             W ~ 0.01 N(0, 1)
 
         If v are real numbers, W is divided by the standard deviations of t(v), and loc of the hidden units is
-        -Wᵀ mean t(v). The hidden units then see deviations from the mean, and the machine does not depend on the units
-        of measurement. Training does depend on them, because the learning rate has the units of the parameters;
-        `standardize` scales the data to unit variance.
+        -Wᵀ mean t(v). The hidden units then see deviations from the mean, and the initial distribution does not depend
+        on the units of measurement. Training does depend on them, because the learning rate has the units of the
+        parameters; `standardize` scales the data to unit variance.
 
         Args:
-            data: an array (rows, visible) of values of the visible units, or `Weighted`. If its dtype is floating, it
-                is also the dtype of the parameters.
+            data: an array (rows, visible) of values of the visible units, or `Weighted`. A
+                floating dtype is also the dtype of the parameters.
             num_hidden: the number of hidden units, a positive integer.
             key: a PRNG key.
 
         Raises:
-            TypeError, ValueError: if the data are not such an array; for a wrong value it names row and column.
+            TypeError, ValueError: if the data are not such an array. The message names row and column of a wrong value.
         """
         check_count("init: num_hidden", num_hidden)
         rows = self.visible.rows("init: data", data)
@@ -239,7 +239,7 @@ class RBM(Pytree):
         return _clamped_chain(self, params, self.visible.rows("impute: v", start).v, missing, key, steps)
 
     def activations(self, params: Params, gradient: Params) -> Params:
-        """The means of t(v) and t(h), computed from the gradient of a mean energy, for the argument of `center`.
+        """The means of t(v) and t(h), computed from the gradient of a mean energy, as `center` requires them.
 
         Args:
             params: the parameters.
@@ -297,7 +297,7 @@ class RBM(Pytree):
             log_z: log Z of the machine. None computes the exact value with `log_partition`.
 
         Raises:
-            TypeError, ValueError: for a value that the visible units do not allow, if values are known, and for a
+            TypeError, ValueError: for a value that the visible units do not allow, unless v is traced, and for a
                 machine that is too large for `log_partition`.
         """
         data = self.visible.rows("log_likelihood: v", v)
@@ -327,13 +327,13 @@ class RBM(Pytree):
         return _log_sum_over_layer(self, side, params)
 
     def annealing(self, params: Params, data: Batch | None, num_chains: int, key: Array) -> Annealing:
-        """Construct an annealing path from independent units, with visible units distributed as the data, to this RBM.
+        """Construct an annealing path from independent units to this RBM.
 
             visible(β) = (1 - β) visible(data) + β visible(params),   W(β) = β W
 
-        Hidden units with finitely many values start with all values equally likely; other hidden units keep their
-        parameters along the path. The initial states are exact samples, and log Z at the start of the path is known
-        (Salakhutdinov & Murray, 2008).
+        At the start of the path, the visible units match the data. Hidden units with finitely many values start with
+        all values equally likely; other hidden units keep their parameters along the path. The initial states are exact
+        samples, and log Z at the start of the path is known (Salakhutdinov & Murray, 2008).
 
         Args:
             params: the parameters at the end of the path.
@@ -344,7 +344,7 @@ class RBM(Pytree):
             key: a PRNG key.
 
         Raises:
-            TypeError, ValueError: for data that `init` rejects, or data of another width than the parameters.
+            TypeError, ValueError: for data that `init` rejects, or whose width does not match the parameters.
         """
         visible, hidden = params["layers"]
         if data is None:
@@ -365,7 +365,7 @@ class RBM(Pytree):
         return Annealing(linear_path(start, params), chains, log_z)
 
     def _independent(self, params: Params, rows: int, key: Array) -> Array:
-        """Visible states drawn without a field."""
+        """Draw visible states from independent units."""
         unit, layer = self._layer(VISIBLE, widen(params))
         n, dtype = _size(layer)
         noise = unit.noise(key, (rows, n), dtype)
@@ -443,7 +443,7 @@ def _size(layer: Layer) -> tuple[int, DTypeLike]:
 
 
 def noise_for(unit: Unit, key: Array, states: States, units: int, dtype: DTypeLike) -> Array:
-    """Random numbers for a layer of every row, sharded like the rows, so that no device draws all of them."""
+    """Random numbers for one layer in every row, sharded like the rows, so that no device draws all of them."""
     sharding = jax.typeof(states).sharding
     rows = None if sharding.mesh.empty else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
     return unit.noise(key, (len(states), units), dtype, out_sharding=rows)

@@ -35,9 +35,9 @@ class PottsModel(Pytree):
     each pair i < j, in the order of `i, j = np.triu_indices(n, 1)`, so that every coupling is a single parameter and a
     penalty counts it once. To convert a symmetric array C of shape (n, q, n, q), use `C[i, :, j]`.
 
-    States are integers from 0 to q - 1 of shape (rows, n), or one-hot of shape (rows, n, q). Chains have the form of
-    the data. The model works wherever `RBM` does: in estimators, metrics, annealing and tracking. If parameters are
-    bfloat16 or float16, energies and probabilities are computed in float32.
+    States are integers from 0 to q - 1 of shape (rows, n), or one-hot of shape (rows, n, q). Chains have the same
+    form as the data. The model works wherever `RBM` does: in estimators, metrics, annealing and tracking. If parameters
+    are bfloat16 or float16, energies and probabilities are computed in float32.
 
     Args:
         states: the number q of states, a positive integer.
@@ -53,7 +53,7 @@ class PottsModel(Pytree):
     """
 
     states: int = count(static=True)
-    sample_hidden = None  # data are whole states
+    sample_hidden = None  # data are complete states
     integer_states = True
 
     @property
@@ -62,7 +62,7 @@ class PottsModel(Pytree):
         return Categorical(self.states)
 
     def check_states(self, name: str, v: Batch) -> None:
-        """Raise TypeError or ValueError, which names row and column, for rows that the model does not take."""
+        """Raise a TypeError or ValueError that names row and column, if v is not a state of the model."""
         self.visible.check(name, v)
 
     def init(self, data: Batch) -> Params:
@@ -72,7 +72,7 @@ class PottsModel(Pytree):
             data: states of shape (rows, n) or (rows, n, q), or `Weighted`.
 
         Raises:
-            TypeError, ValueError: for values that are not states; it names row and column.
+            TypeError, ValueError: for values that are not states. The message names row and column.
         """
         fields = self.visible.start("init", self.visible.rows("init: data", data))["loc"]
         sites = len(fields)
@@ -104,7 +104,7 @@ class PottsModel(Pytree):
         v, weights = weighted(batch)
         params, v = self._checked("pseudo_likelihood_loss", params, v)
         are_states = jnp.all(jnp.sum(self._one_hot(params, v), axis=2) == 1)
-        # A factor of parameters, not of log p: the gradient would be 0 times NaN, which XLA may simplify to 0.
+        # NaN multiplies parameters and not log p, whose gradient would be 0 times NaN: XLA may simplify that to 0.
         params = params | {"fields": params["fields"] * jnp.where(are_states, 1, jnp.nan)}
         matrix = _matrix(params)
 
@@ -178,7 +178,7 @@ class PottsModel(Pytree):
         def of_rows(v: Array, noise: Array, *free: Array) -> Array:
             def draw(x: Array, site: tuple[Array, ...]) -> tuple[Array, None]:
                 i, noise, *is_free = site
-                # The result is transposed, not a factor, which would make the product slow.
+                # Transpose the result: with a transposed factor the product would be slow.
                 inputs = (fields[i][:, None] + jnp.tensordot(matrix[i], x, 2)).T
                 new = self.visible.draw({"loc": inputs}, jnp.zeros_like(inputs), noise)
                 new = (new[None] == jnp.arange(self.states, dtype=new.dtype)[:, None]).astype(x.dtype)
@@ -186,7 +186,7 @@ class PottsModel(Pytree):
                     new = jnp.where(mask[None], new, x[i])
                 return jax.lax.dynamic_update_index_in_dim(x, new, i, 0), None
 
-            # Rows are the last axis, which makes products and draws fast.
+            # With rows as the last axis, products and draws are fast.
             x = jnp.moveaxis(self._one_hot(params, v), 0, 2)
             x, _ = jax.lax.scan(draw, x, (order, noise.T, *(mask.T[order] for mask in free)))
             return jnp.argmax(x, axis=1).T
@@ -236,7 +236,7 @@ class PottsModel(Pytree):
         Args:
             params: the parameters of the model.
             v: states of shape (rows, n) or (rows, n, q), or `Weighted` for a weighted mean.
-            log_z: log Z of the model. None computes it exactly, by `log_partition`.
+            log_z: log Z of the model. None computes the exact value with `log_partition`.
 
         Raises:
             TypeError, ValueError: for values that are not states, naming row and column, and for a model that is too
@@ -260,9 +260,11 @@ class PottsModel(Pytree):
         return _log_sum(self, params)
 
     def annealing(self, params: Params, data: Batch | None, num_chains: int, key: Array) -> Annealing:
-        """Construct an annealing path from independent sites, distributed as the data, to this model.
+        """Construct an annealing path from independent sites to this model.
 
             h(β) = (1 - β) h(data) + β h,   J(β) = β J
+
+        With the fields h(data), independent sites match the data.
 
         Args:
             params: the parameters at the end of the path.
@@ -272,7 +274,7 @@ class PottsModel(Pytree):
             key: a PRNG key.
 
         Raises:
-            TypeError, ValueError: for data that `init` rejects, or that have another number of sites.
+            TypeError, ValueError: for data that `init` rejects, or whose number of sites does not match the parameters.
         """
         fields = jnp.asarray(params["fields"])
         if data is None:
@@ -304,7 +306,7 @@ def _inputs(params: Params, matrix: Array, x: Array) -> Array:
 
 
 def _in_blocks(function: Callable[..., Array], numbers: int, *rows: Array) -> Array:
-    """function(*rows), in blocks of rows if all rows, each of `numbers` numbers, would need much memory."""
+    """function(*rows). Rows hold `numbers` numbers each, and are processed in blocks if all would need much memory."""
     size, every = max(1, _most_numbers() // numbers), len(rows[0])
     if every <= size or not jax.typeof(rows[0]).sharding.mesh.empty:  # sharded rows stay on their devices
         return function(*rows)

@@ -21,12 +21,12 @@ def sequence_weights(v: States, identity: float = 0.8) -> Array:
 
         wᵣ = 1 / |{s: vₛ and vᵣ agree at a fraction of at least `identity` of the sites}|
 
-    Every row counts itself. The sum of the weights is the effective number of sequences (Morcos et al., 2011). Memory
-    grows linearly with the number of rows.
+    Every row counts as similar to itself. The sum of the weights is the effective number of sequences (Morcos et al.,
+    2011). Memory grows linearly with the number of rows.
 
     Args:
         v: sequences of shape (rows, sites), or one-hot (rows, sites, q).
-        identity: the fraction of equal sites from which two sequences count as similar, a number in [0, 1].
+        identity: the smallest fraction of equal sites for two sequences to count as similar, a number in [0, 1].
 
     >>> sequence_weights(jnp.array([[0, 1, 2, 3, 0], [0, 1, 2, 3, 4], [4, 3, 2, 1, 0]])).tolist()
     [0.5, 0.5, 1.0]

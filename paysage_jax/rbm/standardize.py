@@ -1,4 +1,4 @@
-"""Standardize the columns of data to mean 0 and variance 1, and invert this."""
+"""Standardize the columns of data to mean 0 and variance 1, and map standardized rows back."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Standardization(NamedTuple):
 
 
 def standardize(data: Batch) -> Standardization:
-    """Compute the transformation of every column to mean 0 and variance 1.
+    """Compute the transformation that gives every column mean 0 and variance 1.
 
         (v - m) / s,   with m and s the means and standard deviations of the data
 
@@ -52,6 +52,6 @@ def standardize(data: Batch) -> Standardization:
         data: the training data, an array (rows, visible) of finite numbers without constant columns, or `Weighted`.
 
     Raises:
-        TypeError, ValueError: if the data are not such an array; for NaN and infinity it names row and column.
+        TypeError, ValueError: if the data are not such an array. The message names row and column of NaN or infinity.
     """
     return Standardization(*mean_and_deviation("standardize", measured("standardize: data", data, check_real_matrix)))

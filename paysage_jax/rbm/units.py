@@ -43,15 +43,15 @@ Layer = dict[str, Array]  # the parameters of the units of one layer
 class Unit(Pytree, ABC):
     """Base class of the kinds of units. A subclass defines the equations of a layer of n units.
 
-    Every method takes one state x of the layer, of shape (n,); `RBM` maps it over rows. The parameters are a dict of
-    arrays (n,) with the keys `names`. One of them is "loc", to which a constant field can be added:
+    Every method takes one state x of the layer, of shape (n,), and `RBM` maps the method over rows. The parameters are
+    a dict of arrays (n,) with the keys `names`. One of them is "loc". Adding a field to it couples t(x) to the field:
 
         e(x; loc + field) = e(x; loc) - t(x)·field + a constant
 
     Attributes:
         names: the names of the parameters.
         values: the values of a unit; None if they are real numbers.
-        noise: a function of `jax.random` with the arguments (key, shape, dtype, out_sharding=), which draws the random
+        noise: a function of `jax.random` with the arguments (key, shape, dtype, out_sharding=). It draws the random
             numbers for `draw`, one for each unit.
         integer_states: whether states are integer indices of the values instead of floats.
 
@@ -102,7 +102,7 @@ class Unit(Pytree, ABC):
         return jax.grad(lambda f: jnp.sum(self.log_normalizer(params, f)))(field)
 
     def activations(self, params: Layer, gradient: Layer) -> Array:
-        """The mean of t(x), computed from the gradient of the mean of e(x): by default minus the derivative by loc."""
+        """The mean of t(x), computed from the gradient of the mean of e(x): by default -gradient["loc"]."""
         return -gradient["loc"]
 
     @abstractmethod
@@ -110,11 +110,11 @@ class Unit(Pytree, ABC):
         """A sample of x given the field, as a function of independent random numbers (n,)."""
 
     def zeros(self, n: int) -> Layer:
-        """Parameters of n units that are all 0, the initial parameters of hidden units."""
+        """Zeros as the parameters of n units. Hidden units start with them."""
         return {name: jnp.zeros(n) for name in self.names}
 
     def check(self, name: str, v: Batch) -> None:
-        """Raise TypeError or ValueError, which names row and column, unless v are states (rows, n) of these units."""
+        """Raise a TypeError or ValueError that names row and column, unless v holds states (rows, n) of these units."""
         check_real_matrix(name, v)
 
     def rows(self, name: str, data: Batch) -> Weighted:
@@ -388,7 +388,7 @@ class DReLU(Unit):
         log_odds = jnp.log(s) + log_integral(z) - jnp.log(s_negative) - log_integral(z_negative)
         share = sigmoid(log_odds)
         positive = noise < share
-        # Given the side, the rest of the random number is uniform again.
+        # Given the side, the rescaled noise is uniform again.
         noise = jnp.where(positive, noise, noise - share) / jnp.where(positive, share, 1 - share)
         side = jnp.where(positive, s, s_negative)
         return jnp.where(positive, side, -side) * quantile(jnp.where(positive, z, z_negative), noise)
