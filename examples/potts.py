@@ -21,7 +21,7 @@ LETTERS = 8
 STRANDS, LENGTH = 5, 7  # of the sheet
 SITES = STRANDS * LENGTH
 STRENGTH = 0.5  # the standard deviation of the couplings between sites that touch
-UNRELATED = 400  # sequences
+UNRELATED = 800  # sequences
 LARGE, RELATIVES = 100, 15  # how many sequences have relatives, and how many relatives each of them has
 MUTABLE = 0.05  # the fraction of the sites that are drawn again in a relative
 
