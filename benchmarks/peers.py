@@ -207,3 +207,22 @@ class NumpyAdam2017:
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     return 1 / (1 + np.exp(-x))
+
+
+# --- training in rbms --------------------------------------------------------------------------------
+
+
+def train_rbms(params, data, batch_size, updates, steps, rate, after_update=lambda params: None):
+    """The loop of `training.pcd.train` in rbms, without the files that it writes after every update."""
+    params.init_grad()
+    data, weights = torch.from_numpy(data).float(), torch.ones(len(data))
+    chains = params.init_chains(batch_size, start_v=data[:batch_size])
+    optimizer = torch.optim.SGD(params.parameters(), lr=rate, maximize=True)
+    with torch.no_grad():
+        for _ in range(updates):
+            rows = torch.randperm(len(data))[:batch_size]
+            optimizer.zero_grad(set_to_none=False)
+            batch = data[rows], weights[rows]
+            chains, _ = rbms_training.fit_batch_pcd(batch, chains, params, gibbs_steps=steps, beta=1.0)
+            optimizer.step()
+            after_update(params)

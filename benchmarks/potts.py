@@ -12,7 +12,7 @@ from paysage_jax import rbm
 
 from .boltzmann import Runs
 from .measure import PAUSE, Result, compare
-from .peers import adabmdca, on_cpu, rbms_potts, rbms_training, rbms_zero_sum, torch
+from .peers import adabmdca, on_cpu, rbms_potts, rbms_zero_sum, torch, train_rbms
 
 SITES, STATES = 136, 5  # the riboswitch RF00379, an example of both peers
 CHAINS = 1000
@@ -104,21 +104,10 @@ def _fit(machine, start, data):
 
 
 def _rbms(start, data):
-    """The loop of `training.pcd.train` in rbms, without the files that it writes after every step."""
     visible, hidden = start["layers"]
     b, c, W = (torch.from_numpy(np.array(x)) for x in (visible["loc"], hidden["loc"], start["weights"][0]["matrix"]))
     params = rbms_potts.PBRBM(weight_matrix=W, vbias=b, hbias=c)
-    params.init_grad()
-    data, weights = torch.from_numpy(data).float(), torch.ones(len(data))
-    chains = params.init_chains(BATCH, start_v=data[:BATCH])
-    optimizer = torch.optim.SGD(params.parameters(), lr=RATE, maximize=True)
-    with torch.no_grad():
-        for _ in range(EPOCHS * (len(data) // BATCH)):
-            rows = torch.randperm(len(data))[:BATCH]
-            optimizer.zero_grad(set_to_none=False)
-            batch = data[rows], weights[rows]
-            chains, _ = rbms_training.fit_batch_pcd(batch, chains, params, gibbs_steps=STEPS, beta=1.0)
-            optimizer.step()
-            rbms_zero_sum.ensure_zero_sum_gauge(params)
+    updates = EPOCHS * (len(data) // BATCH)
+    train_rbms(params, data, BATCH, updates, STEPS, RATE, after_update=rbms_zero_sum.ensure_zero_sum_gauge)
     layers = [{"loc": params.vbias.numpy()}, {"loc": params.hbias.numpy()}]
     return {"layers": layers, "weights": [{"matrix": params.weight_matrix.numpy()}]}

@@ -13,7 +13,7 @@ from paysage_jax import rbm
 
 from .boltzmann import Runs, as_tree, check_learned_alike, patterns
 from .measure import PAUSE, Result, compare
-from .peers import Products, on_cpu, rbms_model, rbms_training, sigmoid, sklearn_networks, torch
+from .peers import Products, on_cpu, rbms_model, sigmoid, sklearn_networks, torch, train_rbms
 
 HIDDEN, BATCH, EPOCHS = 500, 100, 2
 RATE = 0.02  # the length of every step: rbms divides the gradient by its norm
@@ -29,7 +29,7 @@ def trainers(seconds: float) -> Iterator[Result]:
     for sweeps, centred in ((1, False), (1, True), (10, True)):
         run = (start, data, sweeps, centred)
         variants = {
-            "rbms": Runs(partial(_rbms, start, data, sweeps)) if centred and rbms_training and on_cpu() else None,
+            "rbms": Runs(partial(_rbms, start, data, sweeps)) if centred and rbms_model and on_cpu() else None,
             "numpy": Runs(partial(_numpy, *run)) if on_cpu() else None,
         }
         # Its gradient is neither centred nor divided by its norm, and its chains do one sweep.
@@ -52,21 +52,9 @@ def _fit(start, data, sweeps, centred):
 
 
 def _rbms(start, data, sweeps):
-    """The loop of `training.pcd.train` of rbms, without the files that it writes after every step."""
     b, c, W = (torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(start))
     params = rbms_model.BBRBM(weight_matrix=W, vbias=b, hbias=c)
-    params.init_grad()
-    data, weights = torch.from_numpy(data), torch.ones(len(data))
-    chains = params.init_chains(BATCH, start_v=data[:BATCH])
-    optimizer = torch.optim.SGD(params.parameters(), lr=RATE, maximize=True)
-    with torch.no_grad():
-        for _ in range(EPOCHS * (len(data) // BATCH)):
-            rows = torch.randperm(len(data))[:BATCH]
-            optimizer.zero_grad(set_to_none=False)
-            chains, _ = rbms_training.fit_batch_pcd(
-                (data[rows], weights[rows]), chains, params, gibbs_steps=sweeps, beta=1.0
-            )
-            optimizer.step()
+    train_rbms(params, data, BATCH, EPOCHS * (len(data) // BATCH), sweeps, RATE)
     return as_tree(params.vbias.numpy(), params.hbias.numpy(), params.weight_matrix.numpy())
 
 

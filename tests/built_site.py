@@ -86,6 +86,7 @@ def test_styles_load_nothing_from_elsewhere():
 
 
 # Opens every page at the width of a phone, and lists those that are wider.
+NARROW_PAGE = f"narrow-{os.getpid()}.html"  # each worker of pytest writes its own
 NARROW = """<!doctype html><body><iframe width=390 height=800></iframe><pre id=wide></pre><script>
 const frame = document.querySelector("iframe"), pages = %s;
 const next = () => { if (pages.length) frame.src = pages.pop(); else document.getElementById("wide").append("done"); };
@@ -125,13 +126,11 @@ def opened(tmp_path_factory):
     server = ThreadingHTTPServer(("localhost", 0), partial(Handler, directory=SITE))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    narrow = SITE / f"narrow-{os.getpid()}.html"  # each worker of pytest has its own
-    narrow.write_text(NARROW % json.dumps(PAGES))
+    (SITE / NARROW_PAGE).write_text(NARROW % json.dumps(PAGES))
 
     def open_(address):
         missing.clear()
         sent.clear()
-        address = narrow.name if address == "narrow.html" else address
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom"]
         profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
         command = [chromium, *options, profile, f"http://localhost:{server.server_port}/{address}"]
@@ -142,7 +141,7 @@ def opened(tmp_path_factory):
     yield open_
     server.shutdown()
     server.server_close()
-    narrow.unlink()
+    (SITE / NARROW_PAGE).unlink()
 
 
 def test_the_start_page_opens(opened):
@@ -174,5 +173,5 @@ def test_equations_are_set(opened):
 
 
 def test_no_page_is_wider_than_a_phone(opened):
-    page, _ = opened("narrow.html")
+    page, _ = opened(NARROW_PAGE)
     assert re.search(r'<pre id="wide">(.*?)</pre>', page, re.DOTALL)[1] == "done"

@@ -209,8 +209,7 @@ class RBM(Pytree):
 
     def _as_given(self, given: States, v: Array) -> Array:
         """Visible states in the form (one-hot or not) and dtype of the given ones. Real values stay floating."""
-        if v.ndim < given.ndim:
-            v = v[..., None] == jnp.arange(given.shape[-1], dtype=v.dtype)[None, None]
+        v = in_form_of(given, v)
         return v.astype(jnp.result_type(given)) if self.visible.values is not None else _in_float_dtype_of(given, v)
 
     def impute(self, params: Params, v: States, missing: States, key: Array, steps: int = 100) -> Array:
@@ -429,6 +428,11 @@ def mask_for(name: str, mask: States, v: States) -> Array:
     if mask.shape != shape or mask.dtype != bool:
         raise ValueError(f"{name}: expected bools of shape {shape}, got shape {mask.shape} and dtype {mask.dtype}")
     return mask.reshape(*shape, *[1] * (jnp.ndim(v) - 2))
+
+
+def in_form_of(given: States, v: Array) -> Array:
+    """One-hot states if the given states are one-hot; otherwise v."""
+    return v[..., None] == jnp.arange(given.shape[-1], dtype=v.dtype)[None, None] if v.ndim < given.ndim else v
 
 
 def _in_float_dtype_of(given: States, x: Array) -> Array:

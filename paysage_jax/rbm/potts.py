@@ -17,7 +17,7 @@ from .._core.types import Batch, Params
 from .._ebm.annealing import Annealing, linear_path
 from .._ebm.domain import mean_over_rows
 from .._ebm.phases import weighted
-from .machine import MOST_STATES, States, log_sum_over_states, mask_for, noise_for, widen
+from .machine import MOST_STATES, States, in_form_of, log_sum_over_states, mask_for, noise_for, widen
 from .units import Categorical
 
 
@@ -163,7 +163,7 @@ class PottsModel(Pytree):
         self._checked("impute", params, v)
         mask = mask_for("impute: missing", missing, v)
         first_key, key = jax.random.split(key)
-        drawn = self._as_given(v, self._independent(params["fields"], len(v), first_key))
+        drawn = in_form_of(v, self._independent(params["fields"], len(v), first_key)).astype(jnp.result_type(v))
         start = self.visible.rows("impute: v", jnp.where(mask, drawn, jnp.asarray(v))).v
         return _clamped_sweeps(self, params, start, mask.reshape(mask.shape[:2]), key, steps)
 
@@ -192,13 +192,8 @@ class PottsModel(Pytree):
             return jnp.argmax(x, axis=1).T
 
         masks = () if free is None else (free,)
-        return self._as_given(given, _in_blocks(of_rows, fields.size, v, noise, *masks))
-
-    def _as_given(self, given: States, v: Array) -> Array:
-        """Convert states to the form (one-hot or not) and dtype of the given states."""
-        if v.ndim < np.ndim(given):
-            v = v[..., None] == jnp.arange(self.states, dtype=v.dtype)[None, None]
-        return v.astype(jnp.result_type(given))
+        drawn = in_form_of(given, _in_blocks(of_rows, fields.size, v, noise, *masks))
+        return drawn.astype(jnp.result_type(given))
 
     def _independent(self, fields: Array, rows: int, key: Array) -> Array:
         """Sample states without couplings."""
