@@ -15,6 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from .._core.batches import as_floats
 from .._core.pytree import Pytree, check_count
+from .._core.threefry import unrolled
 from .._core.trees import floating_dtype, moment_dtype
 from .._core.types import Batch, Params, Tree
 from .._ebm.annealing import Annealing, linear_path
@@ -196,7 +197,7 @@ class RBM(Pytree):
         wide, states = self._wide_states("transition", VISIBLE, params, v)
         (n, dtype), (m, _) = map(_size, wide["layers"])
         if self.visible.noise is self.hidden.noise:
-            # One call draws for both layers. On a CPU, a second call may cost as much as all arithmetic of a small RBM.
+            # One call draws for both layers, because on a CPU each operation on a key counts in a small RBM.
             for_h, for_v = jnp.split(noise_for(self.hidden, key, states, m + n, dtype), [m], axis=1)
         else:
             h_key, v_key = jax.random.split(key)
@@ -367,7 +368,7 @@ class RBM(Pytree):
         """Draw visible states from independent units."""
         unit, layer = self._layer(VISIBLE, widen(params))
         n, dtype = _size(layer)
-        noise = unit.noise(key, (rows, n), dtype)
+        noise = unit.noise(unrolled(key), (rows, n), dtype)
         return jax.vmap(lambda noise: unit.draw(layer, jnp.zeros_like(layer["loc"]), noise))(noise)
 
 
@@ -450,7 +451,7 @@ def noise_for(unit: Unit, key: Array, states: States, units: int, dtype: DTypeLi
     """Random numbers for one layer in every row, sharded like the rows, so that no device draws all of them."""
     sharding = jax.typeof(states).sharding
     rows = None if sharding.mesh.empty else NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
-    return unit.noise(key, (len(states), units), dtype, out_sharding=rows)
+    return unit.noise(unrolled(key), (len(states), units), dtype, out_sharding=rows)
 
 
 @jax.jit

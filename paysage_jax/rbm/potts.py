@@ -13,6 +13,7 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from .._core.pytree import Pytree, check_count, count
+from .._core.threefry import unrolled
 from .._core.types import Batch, Params
 from .._ebm.annealing import Annealing, linear_path
 from .._ebm.domain import mean_over_rows
@@ -198,7 +199,7 @@ class PottsModel(Pytree):
     def _independent(self, fields: Array, rows: int, key: Array) -> Array:
         """Sample states without couplings."""
         fields = widen(fields)
-        noise = self.visible.noise(key, (rows, len(fields)), fields.dtype)
+        noise = self.visible.noise(unrolled(key), (rows, len(fields)), fields.dtype)
         return jax.vmap(lambda noise: self.visible.draw({"loc": fields}, jnp.zeros_like(fields), noise))(noise)
 
     # --- the gauge -----------------------------------------------------------------------------------

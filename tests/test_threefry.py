@@ -1,0 +1,53 @@
+"""The unrolled generator gives the numbers of `jax.random`, in one kernel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paysage_jax import rbm
+from paysage_jax._core.threefry import unrolled
+
+shapes = st.lists(st.integers(0, 9), max_size=4).map(tuple)
+
+
+@given(st.integers(0, 2**31 - 1), shapes, st.sampled_from(["uint8", "uint16", "uint32"]))
+def test_its_bits_are_those_of_jax(seed, shape, dtype):
+    key = jax.random.key(seed)
+    np.testing.assert_array_equal(jax.random.bits(unrolled(key), shape, dtype), jax.random.bits(key, shape, dtype))
+
+
+@pytest.mark.parametrize("draw", [jax.random.uniform, jax.random.normal, jax.random.gumbel])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_its_numbers_are_those_of_jax(draw, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        key = jax.random.key(3)
+        np.testing.assert_array_equal(draw(unrolled(key), (5, 7), dtype), draw(key, (5, 7), dtype))
+        by_key = jax.vmap(lambda key: draw(unrolled(key), (7,), dtype))(jax.random.split(key, 5))
+        np.testing.assert_array_equal(by_key, jax.vmap(lambda key: draw(key, (7,), dtype))(jax.random.split(key, 5)))
+
+
+def test_keys_without_a_type_are_accepted():
+    key = jax.random.PRNGKey(3)
+    np.testing.assert_array_equal(jax.random.normal(unrolled(key), (9,)), jax.random.normal(key, (9,)))
+
+
+def test_keys_of_another_generator_are_unchanged():
+    key = jax.random.key(3, impl="rbg")
+    assert unrolled(key) is key
+
+
+def test_numbers_that_cannot_be_split_over_devices_are_those_of_jax():
+    with jax.threefry_partitionable(False):
+        key = jax.random.key(3)
+        assert unrolled(key) is key
+
+
+def test_a_transition_needs_less_memory_beyond_its_chains_than_they_have():
+    machine, chains = rbm.RBM(), jnp.ones((10_000, 64))
+    params = machine.init(chains, 16, jax.random.key(0))
+    compiled = jax.jit(machine.transition).lower(params, chains, jax.random.key(0)).compile()
+    # With the rounds of threefry in a loop, it needs five times the memory of the chains.
+    assert compiled.memory_analysis().temp_size_in_bytes < chains.nbytes
