@@ -29,8 +29,8 @@ PEERS = {
     "constant": "C5",
     "bare": "C6",
     "rbms": "C3",
-    "products": "C7",
-    "adabmDCA": "C7",
+    "products": "black",
+    "adabmDCA": "C9",
 }
 OTHER_PARTS = (
     "training",
@@ -121,8 +121,8 @@ def _finish(axes, labels, places, least, most):
         axes.axhspan(top, bottom, color="0.96", zorder=-1)
     axes.legend(
         *_legend(axes),
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.03),
+        loc="upper right",
+        bbox_to_anchor=(1, -0.03),
         ncols=3,
         frameon=False,
         fontsize=9,
