@@ -35,11 +35,11 @@ PROGRAMS = {
     "impute": ("Missing halves of digits", ""),
     "deep_boltzmann": ("A deep Boltzmann machine", "--epochs 12"),
     "neural_energy": ("A neural energy", "--epochs 20"),
-    "potts": ("Contacts in a protein family", "--epochs 15"),
+    "potts": ("A Potts model: contacts in a protein family", "--epochs 15"),
     "migrate_from_paysage": ("Scripts of paysage", ""),
     "flax_equinox": ("flax and equinox", "--epochs 5"),
     "thrml_ising": ("An Ising model with thrml", "--side 4 --epochs 10"),
-    "data_parallel": ("Many devices", "--devices 8"),
+    "data_parallel": ("One run on eight devices", "--devices 8"),
     "launch": ("Several processes", None),
     "netket_ising": ("A quantum Ising chain in NetKet", "--spins 6 --epochs 60"),
 }
