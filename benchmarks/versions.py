@@ -122,9 +122,8 @@ CASES = {
 }
 
 
-def serve(case):
+def serve(work):
     """Repeat the work as often as each line of standard input says, and print the seconds."""
-    work = CASES[case]()
     work(1)
     print("ready", flush=True)
     for line in sys.stdin:
@@ -136,19 +135,21 @@ def serve(case):
 # --- the process that compares them ------------------------------------------------------------------
 
 
-def python(folder, *arguments, **options):
-    """A process of the version in `folder`."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+def python(folder, *arguments, variables=None, **options):
+    """A process of the version in `folder`, with more environment variables."""
+    always = {"PYTHONPATH": str(folder), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = {**os.environ, **always, **(variables or {})}
     return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment, text=True, **options)
 
 
 class Worker:
-    """A process that does the work of a case."""
+    """A process that runs `serve`. Raises RuntimeError if it ends before it is ready."""
 
-    def __init__(self, folder, case):
+    def __init__(self, folder, *arguments, variables=None):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process: Any = python(folder, __file__, "--serve", case, **pipes)
-        self.process.stdout.readline()
+        self.process: Any = python(folder, *arguments, variables=variables, **pipes)
+        if self.process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"no measurement by python {' '.join(map(str, arguments))}")
 
     def __call__(self, count):
         self.process.stdin.write(f"{count}\n")
@@ -168,7 +169,7 @@ def compare_case(folders, case, seconds):
 
     rounds = []
     for _ in range(PAIRS):
-        workers = {name: Worker(folder, case) for name, folder in folders.items()}
+        workers = {name: Worker(folder, __file__, "--serve", case) for name, folder in folders.items()}
         count = max(1, round(SHORTEST / min(worker(1) for worker in workers.values())))
         medians = {name: [] for name in workers}
         end = time.perf_counter() + seconds / PAIRS
@@ -213,7 +214,7 @@ def main():
     parser.add_argument("--serve", metavar="CASE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve(options.serve)
+        return serve(CASES[options.serve]())
     if options.list:
         return print(*CASES, "starts", sep="\n")
     if options.commit is None:
