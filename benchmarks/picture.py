@@ -71,7 +71,7 @@ def _draw_steps(axes, results):
             axes.plot([x, x], [y - half, y + half], color="C3", linewidth=2, label="floor: memory bandwidth")
     axes.set_title("One step of Adam: time over optax's")
     places = [(y - 0.5, y + 0.5) for y in range(len(rows))]
-    _finish(axes, [f"{name}\n{TREES[name][0]}" for name in rows], places, least=0.02, most=6)
+    _finish(axes, [f"{name}\n{TREES[name][0]}" for name in rows], places, least=0.015, most=8)
 
 
 def _draw_others(axes, results):
@@ -110,7 +110,7 @@ def _finish(axes, labels, places, least, most):
     axes.axvline(1, color="0.2", linewidth=1, zorder=0)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.set_xlim(max(low, least), min(high * 1.3, most))
+    axes.set_xlim(max(low, least), min(high * 1.8, most))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most / least < 1000 else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -77,6 +77,7 @@ def draw(path: Path, title: str, results: Mapping[str, list[Result]]) -> None:
     figure, panels = plt.subplots(2, 4, figsize=(15, 7), layout="constrained", sharex="col", sharey="row")
     figure.suptitle(f"{title}\na step of PCD with SGD, {VISIBLE} visible units; not varied: {usual}")
     found = iter(results["scaling"])
+    beside = {"textcoords": "offset points", "ha": "right"}
     for (above, below), (name, sizes) in zip(panels.T, SIZES.items(), strict=True):
         of_sizes = [next(found) for _ in sizes]
         for variant, color in (("products", "0.5"), ("step", "C0")):
@@ -85,14 +86,16 @@ def draw(path: Path, title: str, results: Mapping[str, list[Result]]) -> None:
             above.plot(sizes, median, "o-", color=color, label="its matrix products alone" if color != "C0" else "step")
         for size, result in zip(sizes, of_sizes, strict=True):
             over = f"{result.ratios['step']['products'].median:.2g}"
-            above.annotate(over, (size, result.seconds["step"].median * 1e3), (0, 6), textcoords="offset points")
+            above.annotate(over, (size, result.seconds["step"].median * 1e3), (-4, 7), **beside)
         memory, times = (np.array([list(result.figures.values())[i] for result in of_sizes]) for i in (0, 1))
         below.plot(sizes, memory, "o-", color="C0", label="memory of a step")
         below.plot(sizes, memory / times, "o-", color="0.5", label="parameters, batch and chains")
         for size, y, over in zip(sizes, memory, times, strict=True):
-            below.annotate(f"{over:.2g}", (size, y), (0, 6), textcoords="offset points")
+            below.annotate(f"{over:.2g}", (size, y), (-4, 7), **beside)
         above.set(xscale="log", yscale="log")
         below.set(xscale="log", yscale="log", xlabel=name)
+        for axes in (above, below):
+            axes.margins(0.15)  # room for the numbers
     panels[0, 0].set_ylabel("milliseconds (numbers: step / products)")
     panels[1, 0].set_ylabel("megabytes (numbers: blue / grey)")
     for row in panels:

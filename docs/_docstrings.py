@@ -32,7 +32,7 @@ def as_rst(lines):
             continue
         if block:
             result += [f".. code-block:: {_language(block)}", "", *block]
-        result.append(_escaped(line))
+        result.append(line if line.startswith((">>>", "...")) else _escaped(line))
         block = []
     return result[:-1]
 

@@ -38,6 +38,7 @@ default_role = "py:obj"  # what docstrings mean by `name`
 copybutton_exclude = ".linenos, .gp, .go"
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as they are written
 autodoc_type_aliases = {name: f"paysage_jax.extend.{name}" for name in ("Number", "Schedule")}
 autodoc_type_aliases |= {name: name for name in ("Params", "Updates", "State", "Metric", "Batch")}
 python_use_unqualified_type_names = True
@@ -77,6 +78,7 @@ sphinx_gallery_conf = {
 
 # --- pages -------------------------------------------------------------------------------------------
 
+pygments_dark_style = "github-dark"  # in the default, names of modules look like links
 html_theme = "furo"  # a page of it is a tenth of one of pydata-sphinx-theme
 html_title = "paysage_jax"
 html_static_path = ["_static"]

@@ -85,7 +85,8 @@ def train_flax(optimizer, batches, seed):
     for x, labels in batches:
         step(model, trainer, x, labels)
         average = pj.averaged_parameters(trainer.opt_state) if optimizer is OURS else nnx.state(model)
-        yield nnx.clone(model), nnx.merge(nnx.graphdef(model), average)
+        # Copies: the next step changes the arrays in place.
+        yield nnx.clone(model), nnx.clone(nnx.merge(nnx.graphdef(model), average))
 
 
 LIBRARIES = {"equinox": train_equinox, "flax": train_flax}

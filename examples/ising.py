@@ -94,9 +94,9 @@ def main(argv=None):
         f"RBM, {SPINS} × {options.hidden}": (result.history["divergence"][-1], effective_couplings(params)),
     }
     print(f"{options.samples} samples of {SPINS} spins")
-    print(f"{'':22}divergence from the truth, nats   root mean square error of the couplings")
+    print(f"{'':22}divergence from the truth, nats   rms error of the couplings")
     for name, (nats, couplings) in found.items():
-        print(f"{name:22}{nats:31.4f}   {np.sqrt(np.mean((couplings - truth) ** 2)):39.4f}")
+        print(f"{name:22}{nats:31.4f}   {np.sqrt(np.mean((couplings - truth) ** 2)):27.4f}")
     # Maximum likelihood with k parameters and n samples has an expected divergence of k / 2n nats (Wilks, 1938).
     expected = len(truth) / (2 * options.samples)
     print(f"{'Ising model, expected':22}{expected:31.4f}")

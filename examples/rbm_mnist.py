@@ -128,7 +128,7 @@ def draw(history, annealed, params, samples, images):
     """Plot the likelihoods by epoch, the bracket of the test images, the strongest filters, and samples."""
     figure = Figure(figsize=(13.5, 4.2), layout="constrained")
     hidden = len(params["layers"][1]["loc"])
-    figure.suptitle(f"RBM with {images.train.shape[1]} visible and {hidden} hidden units on MNIST")
+    figure.suptitle(f"RBM with {images.train.shape[1]} visible and {hidden} hidden units")
     curve, filters, real, drawn = figure.subplots(1, 4)
     for name in ("train", "validation"):
         curve.plot(history["epoch"], history[name], marker=".", label=f"{name}, tracked")

@@ -64,8 +64,10 @@ def test_the_average_is_that_of_the_course(flax_equinox, library):
     models = zip(*flax_equinox.LIBRARIES[library](flax_equinox.OURS, batches, seed=0), strict=True)
     course, averages = ([jax.tree.leaves(model) for model in each] for each in models)
     weights = [1, 5, 15, 35]  # those of average_parameters(0.2), C(s + 3, 4)
-    for arrays, average in zip(zip(*course, strict=True), averages[-1], strict=True):
-        np.testing.assert_allclose(average, np.average(arrays, axis=0, weights=weights), atol=1e-6)
+    for steps, of_step in enumerate(averages, start=1):
+        for arrays, average in zip(zip(*course[:steps], strict=True), of_step, strict=True):
+            expected = np.average(arrays, axis=0, weights=weights[:steps])
+            np.testing.assert_allclose(average, expected, atol=1e-6)
 
 
 # --- NetKet ------------------------------------------------------------------------------------------

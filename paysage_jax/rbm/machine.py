@@ -246,7 +246,7 @@ class RBM(Pytree):
             gradient: the gradient of a mean energy, a tree like `params`.
 
         Returns:
-            a tree {"layers": [{"loc": mean of t(v)}, {"loc": mean of t(h)}]}.
+            the means of t(v) and of t(h), in a tree with only the leaves `loc` of both layers.
 
         >>> import paysage_jax as pj
         >>> machine = RBM(visible=pj.rbm.Gaussian())
