@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import paysage_jax as pj
 from paysage_jax import rbm
@@ -76,10 +77,10 @@ def loop():
 
     def train(count):
         nonlocal carry
-        key = jax.random.key(0)
+        random, key = np.random.default_rng(0), jax.random.key(0)
         for _ in range(count):
-            for number, rows in enumerate(jax.random.permutation(key, ROWS).reshape(-1, BATCH)):
-                carry = step(carry, rows, key, number)
+            for number, rows in enumerate(random.permutation(ROWS).astype(np.int32).reshape(-1, BATCH)):
+                carry = step(carry, rows, key, np.int32(number))
         jax.block_until_ready(carry)
 
     return train

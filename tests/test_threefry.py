@@ -34,6 +34,14 @@ def test_keys_without_a_type_are_accepted():
     np.testing.assert_array_equal(jax.random.normal(unrolled(key), (9,)), jax.random.normal(key, (9,)))
 
 
+def test_more_numbers_than_32_bits_count_are_drawn_by_jax():
+    def lowered(*shape):
+        return jax.jit(lambda key: jax.random.bits(unrolled(key), shape)).lower(jax.random.key(3)).as_text()
+
+    assert "threefry2x32" in lowered(2**17, 2**16)
+    assert "threefry2x32" not in lowered(4, 4)
+
+
 def test_keys_of_another_generator_are_unchanged():
     key = jax.random.key(3, impl="rbg")
     assert unrolled(key) is key
