@@ -18,7 +18,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
 from .._core.batches import Entry, Weighted, as_arrays, as_floats, check_finite, copy_to_device
-from .._core.pytree import Number, Pytree, accepted, converted, count, number, static
+from .._core.pytree import Number, Pytree, accepted, as_pytree, converted, count, number, static
 from .._core.threefry import unrolled
 from .._core.trees import check_same_tree, floating_dtype
 from .._core.types import Batch, KeyPath, Leaf, Params, Statistics, Tree
@@ -115,13 +115,18 @@ def as_states(transition: Transition, params: Params, v: Batch, key: jax.Array, 
     transition.
     """
     try:
-        states = jax.eval_shape(transition, params, v, key)
+        states = _next_states.eval_shape(as_pytree(transition), params, v, key)
         check_same_tree("transition(params, v, key)", states, "v", v)
     except Exception as error:
         if note:
             error.add_note(note)
         raise
     return tree_map_with_path(_cast, v, states)
+
+
+@jax.jit  # traced once for a transition, not in each run
+def _next_states(transition: Transition, params: Params, v: Batch, key: jax.Array) -> Batch:
+    return transition(params, v, key)
 
 
 def _cast(path: KeyPath, x: Leaf, like: Tree) -> jax.Array:

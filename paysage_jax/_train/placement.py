@@ -31,6 +31,7 @@ from .._core.devices import (
     pieces_of,
     put,
 )
+from .._core.permutation import permutation
 from .._core.pytree import check_count
 from .._core.trees import check_same_tree
 from .._core.types import Batch, KeyPath, Leaf, Params, Sharding, State, Tree
@@ -180,8 +181,8 @@ class Placement:
         if not shuffle:
             return jnp.tile(jnp.arange(each), (self.shards, 1))
         if self.shards == 1:
-            return jax.random.permutation(key, each)[None]
-        return jax.vmap(lambda k: jax.random.permutation(k, each))(jax.random.split(key, self.shards))
+            return permutation(key, each)[None]
+        return jax.vmap(lambda k: permutation(k, each))(jax.random.split(key, self.shards))
 
     def take(self, data: Batch, chosen: jax.Array, with_remainder: bool = False) -> Batch:
         """The rows `chosen` (shards, rows) of each shard, optionally with the remaining rows that are in no shard."""
