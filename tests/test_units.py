@@ -98,7 +98,7 @@ def test_independent_units_start_as_the_data(kind):
     np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=1e-5)
     if kind not in FINITE:
         variance = np.average((x - expected) ** 2, axis=0, weights=weights)
-        draws = jax.vmap(partial(unit.draw, params, jnp.zeros(4)))(unit.noise(KEY, (20_000, 4), jnp.float32))
+        draws = jax.jit(jax.vmap(partial(unit.draw, params, jnp.zeros(4))))(unit.noise(KEY, (20_000, 4), jnp.float32))
         np.testing.assert_allclose(np.var(draws, axis=0), variance, rtol=0.06)
 
 
