@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import rbm_mnist
 
-from benchmarks import log_z, measure, report
+from benchmarks import log_z, measure, mnist, report
 from benchmarks.__main__ import main
 from benchmarks.peers import Products
+from tests.helpers.idx import write_digits_as_mnist
 from tests.helpers.programs import start
 
 
@@ -98,6 +100,22 @@ def test_an_unknown_part_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "no part W6" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_likelihood_of_made_mnist_is_measured(tmp_path, capsys):
+    write_digits_as_mnist(tmp_path)
+    sizes = ["--epochs", "60", "--learning-rate", "0.5", "--hidden", "10", "--annealed", "50", "--temperatures", "100"]
+    mnist.main(["--data", str(tmp_path), "--seeds", "3", "4", *sizes])
+    _, *seeds, forward, reverse, _ = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in seeds] == ["3", "4"]
+    images = rbm_mnist.load(tmp_path)
+    p = (images.train.sum(axis=0) + 1) / (len(images.train) + 2)
+    independent = np.mean(np.sum(np.log(np.where(images.test, p, 1 - p)), axis=1))
+    for line, column in ((forward, 3), (reverse, 4)):
+        values = [float(line.split()[column]) for line in seeds]
+        assert all(independent + 0.5 < value < independent + 5 for value in values)
+        assert line.split(": ")[1] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import gzip
 import importlib
 import math
 import re
-import struct
 from pathlib import Path
 
 import centering
@@ -22,6 +21,7 @@ from scipy.stats import multivariate_normal
 from sklearn.datasets import load_digits, load_sample_image
 
 import paysage_jax as pj
+from tests.helpers.idx import idx, write_digits_as_mnist
 from tests.helpers.programs import assert_is_picture, assert_one_line, run, run_and_record, run_as_command
 
 MODEL = pj.rbm.RBM()
@@ -94,11 +94,7 @@ def test_a_large_model_of_a_file_gets_a_bracket(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_the_likelihood_of_made_mnist_is_tracked(tmp_path, suffix):
-    """Eight by eight pixels in the two files of MNIST, small enough for the exact value."""
-    digits_in_grey = np.uint8(load_digits().images * 15.9)
-    for name, images in zip(rbm_mnist.FILES, (digits_in_grey[:1200], digits_in_grey[1200:]), strict=True):
-        content = idx(images)
-        (tmp_path / (name + suffix)).write_bytes(gzip.compress(content) if suffix else content)
+    write_digits_as_mnist(tmp_path, suffix)
     folder = ["--data", tmp_path, "--folder", tmp_path / "run"]
     sizes = ["--hidden", 10, "--chains", 50, "--tracked", 200, "--temperatures", 300, "--epochs", 10]
     with pytest.MonkeyPatch.context() as patch:
@@ -296,10 +292,6 @@ def test_digits_are_split_as_for_the_original():
     np.testing.assert_array_equal(images.train, binary[order[:1600]])
     np.testing.assert_array_equal(images.validation, binary[order[1600:]])
     assert images.shape == (8, 8)
-
-
-def idx(array, magic=b"\x00\x00\x08\x03"):
-    return magic + struct.pack(">3I", *array.shape) + array.tobytes()
 
 
 @pytest.fixture
