@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 BATCH = 100
 PAIRS = 7  # pairs of processes for each case
+START = "epoch 64 x 16"  # the case that is timed from its start
 
 # --- in a process of one version ---------------------------------------------------------------------
 
@@ -122,6 +123,13 @@ CASES = {
 }
 
 
+def first_call(work):
+    """Do the work once, and print the seconds."""
+    start = time.perf_counter()
+    work(1)
+    print(time.perf_counter() - start)
+
+
 def serve(work):
     """Repeat the work as often as each line of standard input says, and print the seconds."""
     work(1)
@@ -185,20 +193,27 @@ def compare_case(folders, case, seconds):
     return Result(case, {name: quartiles(sample) for name, sample in samples.items()}, ratios, PAIRS)
 
 
+def seconds_of_process(folder, *arguments):
+    """How long a process runs, from its start to its end."""
+    start = time.perf_counter()
+    python(folder, *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).wait()
+    return time.perf_counter() - start
+
+
+def seconds_of_first_call(folder, case):
+    """How long the first work of a process takes, which includes compilation but neither imports nor `init`."""
+    return float(python(folder, __file__, "--first", case, stdout=subprocess.PIPE).communicate()[0])
+
+
 def compare_starts(folders, seconds):
-    """The times of an import, and of a process that compiles and trains for an epoch."""
+    """The times of an import, of a process that compiles and trains for an epoch, and of its call of `fit`."""
     from .measure import in_turn
 
-    for title, arguments in (
-        ("import", ["-c", "import paysage_jax"]),
-        ("a process with one epoch, 64 x 16", [__file__, "--serve", "epoch 64 x 16"]),
+    for title, seconds_of in (
+        ("import", lambda folder: seconds_of_process(folder, "-c", "import paysage_jax")),
+        ("a process with one epoch, 64 x 16", lambda folder: seconds_of_process(folder, __file__, "--serve", START)),
+        ("the first call of fit, 64 x 16", lambda folder: seconds_of_first_call(folder, START)),
     ):
-
-        def seconds_of(folder, arguments=arguments):
-            start = time.perf_counter()
-            python(folder, *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).wait()
-            return time.perf_counter() - start
-
         yield in_turn(
             title, {name: partial(seconds_of, folder) for name, folder in folders.items()}, ["before"], seconds
         )
@@ -212,9 +227,12 @@ def main():
     parser.add_argument("--list", action="store_true", help="list the cases and exit")
     parser.add_argument("--seconds", type=float, default=20, help="for each case")
     parser.add_argument("--serve", metavar="CASE", help=argparse.SUPPRESS)
+    parser.add_argument("--first", metavar="CASE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         return serve(CASES[options.serve]())
+    if options.first:
+        return first_call(CASES[options.first]())
     if options.list:
         return print(*CASES, "starts", sep="\n")
     if options.commit is None:

@@ -21,10 +21,10 @@ def permutation(key: Array, size: int) -> Array:
 
 def _by_integers(key: Array, size: int) -> Array:
     """Sort random numbers of 32 bits, each with the number of its row in the 32 bits below."""
-    order = jnp.arange(size)
+    key, order = unrolled(key), jnp.arange(size)
     for _ in range(_rounds(size)):
         key, subkey = jax.random.split(key)
-        bits = jax.random.bits(unrolled(subkey), (size,), jnp.uint32)
+        bits = jax.random.bits(subkey, (size,), jnp.uint32)
         with jax.enable_x64(True):
             numbered = bits.astype(jnp.uint64) << np.uint64(32) | jax.lax.iota(jnp.uint64, size)
             rows = jax.lax.sort(numbered, is_stable=False).astype(jnp.uint32)

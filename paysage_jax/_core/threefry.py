@@ -2,6 +2,7 @@
 
 On CPUs, jax compiles the twenty rounds of threefry as a loop that writes every number to memory five times. Written
 out, the rounds compile to one kernel, together with the operations that use the numbers. The numbers are the same.
+This includes the keys of `split` and `fold_in`, where the loop of a single number compiles to ten kernels.
 """
 
 from __future__ import annotations
@@ -14,17 +15,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
 
 
 def unrolled(key: Array) -> Array:
-    """A key that gives the same numbers in less time. Keys of other generators are returned unchanged."""
+    """A key that gives the same numbers, and keys of this kind, in less time.
+
+    Keys of other generators are returned unchanged.
+    """
     partitionable = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
     if str(jax.random.key_impl(key)) != "threefry2x32" or not partitionable:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_generator())
+
+
+def fold_in(key: Array, data: ArrayLike) -> Array:
+    """The key of `jax.random.fold_in`."""
+    return _in_form_of(key, jax.random.fold_in(unrolled(key), data))
+
+
+def split(key: Array, num: int = 2) -> Array:
+    """The keys of `jax.random.split`."""
+    return _in_form_of(key, jax.random.split(unrolled(key), num))
+
+
+def _in_form_of(key: Array, new: Array) -> Array:
+    return jax.random.wrap_key_data(jax.random.key_data(new), impl=jax.random.key_impl(key))
 
 
 @cache
@@ -39,13 +58,20 @@ def _generator() -> Any:
             return x0.astype(jnp.uint64) << np.uint64(32) | x1.astype(jnp.uint64)
         return (x0 ^ x1).astype(f"uint{bit_width}")
 
+    def split(key: Array, shape: tuple[int, ...]) -> Array:
+        return jnp.stack(_encrypted(key, *_counters(shape)), axis=-1)
+
+    def fold_in(key: Array, data: ArrayLike) -> Array:
+        number = jnp.asarray(data, jnp.uint32)
+        return jnp.stack(_encrypted(key, jnp.zeros_like(number), number))
+
     of_jax = threefry_prng_impl
     return define_prng_impl(
         key_shape=of_jax.key_shape,
         seed=of_jax.seed,
-        split=of_jax.split,
+        split=split,
         random_bits=random_bits,
-        fold_in=of_jax.fold_in,
+        fold_in=fold_in,
         name="threefry2x32_unrolled",
         tag="unrolled",
     )
@@ -59,6 +85,7 @@ def _counters(shape: tuple[int, ...]) -> tuple[Array, Array]:
     return zeros, sum((np.uint32(stride) * iota for stride, iota in zip(strides, iotas, strict=True)), zeros)
 
 
+@jax.jit
 def _encrypted(key: Array, x0: Array, x1: Array) -> tuple[Array, Array]:
     """Threefry-2x32 of counters: Salmon, Moraes, Dror & Shaw (2011), Parallel random numbers: as easy as 1, 2, 3."""
     k0, k1 = key

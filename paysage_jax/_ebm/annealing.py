@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from .._core.batches import Weighted, as_arrays, as_floats, check_finite
 from .._core.devices import take_rows, whole
 from .._core.pytree import Pytree, as_pytree, check_count
+from .._core.threefry import unrolled
 from .._core.trees import as_scalar, check_same_tree, floating_dtype, moment_dtype
 from .._core.types import Batch, Params, Tree
 from .estimators import as_states, run_chains
@@ -102,7 +103,8 @@ def anneal(
         old, v, log_weights = carry
         new = path((k + 1).astype(float) / jnp.asarray(steps, float))
         moved = energies_of(model.energy, old, "chains", v) - energies_of(model.energy, new, "chains", v)
-        return new, model.transition(new, v, jax.random.fold_in(key, k)), log_weights + moved.astype(log_weights.dtype)
+        v = model.transition(new, v, jax.random.fold_in(unrolled(key), k))
+        return new, v, log_weights + moved.astype(log_weights.dtype)
 
     start = path(jnp.zeros(())), v, jnp.zeros(rows("chains", v))
     return jax.lax.fori_loop(0, steps, step, start)[1:]

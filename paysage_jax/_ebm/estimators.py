@@ -98,14 +98,14 @@ def states_of(
     data = data._replace(v=as_arrays("batch", as_floats(data.v, entry.dtype)))
     if estimator.model.sample_hidden is None:
         return data
-    states = estimator.model.sample_hidden(params, data.v, unrolled(jax.random.fold_in(key, _HIDDEN)))
+    states = estimator.model.sample_hidden(params, data.v, jax.random.fold_in(unrolled(key), _HIDDEN))
     return data._replace(v=jax.lax.stop_gradient(states))
 
 
 def run_chains(transition: Transition, steps: int, params: Params, v: Batch, key: jax.Array) -> Batch:
     """v after `steps` transitions."""
     v = as_states(transition, params, v, key)
-    return jax.lax.fori_loop(0, steps, lambda i, v: transition(params, v, unrolled(jax.random.fold_in(key, i))), v)
+    return jax.lax.fori_loop(0, steps, lambda i, v: transition(params, v, jax.random.fold_in(unrolled(key), i)), v)
 
 
 def as_states(transition: Transition, params: Params, v: Batch, key: jax.Array, note: str = "") -> Batch:

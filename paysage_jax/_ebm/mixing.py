@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from .._core.batches import Weighted, as_floats
 from .._core.devices import whole
 from .._core.pytree import check_count
+from .._core.threefry import unrolled
 from .._core.trees import abs_sq, divisor, is_inexact, moment_dtype, norm
 from .._core.types import Batch, Leaf, Params, Tree
 from .annealing import finite_states
@@ -186,7 +187,7 @@ def _mixing(model: EnergyModel, params: Params, v: Batch, key: jax.Array, length
 
     def step(carry: Tree, i: jax.Array) -> tuple[Tree, Tree]:
         v, means, squares, n = carry
-        v, n = model.transition(params, v, jax.random.fold_in(key, i)), n + 1
+        v, n = model.transition(params, v, jax.random.fold_in(unrolled(key), i)), n + 1
         x, old = as_numbers(v), means
         means = jax.tree.map(lambda x, m: m + (x - m) / n.astype(m.dtype), x, old)  # (Welford, 1962)
         squares = jax.tree.map(lambda s, x, m, new: s + (x - m) * (x - new), squares, x, old, means)
@@ -251,7 +252,7 @@ def _slow_direction(model: EnergyModel, params: Params, v: Batch, key: jax.Array
     def step(i: jax.Array, carry: Tree) -> Tree:
         v, direction, earlier, covariance = carry
         earlier = earlier + jax.jvp(lambda p: energies(p, v), (moving,), (direction,))[1]
-        v = model.transition(params, v, jax.random.fold_in(key, i))
+        v = model.transition(params, v, jax.random.fold_in(unrolled(key), i))
         _, pull = jax.vjp(lambda p: energies(p, v), moving)
         deviations = earlier - jnp.mean(earlier)
         largest = divisor(jnp.max(jnp.abs(deviations)))  # so that derivatives in half precision do not overflow

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .._core.pytree import check_count
+from .._core.threefry import unrolled
 from .._core.trees import moment_dtype
 from .._core.types import Batch, Params, Tree
 from .estimators import as_states
@@ -101,7 +102,7 @@ def _compare_starts(
 
         def step(i: jax.Array, carry: Tree) -> Tree:
             v, means = carry
-            v = model.transition(params, v, jax.random.fold_in(key, start + i))
+            v = model.transition(params, v, jax.random.fold_in(unrolled(key), start + i))
             return v, jax.tree.map(lambda m, x: m + (x - m) / (i + 1).astype(m.dtype), means, statistics(v))
 
         return jax.lax.fori_loop(0, length, step, (v, jax.tree.map(jnp.zeros_like, statistics(v))))

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from .._core.batches import Weighted
 from .._core.pytree import converted
+from .._core.threefry import unrolled
 from .._core.trees import is_inexact
 from .._core.types import Batch, Params, Statistics, Tree
 from .estimators import EstimatorState, hints_for, persistent_contrastive_divergence, states_of
@@ -90,7 +91,7 @@ class parallel_tempering(persistent_contrastive_divergence):
 
         def step(i: ArrayLike, carry: Tree) -> Tree:
             ladders, rates = carry
-            move_key, swap_key = jax.random.split(jax.random.fold_in(key, i))
+            move_key, swap_key = jax.random.split(jax.random.fold_in(unrolled(key), i))
             ladders = transition(tempered, ladders, jax.random.split(move_key, len(self.betas)))
             ladders, rate = _swap(self.model.energy, tempered, ladders, swap_key)
             return ladders, rates + rate / self.steps

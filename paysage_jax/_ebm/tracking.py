@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from .._core.batches import as_floats
 from .._core.pytree import Count, Number, Pytree, as_number, converted, count, function, number, static
+from .._core.threefry import unrolled
 from .._core.trees import as_scalar, floating_dtype, moment_dtype
 from .._core.types import Batch, Params, State, Tree, Updates
 from .._optim.averaging import watched_parameters
@@ -149,7 +150,7 @@ class track_log_partition(Transformation):
             again = self._due(state.step, self.reanneal_every)
             state = _choose(again, self._at_start(state.start, state.start, state.step), state)
             due, steps = due | again, jnp.where(again, jnp.asarray(self.reanneal_steps), steps)
-        key = jax.random.fold_in(self.key, state.step)
+        key = jax.random.fold_in(unrolled(self.key), state.step)
         path = linear_path(state.params, new)
         chains, moved = anneal(self.model, path, state.chains, key, steps)
         state = state._replace(chains=chains, log_weights=state.log_weights + moved)

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from .._core.batches import batch_size_of, weight_of
 from .._core.devices import lay_out
 from .._core.pytree import Pytree, static
+from .._core.threefry import fold_in, split
 from .._core.trees import all_finite
 from .._core.types import Batch, Row, Statistics, Tree
 from .._ebm.estimators import Estimator
@@ -77,7 +78,7 @@ class _Keys(NamedTuple):
 
 
 def _keys_of(program: Program, epoch: ArrayLike) -> _Keys:
-    return _Keys(*jax.random.split(jax.random.fold_in(program.key, epoch), 3))
+    return _Keys(*split(fold_in(program.key, epoch), 3))
 
 
 # --- one epoch ---------------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ def begin_epoch(program: Program, result: FitResult) -> Epoch:
 
 def step(program: Program, epoch: Epoch, batch: Batch, i: ArrayLike) -> Epoch:
     """Step number i of an epoch."""
-    key = jax.random.fold_in(epoch.keys.steps, i)
+    key = fold_in(epoch.keys.steps, i)
     state, statistics = update(program.estimator, program.optimizer, epoch.state, batch, key, epoch=epoch.number)
     sums = jax.tree.map(jnp.add, epoch.sums, _sums_of(statistics, batch))
     return epoch._replace(state=lay_out(state, program.placement.state), sums=sums)

@@ -15,6 +15,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from .._core.batches import copy_to_device
 from .._core.devices import is_partitioned
 from .._core.pytree import check_count
+from .._core.threefry import split
 from .._core.types import Batch, Params
 from .._ebm.estimators import Estimator, check_estimator, entry_of
 from .._optim.averaging import watched_parameters
@@ -245,7 +246,7 @@ def _split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.jit
 def _two_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    first, second = jax.random.split(key)
+    first, second = split(key)
     return first, second
 
 

@@ -88,9 +88,7 @@ class RBM(Pytree):
         """
         check_count("init: num_hidden", num_hidden)
         rows = self.visible.rows("init: data", data)
-        visible = self.visible.start("init", rows)
-        shape = visible["loc"].shape + self.hidden.zeros(num_hidden)["loc"].shape
-        params = _with_weights(self, visible, jax.random.normal(key, shape, visible["loc"].dtype))
+        params = _with_weights(self, self.visible.start("init", rows), num_hidden, key)
         given = rows.v.dtype if jnp.issubdtype(rows.v.dtype, jnp.floating) else None
         return jax.tree.map(lambda p: p.astype(given or p.dtype), params)
 
@@ -372,11 +370,12 @@ class RBM(Pytree):
         return jax.vmap(lambda noise: unit.draw(layer, jnp.zeros_like(layer["loc"]), noise))(noise)
 
 
-@jax.jit
-def _with_weights(machine: RBM, visible: Layer, noise: Array) -> Params:
-    """The initial parameters, given those of the visible units and standard normal noise for the weights."""
-    hidden = machine.hidden.zeros(noise.shape[visible["loc"].ndim])
-    hidden = jax.tree.map(lambda p: p.astype(noise.dtype), hidden)
+@partial(jax.jit, static_argnames="num_hidden")
+def _with_weights(machine: RBM, visible: Layer, num_hidden: int, key: Array) -> Params:
+    """The initial parameters, given those of the visible units."""
+    dtype = visible["loc"].dtype
+    hidden = jax.tree.map(lambda p: p.astype(dtype), machine.hidden.zeros(num_hidden))
+    noise = jax.random.normal(unrolled(key), visible["loc"].shape + hidden["loc"].shape, dtype)
     mean, deviation = _start_statistics(machine.visible, visible)
     deviation = deviation.reshape(*deviation.shape, *[1] * hidden["loc"].ndim)
     matrix = 0.01 / deviation * noise
@@ -457,7 +456,7 @@ def noise_for(unit: Unit, key: Array, states: States, units: int, dtype: DTypeLi
 @jax.jit
 def _clamped_chain(machine: RBM, params: Params, v: Array, missing: Array, key: Array, steps: ArrayLike) -> Array:
     def step(i: ArrayLike, x: Array) -> Array:
-        return jnp.where(missing, machine.transition(params, x, jax.random.fold_in(key, i)), v)
+        return jnp.where(missing, machine.transition(params, x, jax.random.fold_in(unrolled(key), i)), v)
 
     return jax.lax.fori_loop(0, steps, step, v)
 

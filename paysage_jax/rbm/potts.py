@@ -316,7 +316,7 @@ def _in_blocks(function: Callable[..., Array], numbers: int, *rows: Array) -> Ar
 @jax.jit
 def _clamped_sweeps(model: PottsModel, params: Params, v: Array, free: Array, key: Array, steps: ArrayLike) -> Array:
     def step(i: ArrayLike, v: Array) -> Array:
-        return model._sweep("impute", params, v, free, jax.random.fold_in(key, i))
+        return model._sweep("impute", params, v, free, jax.random.fold_in(unrolled(key), i))
 
     return jax.lax.fori_loop(0, steps, step, v)
 

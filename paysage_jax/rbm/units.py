@@ -134,6 +134,11 @@ def _means(data: Weighted) -> Array:
 _SMALLEST = 2.0**-23  # the smallest initial probability
 
 
+@jax.jit
+def _log_odds(probability: Array) -> Array:
+    return logit(jnp.clip(probability, _SMALLEST, 1 - _SMALLEST))
+
+
 @jax.custom_jvp
 def softplus(x: Array) -> Array:
     """log(1 + exp(x)), with the sigmoid as its derivative, which is faster than the derivative of jax.nn.softplus."""
@@ -172,7 +177,7 @@ class Binary(Unit):
         check_unit_interval(name, v)
 
     def start(self, name: str, data: Weighted) -> Layer:
-        return {"loc": logit(jnp.clip(_means(data), _SMALLEST, 1 - _SMALLEST))}
+        return {"loc": _log_odds(_means(data))}
 
 
 def _check_spins(name: str, tree: Tree) -> None:
@@ -211,7 +216,7 @@ class Spin(Unit):
         _check_spins(name, v)
 
     def start(self, name: str, data: Weighted) -> Layer:
-        return {"loc": logit(jnp.clip((1 + _means(data)) / 2, _SMALLEST, 1 - _SMALLEST)) / 2}
+        return {"loc": _log_odds((1 + _means(data)) / 2) / 2}
 
 
 def _is_one_hot(x: Leaf) -> Leaf:
