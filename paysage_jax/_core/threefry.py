@@ -22,7 +22,7 @@ _PARITY = np.uint32(0x1BD11BDA)
 
 
 def unrolled(key: Array) -> Array:
-    """A key that gives the same numbers, and keys of this kind, in less time.
+    """A key that gives the same numbers and the same further keys in less time.
 
     Keys of other generators are returned unchanged.
     """
