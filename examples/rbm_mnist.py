@@ -79,7 +79,7 @@ def make_optimizer(learning_rate, epochs, weight_decay):
     return pj.chain(pj.center(), decay, pj.sgd(falling), pj.average_parameters())
 
 
-def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, every=5, once=False, **watch):
+def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, every=10, once=False, **watch):
     """Train with PCD of `chains` chains; `tracked` chains track the likelihood, measured every `every` epochs.
 
     The run reanneals just before each measurement, because this machine learns faster than the chains can follow. In
@@ -90,7 +90,7 @@ def train(optimizer, images, epochs, key, hidden=500, chains=100, tracked=100, e
     annealing = MODEL.annealing(start, images.train, tracked, path_key)
     first = pj.annealed_importance_sampling(MODEL, annealing, anneal_key, steps=100)
     every = min(every, epochs)
-    again = {"reanneal_every": every * math.ceil(len(images.train) / BATCH), "reanneal_steps": 1000}
+    again = {"reanneal_every": every * math.ceil(len(images.train) / BATCH), "reanneal_steps": 3000}
     tracker = pj.track_log_partition(MODEL, first, track_key, every=5, **again)
     rows = {"train": images.train, "validation": images.validation}
     metrics = {name: pj.tracked_log_likelihood(MODEL, v) for name, v in rows.items()}

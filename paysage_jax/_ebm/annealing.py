@@ -39,6 +39,24 @@ def log_mean(log_weights: jax.Array) -> jax.Array:
     return logsumexp(log_weights, axis=0) - np.log(len(log_weights)).astype(log_weights.dtype)
 
 
+def variance_of_log_mean(log_weights: jax.Array) -> jax.Array:
+    """The variance of `log_mean`; NaN for one weight, which shows no spread.
+
+        log(1 + V / n),   V = the variance of the weights / (their mean)²
+
+    This holds because the mean of n weights is nearly lognormal (Fenton, 1960). The V of the weights at hand is too
+    small if a few of them dominate. Log weights are nearly normal, by the central limit theorem over many steps, and
+    for normal ones V = exp(s²) - 1. The larger V counts. s is the spread above the median, because the weights below
+    contribute little to the mean, however small they are.
+    """
+    n = len(log_weights)
+    above = jnp.maximum(log_weights - jnp.median(log_weights), 0)
+    of_normal = 2 * jnp.mean(above**2)
+    of_weights = jnp.log(n / effective_sample_size(log_weights))
+    log_v = jnp.minimum(jnp.maximum(of_normal, of_weights), 80)  # log(1 + V); exp(89) would overflow
+    return jnp.log1p(jnp.expm1(log_v) / n) if n > 1 else jnp.full_like(log_v, jnp.nan)
+
+
 def effective_sample_size(log_weights: jax.Array) -> jax.Array:
     """(Σ weights)² / Σ weights², the number of equally weighted chains that would be as accurate."""
     return jnp.exp(2 * logsumexp(log_weights) - logsumexp(2 * log_weights))
@@ -131,8 +149,8 @@ class Annealing(NamedTuple):
 class AnnealedEstimate(NamedTuple):
     """An estimate of log Z by annealing, with samples. If both are known exactly, only `log_z` and `chains` are needed.
 
-    log_z, error: the estimate and its standard error, in nats. The error is too small if a few chains dominate the
-    weights.
+    log_z, error: the estimate and its standard error, in nats; NaN for one chain. If a few chains dominate the weights,
+    the error is that of normal log weights with the spread above their median.
     chains: states at the end of the annealing (in reverse: at the start of the path), resampled by their weights. They
     are as good as `effective_sample_size` independent samples of that model.
     effective_sample_size: (Σ weights)² / Σ weights², from 1 to the number of chains.
@@ -193,12 +211,10 @@ def _estimate(
     anneal_key, draw_key = jax.random.split(key)
     with hints(v, model.integer_states):
         v, log_weights = _jitted_anneal(model, as_pytree(path), v, anneal_key, steps, name=name)
-    log_ratio = log_mean(log_weights)
-    error = jnp.std(jnp.exp(log_weights - log_ratio), ddof=1) / np.sqrt(len(log_weights)).astype(log_weights.dtype)
     return AnnealedEstimate(
-        log_z=log_z_start + log_ratio,
+        log_z=log_z_start + log_mean(log_weights),
         chains=resample(v, log_weights, draw_key),
-        error=error,
+        error=jnp.sqrt(variance_of_log_mean(log_weights)),
         effective_sample_size=effective_sample_size(log_weights),
         bound=log_z_start + jnp.mean(log_weights),
     )

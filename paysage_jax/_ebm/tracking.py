@@ -18,7 +18,16 @@ from .._core.trees import as_scalar, floating_dtype, moment_dtype
 from .._core.types import Batch, Params, State, Tree, Updates
 from .._optim.averaging import watched_parameters
 from .._optim.transformation import LAST, Transformation, apply_updates, find_states, next_step
-from .annealing import AnnealedEstimate, anneal, effective_sample_size, finite_states, linear_path, log_mean, resample
+from .annealing import (
+    AnnealedEstimate,
+    anneal,
+    effective_sample_size,
+    finite_states,
+    linear_path,
+    log_mean,
+    resample,
+    variance_of_log_mean,
+)
 from .domain import mean_over_rows, measured
 from .estimators import as_chains, as_states
 from .model import EnergyModel, HasParams, as_model
@@ -50,8 +59,8 @@ class LogPartitionState(NamedTuple):
 class TrackedEstimate(NamedTuple):
     """Result of `tracked_log_partition`.
 
-    Above an error of about 0.5, a few chains dominate the weights, and log_z may be wrong by much more. If the chains
-    have lost a mode, no field shows it.
+    Above an error of about 0.5, a few chains dominate the weights, and log_z tends to be too small. If the chains have
+    lost a mode, no field shows it.
 
     log_z, error: log Z and its standard error since the start or the last reannealing, in nats, if the chains mix.
     effective_sample_size: from 1 to the number of chains.
@@ -167,18 +176,12 @@ def _choose(first: jax.Array, a: Tree, b: Tree) -> Tree:
     return jax.tree.map(lambda x, y: jnp.where(first, x, y), a, b)
 
 
-def _log_ratio(log_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The logarithm of the mean weight, and the variance of this logarithm."""
-    return log_mean(log_weights), 1 / effective_sample_size(log_weights) - 1 / len(log_weights)
-
-
 def _resampled(state: LogPartitionState, key: jax.Array) -> LogPartitionState:
-    log_ratio, variance = _log_ratio(state.log_weights)
     return state._replace(
         chains=resample(state.chains, state.log_weights, jax.random.fold_in(key, _RESAMPLING)),
         log_weights=jnp.zeros_like(state.log_weights),
-        log_z=state.log_z + log_ratio,
-        variance=state.variance + variance,
+        log_z=state.log_z + log_mean(state.log_weights),
+        variance=state.variance + variance_of_log_mean(state.log_weights),
         resamplings=next_step(state.resamplings),
     )
 
@@ -210,9 +213,9 @@ def _tracked(state: State) -> LogPartitionState:
 
 
 def _estimate(state: LogPartitionState) -> TrackedEstimate:
-    log_ratio, variance = _log_ratio(state.log_weights)
-    error = jnp.sqrt(jnp.maximum(state.variance + variance, 0))
-    return TrackedEstimate(state.log_z + log_ratio, error, effective_sample_size(state.log_weights), state.resamplings)
+    log_z = state.log_z + log_mean(state.log_weights)
+    error = jnp.sqrt(state.variance + variance_of_log_mean(state.log_weights))
+    return TrackedEstimate(log_z, error, effective_sample_size(state.log_weights), state.resamplings)
 
 
 class tracked_log_likelihood(Pytree):
