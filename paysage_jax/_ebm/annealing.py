@@ -49,7 +49,7 @@ def variance_of_log_mean(log_weights: jax.Array) -> jax.Array:
     for normal ones V = exp(s²) - 1. The larger V counts. s is the spread above the median, because the weights below
     contribute little to the mean, however small they are.
     """
-    n = len(log_weights)
+    n, log_weights = len(log_weights), whole(log_weights)
     above = jnp.maximum(log_weights - jnp.median(log_weights), 0)
     of_normal = 2 * jnp.mean(above**2)
     of_weights = jnp.log(n / effective_sample_size(log_weights))
